@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from tidegate.base.errors import InputTooLarge, StorageFailed, StorageFull, StorageMissing, UnsafePermissions
+from tidegate.base.errors import Fault, InputTooLarge, StorageFailed, StorageFull, StorageMissing, UnsafePermissions
 
 
 @contextlib.contextmanager
@@ -21,7 +21,7 @@ def translate_os_errors(path: os.PathLike[str] | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kind = StorageFailed
+        kind: type[Fault] = StorageFailed
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             kind = StorageFull
         elif error.errno in (errno.ENOENT, errno.ENOTDIR):
