@@ -1,0 +1,27 @@
+"""Errors of the simulators and of the test namespaces."""
+
+from __future__ import annotations
+
+from tidegate.base.errors import Fault, Misuse
+
+
+class NamespaceBusy(Misuse):
+    code = "testing.netns.busy"
+    advice = "Take another name, or delete the old namespace with `ip netns delete NAME` if nothing needs it any more."
+
+
+class NamespaceName(Misuse):
+    code = "testing.netns.name"
+    advice = (
+        "Use letters, digits, dots, dashes and underscores only: 1 to 64 for a namespace, 1 to 15 for an interface."
+    )
+
+
+class NamespaceGone(Misuse):
+    code = "testing.netns.gone"
+    advice = "The namespace was deleted; create it again before using it."
+
+
+class NamespaceFailed(Fault):
+    code = "testing.netns.failed"
+    advice = "Read the system's message; network namespaces need a kernel with CONFIG_NET_NS and the veth driver."
