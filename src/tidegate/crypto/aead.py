@@ -1,0 +1,87 @@
+"""Authenticated encryption, key derivation and secrets that leave no copy behind on purpose.
+
+Source: AES-256-GCM NIST SP 800-38D, HKDF RFC 5869, Argon2id RFC 9106.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import NoReturn, Self
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from tidegate.crypto.errors import AeadFailed
+
+KEY_BYTES = 32
+NONCE_BYTES = 12
+TAG_BYTES = 16
+
+
+class Secret:
+    """Bytes that do not print, compare or pickle, and are overwritten by ``wipe`` or at the end of a ``with``.
+
+    Python and OpenSSL may still have made copies (docs/threat-model.md, "secrets in RAM").
+    """
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        self._buffer = bytearray(data)
+
+    def view(self) -> memoryview:
+        """Return the secret's own memory; it reads zeros after ``wipe``."""
+        return memoryview(self._buffer)
+
+    def wipe(self) -> None:
+        """Overwrite the secret; harmless when repeated."""
+        self._buffer[:] = bytes(len(self._buffer))
+
+    def __len__(self) -> int:
+        return len(self._buffer)
+
+    def __repr__(self) -> str:
+        return "<Secret>"
+
+    def __eq__(self, other: object) -> NoReturn:
+        raise TypeError("secrets are not compared; use an authenticated operation")
+
+    __hash__ = None  # type: ignore[assignment]  # a secret is no dictionary key
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("secrets are not pickled")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.wipe()
+
+
+def seal_aes256gcm(key: bytes | memoryview, nonce: bytes, plaintext: bytes | memoryview, aad: bytes) -> bytes:
+    """Return ciphertext and tag; ``key`` has 32 bytes, ``nonce`` 12 that this key never sees again."""
+    return AESGCM(key).encrypt(nonce, plaintext, aad)
+
+
+def open_aes256gcm(key: bytes | memoryview, nonce: bytes, ciphertext: bytes | memoryview, aad: bytes) -> bytes:
+    """Return the plaintext, or raise ``crypto.aead.failed`` if key, nonce, ciphertext or ``aad`` is another one."""
+    try:
+        return AESGCM(key).decrypt(nonce, ciphertext, aad)
+    except (InvalidTag, ValueError) as error:
+        raise AeadFailed("the authentication tag does not hold") from error
+
+
+def hkdf_sha256(key: bytes | memoryview, *, salt: bytes, info: bytes, length: int) -> bytes:
+    """Return ``length`` bytes derived from ``key`` for the purpose ``info``."""
+    return HKDF(algorithm=hashes.SHA256(), length=length, salt=salt, info=info).derive(key)
+
+
+def argon2id(passphrase: bytes | memoryview, *, salt: bytes, iterations: int, lanes: int, memory_kib: int) -> bytes:
+    """Return a 32-byte key from a passphrase; the caller bounds parameters that come from outside."""
+    kdf = Argon2id(salt=salt, length=KEY_BYTES, iterations=iterations, lanes=lanes, memory_cost=memory_kib)
+    return kdf.derive(bytes(passphrase))
