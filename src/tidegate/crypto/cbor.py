@@ -27,7 +27,7 @@ class Tagged:
     value: Value
 
 
-Value: TypeAlias = "int | bytes | str | bool | None | list[Value] | dict[Value, Value] | Tagged"
+Value: TypeAlias = "int | bytes | str | bool | list[Value] | dict[Value, Value] | Tagged | None"
 
 _SIMPLE = {0xF4: False, 0xF5: True, 0xF6: None}
 

@@ -48,7 +48,7 @@ def sign_envelope(context: str, payload: bytes, signers: Sequence[Signer]) -> by
     if not 1 <= len(signers) <= MAX_SIGNATURES:
         raise ValueError(f"an envelope has 1 to {MAX_SIGNATURES} signatures")
     body = cbor.encode({_TYP: context})
-    signatures = []
+    signatures: list[cbor.Value] = []
     for signer in signers:
         key = signer.public_key
         protected = cbor.encode({_ALG: int(key.algorithm), _KID: key.key_id.digest})
@@ -99,7 +99,7 @@ def _parse(raw: bytes) -> tuple[bytes, bytes, list[tuple[bytes, bytes]]]:
     if not isinstance(document, cbor.Tagged) or document.tag != _TAG_COSE_SIGN:
         raise EnvelopeMalformed("no COSE_Sign tag")
     match document.value:
-        case [bytes() as body, {}, bytes() as payload, [*entries]] if document.value[1] == {}:
+        case [bytes() as body, dict() as unprotected, bytes() as payload, [*entries]] if not unprotected:
             pass
         case _:
             raise EnvelopeMalformed("no COSE_Sign array of four")
@@ -108,7 +108,7 @@ def _parse(raw: bytes) -> tuple[bytes, bytes, list[tuple[bytes, bytes]]]:
     pairs = []
     for entry in entries:
         match entry:
-            case [bytes() as protected, dict() as unprotected, bytes() as signature] if not unprotected:
+            case [bytes() as protected, dict() as empty, bytes() as signature] if not empty:
                 pairs.append((protected, signature))
             case _:
                 raise EnvelopeMalformed("no COSE_Signature array of three")
