@@ -1,0 +1,96 @@
+"""Boot control kept in a raw partition: which slot to start, how often to try, what the floor is.
+
+Touches: the two-copy record at the head of the state partition. The record is no secret and not signed: who can write
+it can choose among authentic images at or above the floor, and can put the floor back to an older copy; a TPM counter
+for the floor comes with the hardware providers (docs/threat-model.md, "rollback of the boot state").
+"""
+
+from __future__ import annotations
+
+from tidegate.base.blockdev import BlockDevice
+from tidegate.base.record import AlternatingRecord
+from tidegate.boot.errors import NotProvisioned, TrialUnconfirmed
+from tidegate.boot.slots import (
+    BootState,
+    SlotEvent,
+    SlotState,
+    after_boot_attempt,
+    after_confirm,
+    after_event,
+    after_exhausted,
+    fresh_state,
+    parse_state,
+)
+
+BOOT_RECORD_OFFSET = 0
+_MAGIC = b"TGBOOTST"
+
+
+class RecordBootControl:
+    """Boot control in an ``AlternatingRecord``; each method is one durable step, old or new after a power cut."""
+
+    def __init__(self, device: BlockDevice) -> None:
+        self._record = AlternatingRecord(device, BOOT_RECORD_OFFSET, _MAGIC)
+
+    @classmethod
+    def provision(cls, device: BlockDevice) -> RecordBootControl:
+        """Write the state of an empty device."""
+        control = cls(device)
+        control._record.write(fresh_state().encode())
+        return control
+
+    def state(self) -> BootState:
+        """Return the state, or raise ``boot.device.not-provisioned``."""
+        if not self._record.exists():
+            raise NotProvisioned("the state partition holds no boot state")
+        return parse_state(self._record.read())
+
+    def idle_slot(self) -> str:
+        """Return the slot that an update may write."""
+        return self.state().idle_slot()
+
+    def begin_write(self, slot: str) -> None:
+        """Make ``slot`` unbootable before its first byte changes.
+
+        Raises ``boot.slot.trial-unconfirmed`` while the running slot is on trial: ``slot`` is what it falls back to.
+        """
+        state = self.state()
+        if state.started is not None and state.slots[state.started].state is SlotState.TRIAL:
+            raise TrialUnconfirmed(f"slot {state.started} runs on trial; slot {slot} is its fall-back", slot=slot)
+        self._store(after_event(state, slot, SlotEvent.BEGIN_WRITE, tries_left=0, version="", security_version=0))
+
+    def mark_written(self, slot: str, *, version: str, security_version: int) -> None:
+        """Record that ``slot`` holds a whole, verified image."""
+        state = self.state()
+        changes: dict[str, str | int] = {"version": version, "security_version": security_version}
+        self._store(after_event(state, slot, SlotEvent.VERIFIED, **changes))
+
+    def activate(self, slot: str, *, tries: int) -> None:
+        """Have the next boot try ``slot``, at most ``tries`` times."""
+        self._store(after_event(self.state(), slot, SlotEvent.ACTIVATE, tries_left=tries))
+
+    def boot_attempt(self, slot: str) -> None:
+        """Count a boot of ``slot``; durable before it starts."""
+        self._store(after_boot_attempt(self.state(), slot))
+
+    def settle(self) -> None:
+        """Fail every slot whose tries are used up; writes only if there is one."""
+        state = self.state()
+        settled = after_exhausted(state)
+        if settled != state:
+            self._store(settled)
+
+    def refuse(self, slot: str) -> None:
+        """Record that ``slot`` did not verify; it is not tried again."""
+        self._store(after_event(self.state(), slot, SlotEvent.REFUSED, tries_left=0))
+
+    def reject(self, slot: str) -> None:
+        """Record that ``slot``, on trial, is not healthy; the next boot takes the other one."""
+        self._store(after_event(self.state(), slot, SlotEvent.REJECT, tries_left=0))
+
+    def confirm(self, slot: str) -> None:
+        """Make ``slot`` the one to start from now on."""
+        self._store(after_confirm(self.state(), slot))
+
+    def _store(self, state: BootState) -> None:
+        self._record.write(state.encode())

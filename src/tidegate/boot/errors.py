@@ -1,0 +1,48 @@
+"""What the boot room refuses, and why."""
+
+from tidegate.base.errors import Fault, Misuse, Rejected
+
+
+class Stage2Corrupt(Rejected):
+    code = "boot.stage2.corrupt"
+    advice = "The second stage differs from what the maker signed; the other slot is tried, then install an update."
+
+
+class OsCorrupt(Rejected):
+    code = "boot.os.corrupt"
+    advice = "The operating system differs from what the maker signed; the other slot is tried, then install an update."
+
+
+class ApplicationCorrupt(Rejected):
+    code = "boot.application.corrupt"
+    advice = "An application differs from what the maker signed; the other slot is tried, then install an update."
+
+
+class NoBootableSlot(Rejected):
+    code = "boot.slot.none-bootable"
+    advice = "No slot holds an authentic image: recover the device with the maker's factory image."
+
+
+class SlotTransition(Misuse):
+    code = "boot.slot.transition"
+    advice = "The slot is not in a state that allows this; look with `tidegate boot status`."
+
+
+class TrialUnconfirmed(Misuse):
+    code = "boot.slot.trial-unconfirmed"
+    advice = "The running system is still on trial and the other slot is its only fall-back: confirm it first."
+
+
+class NotProvisioned(Fault):
+    code = "boot.device.not-provisioned"
+    advice = "Provision the device's storage first with `tidegate boot provision`."
+
+
+class MountFailed(Fault):
+    code = "boot.mount.failed"
+    advice = "The kernel could not mount the verified image; `tidegate doctor` says what it lacks."
+
+
+class StateMalformed(Rejected):
+    code = "boot.state.malformed"
+    advice = "The boot state is of another version; provision the device again."

@@ -1,0 +1,132 @@
+"""A device's storage as it lies in a folder: two slots, a data image, a protected ROM.
+
+Touches: the files that stand for partitions and fuses. Layout: docs/formats/storage.md.
+
+- ``slot-a.img``, ``slot-b.img``: one image each, written by ``update`` alone
+- ``data.img``: 1 MiB of raw state (boot record at 0, update journal at 64 KiB), then an ext4 file system
+- ``rom/``: ``anchors.cbor`` (the maker's keys), ``policy-anchors.cbor`` (the owner's), ``hardware``, ``device-secret``
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tidegate.base.blockdev import FileBlockDevice, create_device_file
+from tidegate.base.clock import Entropy
+from tidegate.base.durable import read_file_bounded, translate_os_errors, write_file_atomic
+from tidegate.base.program import run_program
+from tidegate.boot.control import RecordBootControl
+from tidegate.boot.errors import NotProvisioned
+from tidegate.boot.slots import SLOT_NAMES
+from tidegate.crypto.trust import MAX_TRUST_BYTES, TrustPolicy, parse_trust
+from tidegate.image.verify import AcceptanceRule
+
+STATE_BYTES = 1 << 20
+JOURNAL_OFFSET = 65_536
+MIN_DATA_BYTES = STATE_BYTES + (4 << 20)  # ext4 with its journal needs some room
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageSizes:
+    """How large to make each part, in bytes."""
+
+    slot: int
+    data: int
+
+
+class DeviceStorage:
+    """The storage in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rom = folder / "rom"
+
+    @classmethod
+    def provision(
+        cls,
+        folder: Path,
+        sizes: StorageSizes,
+        *,
+        maker: TrustPolicy,
+        owner: TrustPolicy,
+        hardware: str,
+        entropy: Entropy,
+    ) -> DeviceStorage:
+        """Create slots, data image (formatted) and ROM; a fresh device secret is drawn into the ROM."""
+        storage = cls(folder)
+        with translate_os_errors(folder):
+            storage.rom.mkdir(mode=0o700, parents=True)
+        write_file_atomic(storage.rom / "anchors.cbor", maker.encode(), mode=0o444)
+        write_file_atomic(storage.rom / "policy-anchors.cbor", owner.encode(), mode=0o444)
+        write_file_atomic(storage.rom / "hardware", hardware.encode(), mode=0o444)
+        write_file_atomic(storage.rom / "device-secret", entropy.random_bytes(32), mode=0o400)
+        with translate_os_errors(storage.rom):
+            storage.rom.chmod(0o500)
+        for name in SLOT_NAMES:
+            create_device_file(storage.slot_path(name), sizes.slot)
+        create_device_file(storage.data_path, max(sizes.data, MIN_DATA_BYTES))
+        run_program(
+            ["mkfs.ext4", "-q", "-F", "-E", f"offset={STATE_BYTES}", str(storage.data_path), storage.data_kib()]
+        )
+        with FileBlockDevice(storage.data_path, writable=True) as device:
+            RecordBootControl.provision(device)
+        return storage
+
+    @property
+    def data_path(self) -> Path:
+        """Return the data image."""
+        return self.folder / "data.img"
+
+    def data_kib(self) -> str:
+        """Return the size of the file system inside the data image, as mkfs wants it."""
+        return f"{(self.data_path.stat().st_size - STATE_BYTES) // 1024}k"
+
+    def slot_path(self, name: str) -> Path:
+        """Return the image of one slot."""
+        return self.folder / f"slot-{name}.img"
+
+    def maker_rule(self) -> AcceptanceRule:
+        """Return what the ROM accepts as an image; the floor is 0 here, the boot state may raise it."""
+        return AcceptanceRule(
+            trust=self._anchors("anchors.cbor"),
+            hardware=read_file_bounded(self._rom_file("hardware"), limit_bytes=64).decode(),
+            security_floor=0,
+        )
+
+    def owner_trust(self) -> TrustPolicy:
+        """Return whose policies the ROM accepts."""
+        return self._anchors("policy-anchors.cbor")
+
+    @contextmanager
+    def opened(self, *, writable: bool) -> Iterator[OpenStorage]:
+        """Open every part; closed again at the end."""
+        if not self.data_path.exists():
+            raise NotProvisioned(f"{self.folder} holds no provisioned storage", path=str(self.folder))
+        devices = [FileBlockDevice(self.slot_path(name), writable=writable) for name in SLOT_NAMES]
+        data = FileBlockDevice(self.data_path, writable=writable)
+        try:
+            yield OpenStorage(slots=dict(zip(SLOT_NAMES, devices, strict=True)), state=data)
+        finally:
+            for device in (*devices, data):
+                device.close()
+
+    def _anchors(self, name: str) -> TrustPolicy:
+        return parse_trust(read_file_bounded(self._rom_file(name), limit_bytes=MAX_TRUST_BYTES))
+
+    def _rom_file(self, name: str) -> Path:
+        path = self.rom / name
+        if not os.access(path, os.R_OK):
+            raise NotProvisioned(f"{path} is missing: the device was not provisioned", path=str(path))
+        return path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenStorage:
+    """The open parts of a storage: slots by name, and the partition with the raw state."""
+
+    slots: dict[str, FileBlockDevice]
+    state: FileBlockDevice
