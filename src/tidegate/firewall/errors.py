@@ -1,0 +1,139 @@
+"""Everything the firewall refuses or fails at, with what to do about it."""
+
+from __future__ import annotations
+
+from tidegate.base.errors import Fault, Misuse, Rejected
+
+
+class BadPeer(Rejected):
+    code = "firewall.policy.peer"
+    advice = 'Write an address ("192.0.2.7"), a network without host bits ("192.0.2.0/24", "2001:db8::/64") or "any".'
+
+
+class BadPort(Rejected):
+    code = "firewall.policy.port"
+    advice = 'Write a port from 1 to 65535 or a rising range such as "6000-6010".'
+
+
+class UnknownService(Rejected):
+    code = "firewall.policy.unknown-service"
+    advice = "Name a service that the same policy defines under [firewall.services] or [firewall.egress.services]."
+
+
+class ManagementCut(Rejected):
+    code = "firewall.check.management-cut"
+    advice = "Give [firewall.management] the peers and the service by which this device is managed."
+
+
+class SessionCut(Rejected):
+    code = "firewall.check.session-cut"
+    advice = "Add the named address to [firewall.management] peers, or apply the policy from an address it allows."
+
+
+class SetBudget(Rejected):
+    code = "firewall.check.set-budget"
+    advice = "Lower limit.sources or bans.max, shorten the peer lists, or raise firewall.set_budget if memory allows."
+
+
+class NoNftables(Fault):
+    code = "firewall.kernel.no-nftables"
+    advice = "Use a kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET, or load its module; nothing was changed."
+
+
+class NftRefused(Fault):
+    code = "firewall.nft.refused"
+    advice = (
+        "Read nftables' own message; nothing was changed. `tidegate doctor` lists kernel features that are missing."
+    )
+
+
+class GuardFailed(Fault):
+    code = "firewall.commit.guard"
+    advice = "The rollback process could not be started, so nothing was changed; read guard.log in the state folder."
+
+
+class SnapshotFailed(Fault):
+    code = "firewall.commit.snapshot"
+    advice = (
+        "The ruleset in force cannot be saved in a form that loads again, so nothing was changed; remove hand edits."
+    )
+
+
+class ProbeFailed(Fault):
+    code = "firewall.commit.probe-failed"
+    advice = "The new policy cut something that must work and was rolled back; correct the policy and apply it again."
+
+
+class Expired(Fault):
+    code = "firewall.commit.expired"
+    advice = "The change was rolled back before it was confirmed; apply it again with a longer confirm_timeout_s."
+
+
+class Changed(Fault):
+    code = "firewall.commit.changed"
+    advice = "The ruleset in force is not the one that was applied; roll back, find who changed it, apply again."
+
+
+class RestoreFailed(Fault):
+    code = "firewall.commit.restore-failed"
+    advice = "Load rollback.nft from the state folder with `nft -f`, or reboot: boot loads the last confirmed ruleset."
+
+
+class ChangePending(Misuse):
+    code = "firewall.commit.pending"
+    advice = "Run `tidegate firewall confirm` or `tidegate firewall rollback` first."
+
+
+class NothingPending(Misuse):
+    code = "firewall.commit.nothing-pending"
+    advice = "There is no unconfirmed change: it was confirmed, or it was rolled back in time."
+
+
+class BadTimeout(Misuse):
+    code = "firewall.commit.timeout"
+    advice = "Give 1 to 3600 seconds."
+
+
+class StateCorrupt(Rejected):
+    code = "firewall.state.corrupt"
+    advice = "The stored ruleset does not match its digest; apply the signed policy again."
+
+
+class BanNever(Rejected):
+    code = "firewall.ban.never"
+    advice = "The address is on the policy's bans.never list; change the policy if it must be banned."
+
+
+class BanManagement(Rejected):
+    code = "firewall.ban.management"
+    advice = "The address may manage this device; narrow [firewall.management] peers if it must be banned."
+
+
+class BanLoopback(Rejected):
+    code = "firewall.ban.loopback"
+    advice = "Ban the address that the traffic really comes from; loopback, unspecified and multicast are no sources."
+
+
+class BanAddress(Rejected):
+    code = "firewall.ban.address"
+    advice = "Give one IPv4 or IPv6 address without a prefix length or zone."
+
+
+class BanDuration(Misuse):
+    code = "firewall.ban.duration"
+    advice = "Give 1 second to 30 days; refuse an address for good in the policy instead."
+
+
+class BanFull(Fault):
+    code = "firewall.ban.full"
+    advice = "Raise bans.max, or let bans expire sooner; the bans in force stay."
+
+
+class NotBanned(Rejected):
+    code = "firewall.ban.not-banned"
+    advice = "List the bans with `tidegate firewall bans`."
+
+
+class BanTableMissing(Fault):
+    code = "firewall.ban.no-table"
+    advice = "Apply a policy with a [firewall] section first; it creates the table of bans."
