@@ -88,6 +88,11 @@ def verify_envelope(raw: bytes, *, context: str, trust: TrustPolicy) -> Verified
     return VerifiedEnvelope(context, payload, tuple(key.key_id for key in signers), _PROOF)
 
 
+def unverified_payload(raw: bytes) -> bytes:
+    """Return what an envelope claims to carry, for showing it to a person; no signature was looked at."""
+    return _parse(raw)[1]
+
+
 def _to_be_signed(body: bytes, protected: bytes, payload: bytes) -> bytes:
     """Return the Sig_structure of RFC 9052 §4.4."""
     return cbor.encode(["Signature", body, protected, b"", payload])

@@ -46,7 +46,7 @@ def parse_key_uri(text: str) -> KeyUri:
 
 def open_store(uri: KeyUri, *, create: bool = False) -> KeyStore:
     """Return the store that ``uri`` names, unlocked; raise ``keys.unlock.refused``, ``base.permissions.unsafe``."""
-    from tidegate.keys.software import (  # noqa: PLC0415  # only the provider that is asked for is imported
+    from tidegate.keys.software import (
         DeviceSecretUnlock,
         PassphraseUnlock,
         SoftwareKeyStore,

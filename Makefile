@@ -1,0 +1,65 @@
+# Tidegate. `make help` lists the targets. Everything is built below .venv/, build/ and rust/target/.
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := build/stamps
+RUST := $(shell find rust -name '*.rs' -not -path '*/target/*' -o -name 'Cargo.*' -not -path '*/target/*' 2>/dev/null)
+ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
+
+.PHONY: help demo test lint bench fuzz setup setup-test format clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: setup ## install what is needed, then show a protected device from end to end (root)
+	@$(ROOT) $(BIN)/tidegate demo $(DEMO)
+
+test: setup setup-test ## install what is needed, then run every test (root for the kernel's part)
+	cd rust && cargo test --quiet --workspace --exclude sensor-py
+	$(ROOT) $(BIN)/python -m pytest $(TESTS)
+
+lint: setup ## ruff, mypy --strict, import contracts, cargo fmt and clippy; warnings are errors
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd rust && cargo fmt --all --check
+	cd rust && cargo clippy --quiet --workspace --all-targets -- -D warnings
+
+bench: setup setup-test ## run the benchmarks of all rooms, or of one: make bench NAME=ids (root)
+	$(ROOT) $(BIN)/python -m bench.run $(NAME)
+
+fuzz: ## fuzz the sensor's parsers for a minute each with cargo-fuzz (needs a nightly toolchain)
+	cd rust/fuzz && for target in $$(cargo +nightly fuzz list); do \
+	    cargo +nightly fuzz run $$target -- -max_total_time=60 || exit 1; done
+
+format: setup ## format Python and Rust
+	$(BIN)/ruff format src tests bench
+	$(BIN)/ruff check --fix src tests bench
+	cd rust && cargo fmt --all
+
+clean: ## remove everything that was built
+	rm -rf $(VENV) build rust/target src/tidegate/ids/*.so
+
+setup: $(STAMPS)/debian-demo $(STAMPS)/package
+setup-test: $(STAMPS)/debian-test
+
+$(STAMPS)/debian-%: requirements/debian-%.txt
+	@mkdir -p $(STAMPS)
+	requirements/install-debian $<
+	@touch $@
+
+$(STAMPS)/venv: requirements/dev.txt | $(STAMPS)/debian-demo
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
+	@command -v cargo >/dev/null || { echo "Rust is needed: install it with rustup (cargo is not on the PATH)" >&2; exit 1; }
+	@echo "making the virtual environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(STAMPS)/package: $(STAMPS)/venv pyproject.toml $(RUST)
+	@echo "building tidegate with its Rust sensor"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
