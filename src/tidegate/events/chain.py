@@ -72,11 +72,13 @@ def verify_chain(lines: Iterable[StoredLine], checkpoints: Iterable[StoredLine],
        (``events.chain.truncated``) and agree with them (``events.chain.altered``);
     6. what is absent at the start or in gap records is accounted for by a signed event (``events.chain.missing``).
 
+    A last line without a newline is what a writer at work or a power cut leaves; it counts as not written.
+
     Not checked: whether the log goes on elsewhere. Somebody who removes the newest events together with their
     checkpoints leaves a shorter log that is whole; compare ``head`` with one that left the device earlier.
     """
-    statements = [(line, verify_checkpoint(line, trust)) for line in checkpoints]  # 1
-    entries = [parse_line(line) for line in lines]  # 2
+    statements = [(line, verify_checkpoint(line, trust)) for line in _without_torn(checkpoints)]  # 1
+    entries = [parse_line(line) for line in _without_torn(lines)]  # 2
     if not entries and not statements:
         raise LogEmpty("there is no event and no checkpoint")
     if not statements:
@@ -106,6 +108,11 @@ def verify_chain(lines: Iterable[StoredLine], checkpoints: Iterable[StoredLine],
 def gaps_digest(raw_gaps: Iterable[bytes]) -> str:
     """Return what a ``events.thinned`` event says about the gap records left in its segment."""
     return hashlib.sha256(b"\n".join(raw_gaps)).hexdigest()
+
+
+def _without_torn(lines: Iterable[StoredLine]) -> list[StoredLine]:
+    found = list(lines)
+    return found[:-1] if found and not found[-1].complete else found
 
 
 def _check_device(entries: Sequence[Entry], statements: Sequence[tuple[StoredLine, Checkpoint]]) -> None:

@@ -66,7 +66,7 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
 
 def sign_checkpoint(checkpoint: Checkpoint, signers: Sequence[Signer]) -> bytes:
     """Return the checkpoint's line for the log, signed by every one of ``signers``."""
-    from tidegate.crypto.cose import sign_envelope  # noqa: PLC0415  # heavy: only for who signs
+    from tidegate.crypto.cose import sign_envelope  # heavy: only for who signs
 
     envelope = sign_envelope(CONTEXT, encode_checkpoint(checkpoint), signers)
     return encode_canonical(
@@ -90,7 +90,7 @@ def verify_checkpoint(line: StoredLine, trust: TrustPolicy) -> Checkpoint:
     The cause (unknown key, broken signature, wrong role, …) is in the field ``cause``. Whether the chain agrees with
     the checkpoint is not checked.
     """
-    from tidegate.crypto.cose import verify_envelope  # noqa: PLC0415  # heavy: only for who verifies
+    from tidegate.crypto.cose import verify_envelope  # heavy: only for who verifies
 
     parts = parse_checkpoint_line(line)
     try:

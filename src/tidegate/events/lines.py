@@ -22,11 +22,15 @@ _GENESIS_LABEL = b"tidegate.events.genesis.v1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredLine:
-    """A line as it was found: its file, its number in that file from 1, its bytes without the newline."""
+    """A line as it was found: its file, its number in that file from 1, its bytes without the newline.
+
+    ``complete`` is false for a last line without a newline: it is being written, or a power cut tore it.
+    """
 
     file: str
     number: int
     raw: bytes
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +147,8 @@ def parse_line(line: StoredLine) -> Entry:
     raw = line.raw
     if len(raw) > MAX_LINE_BYTES:
         raise _malformed(line, f"has over {MAX_LINE_BYTES} bytes")
+    if not line.complete:
+        raise _malformed(line, "ends without a newline")
     try:
         if raw != encode_canonical(_any_decoder.decode(raw)):
             raise _malformed(line, "is not canonical JSON")

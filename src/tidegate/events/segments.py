@@ -10,7 +10,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,6 +155,23 @@ def read_log(folder: Path) -> Iterator[StoredLine]:
         yield from read_segment(folder, segment)
 
 
+def follow_log(folder: Path, wait: Callable[[], None]) -> Iterator[StoredLine]:
+    """Yield every line of the log and then each new one, unverified; ``wait`` is called when there is none.
+
+    Lines that are thinned or dropped while nobody looks are not yielded.
+    """
+    seen = (0, 0)  # segment, line
+    while True:
+        for segment in list_segments(folder):
+            if segment.number < seen[0]:
+                continue
+            for line in read_segment(folder, segment):
+                if (segment.number, line.number) > seen and line.complete:
+                    seen = (segment.number, line.number)
+                    yield line
+        wait()
+
+
 def verify_folder(folder: Path, trust: TrustPolicy) -> VerifiedLog:
     """Return what the log in ``folder`` amounts to; errors and what is not checked as for ``verify_chain``."""
     checkpoints = [line for segment in list_segments(folder) for line in read_checkpoints(folder, segment.number)]
@@ -168,9 +185,19 @@ def replace_by_thinned(folder: Path, number: int, content: bytes) -> None:
 
 
 def remove_segment(folder: Path, number: int) -> None:
-    """Remove a thinned segment and its checkpoints."""
-    _remove(checkpoints_path(folder, number))
+    """Remove a thinned segment, then its checkpoints: without lines they are not read any more."""
     _remove(thinned_path(folder, number))
+    _remove(checkpoints_path(folder, number))
+
+
+def remove_orphans(folder: Path) -> None:
+    """Remove what a power cut left of steps that were under way: checkpoints without lines, unfinished copies."""
+    numbers = {segment.number for segment in list_segments(folder)}
+    with translate_os_errors(folder):
+        for path in list(folder.iterdir()):
+            match = _NAME.fullmatch(path.name)
+            if (match and int(match[1]) not in numbers) or (path.name.startswith(".") and path.suffix == ".new"):
+                _remove(path)
 
 
 def _remove(path: Path) -> None:
@@ -182,6 +209,8 @@ def _remove(path: Path) -> None:
 def _read_lines(path: Path) -> list[StoredLine]:
     data = read_file_bounded(path, limit_bytes=MAX_SEGMENT_BYTES)
     rows = data.split(b"\n")
-    if not rows[-1]:
-        rows.pop()
-    return [StoredLine(file=path.name, number=number, raw=raw) for number, raw in enumerate(rows, start=1)]
+    torn = rows.pop()
+    lines = [StoredLine(file=path.name, number=number, raw=raw) for number, raw in enumerate(rows, start=1)]
+    if torn:
+        lines.append(StoredLine(file=path.name, number=len(rows) + 1, raw=torn, complete=False))
+    return lines

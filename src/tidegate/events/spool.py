@@ -30,6 +30,7 @@ from tidegate.events.segments import (
     list_segments,
     read_checkpoints,
     read_segment,
+    remove_orphans,
     remove_segment,
     replace_by_thinned,
 )
@@ -162,6 +163,7 @@ class EventLog:
 
     def _open(self) -> None:
         """Find the end of the log, mend it, and continue this boot or begin it."""
+        remove_orphans(self._folder)
         segments = list_segments(self._folder)
         cut, damaged, where = 0, 0, ""
         boot: str | None = None
