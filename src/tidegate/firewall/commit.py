@@ -29,6 +29,8 @@ from tidegate.base.durable import (
     translate_os_errors,
     write_file_atomic,
 )
+from tidegate.base.errors import ProgramMissing
+from tidegate.base.program import find_program
 from tidegate.firewall import guard
 from tidegate.firewall.checks import VerifiedRuleset, verify_ruleset
 from tidegate.firewall.compile import BAN_TABLE, TABLE, encode_ruleset
@@ -155,7 +157,7 @@ class PendingChange:
         deadline = time.monotonic() + ROLLBACK_WAIT_S
         with translate_os_errors(self.state_dir / guard.REQUEST):
             (self.state_dir / guard.REQUEST).touch(mode=0o600)
-        while guard.guard_lives(self.state_dir) and time.monotonic() < deadline:
+        while guard.guard_lives(str(self.state_dir)) and time.monotonic() < deadline:
             time.sleep(guard.POLL_S / 5)
         _finish_open_rollback(self.state_dir, self.nft)
 
@@ -194,7 +196,7 @@ def restore_last_confirmed(state_dir: Path = DEFAULT_STATE, *, nft: Nft | None =
     root can write; the signed policy stays the authority and is applied anew by the agent.
     """
     with _exclusive(state_dir):
-        if guard.guard_lives(state_dir):
+        if guard.guard_lives(str(state_dir)):
             raise ChangePending("a change waits for its confirmation; its guard is alive")
         for name in (guard.PENDING, guard.ROLLING_BACK):
             with contextlib.suppress(FileNotFoundError):
@@ -230,10 +232,12 @@ def _start_guard(state_dir: Path, timeout_s: float) -> None:
     """Start the rollback process and return once it guards; raises ``firewall.commit.guard``."""
     for name in (guard.REQUEST, guard.ROLLED_BACK, EFFECTIVE):
         (state_dir / name).unlink(missing_ok=True)
-    source = str(Path(tidegate.__file__).parent.parent)
-    start = f"import sys; sys.path.insert(0, {source!r}); from tidegate.firewall.guard import main; "
+    start = (
+        f"import sys; sys.path.insert(0, {str(Path(tidegate.__file__).parent.parent)!r}); "
+        "from tidegate.firewall.guard import main; sys.exit(main(sys.argv[1], float(sys.argv[2]), sys.argv[3]))"
+    )
     # -I -S: no user site, no .pth files, no environment: small, and nothing foreign in a privileged process.
-    command = [sys.executable, "-I", "-S", "-c", start + "sys.exit(main(sys.argv[1:]))", str(state_dir), str(timeout_s)]
+    command = [sys.executable, "-I", "-S", "-c", start, str(state_dir.absolute()), str(timeout_s), _nft_program()]
     with (
         translate_os_errors(state_dir / "guard.log"),
         (state_dir / "guard.log").open("wb") as log,
@@ -264,7 +268,7 @@ def _change(change: PendingChange, candidate: str, restore: str) -> None:
     """Run the transaction and note what it made; undo it if anything at all goes wrong after it may have happened."""
     try:
         change.nft.run(candidate)
-        if not (change.is_pending and guard.guard_lives(change.state_dir)):
+        if not (change.is_pending and guard.guard_lives(str(change.state_dir))):
             raise Expired("the guard ended before the change was complete; the change was undone")
         write_file_atomic(change.state_dir / EFFECTIVE, effective_digest(change.nft).encode(), mode=0o600)
     except NftRefused:
@@ -275,6 +279,14 @@ def _change(change: PendingChange, candidate: str, restore: str) -> None:
         change.nft.run(restore)
         _disarm(change.state_dir)
         raise
+
+
+def _nft_program() -> str:
+    """Return the path of ``nft`` for a guard without the library; empty where the library is all there is."""
+    try:
+        return find_program("nft")
+    except ProgramMissing:
+        return ""
 
 
 def _disarm(state_dir: Path) -> None:
@@ -301,8 +313,16 @@ def _finish_open_rollback(state_dir: Path, nft: Nft) -> None:
     pending, rolling = state_dir / guard.PENDING, state_dir / guard.ROLLING_BACK
     if pending.exists() or rolling.exists():
         restore = read_file_bounded(state_dir / guard.RESTORE, limit_bytes=MAX_STATE_BYTES).decode()
-        done = guard.roll_back(state_dir, nft, restore) if pending.exists() else True
-        if not done or (rolling.exists() and not guard.finish_rollback(state_dir, nft, restore)):
+
+        def execute(text: str) -> str:
+            try:
+                nft.run(text)
+            except NftRefused as error:
+                return error.message
+            return ""
+
+        finish = guard.roll_back if pending.exists() else guard.finish_rollback
+        if not finish(str(state_dir), execute, restore):
             raise RestoreFailed("nftables refused the ruleset that was in force before", path=str(state_dir))
     elif not (state_dir / guard.ROLLED_BACK).exists():
         raise NothingPending("the change was confirmed; apply another policy instead")
@@ -314,7 +334,7 @@ def _refuse_pending(state_dir: Path) -> None:
         if (state_dir / name).exists():
             raise ChangePending(f"an unconfirmed change lies in {state_dir}", path=str(state_dir))
     deadline = time.monotonic() + GUARD_END_S
-    while guard.guard_lives(state_dir):
+    while guard.guard_lives(str(state_dir)):
         if time.monotonic() > deadline:
             raise ChangePending("the guard of an earlier change does not end", path=str(state_dir))
         time.sleep(guard.POLL_S / 5)

@@ -4,22 +4,27 @@ Started by ``commit`` before the change, in a session of its own, away from its 
 a hang-up, nor a lost terminal stops it. What it needs to restore is loaded before it says that it is ready: the text,
 the library, the connection to the kernel. SIGTERM (a service manager that stops everything) makes it restore at once.
 
-Kept small: no import beyond the firewall's own and the standard library's core; run by ``python -I -S``.
+It lives as long as a change waits, on devices with little memory: run by ``python -I -S``, and imports neither pathlib
+nor typing nor the error families, which would double what it occupies.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import signal
 import sys
 import time
-from pathlib import Path
-from types import FrameType
 
-from tidegate.base.errors import TidegateError
-from tidegate.firewall.nft import Nft
+from tidegate.firewall.libnftables import LibraryEngine
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    # Runs a transaction and returns the complaint, empty when it was done.
+    Execute = Callable[[str], str]
 
 PENDING = "pending.nft"  # the change; who renames it first decides its fate
 ROLLING_BACK = "rolling-back.nft"  # claimed by a rollback that has not finished
@@ -33,56 +38,55 @@ ATTEMPTS = 20  # a restore meets at worst another transaction or a moment withou
 RETRY_S = 0.25
 
 
-def main(arguments: list[str]) -> int:
-    """Guard the change in folder ``arguments[0]`` for ``arguments[1]`` seconds; returns the exit status."""
-    folder, timeout_s = Path(arguments[0]), float(arguments[1])
+def main(folder: str, timeout_s: float, nft_program: str) -> int:
+    """Guard the change in ``folder`` for ``timeout_s`` seconds and return the exit status.
+
+    ``nft_program`` is what restores where the library is missing.
+    """
     _detach()
+    _outlive_memory_shortage()
     told = _listen_to_signals()
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = os.open(f"{folder}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    restore = (folder / RESTORE).read_text()
-    nft = Nft.open()
+    with open(f"{folder}/{RESTORE}") as stream:  # noqa: PTH123 - pathlib costs 2 MB
+        restore = stream.read()
+    execute = _open_engine(folder, nft_program)
     deadline = _now_s() + timeout_s
     _say_ready()
-    while _now_s() < deadline and not told and not (folder / REQUEST).exists():
-        if not (folder / PENDING).exists():
+    while _now_s() < deadline and not told and not _exists(folder, REQUEST):
+        if not _exists(folder, PENDING):
             return 0  # confirmed, or never applied
         time.sleep(POLL_S)
-    return 0 if roll_back(folder, nft, restore) else 1
+    return 0 if roll_back(folder, execute, restore) else 1
 
 
-def roll_back(folder: Path, nft: Nft, restore: str) -> bool:
+def roll_back(folder: str, execute: Execute, restore: str) -> bool:
     """Claim the pending change and undo it; ``False`` when every attempt failed, and the claim stays as a mark.
 
     Returns at once when somebody else has decided already.
     """
-    try:
-        (folder / PENDING).rename(folder / ROLLING_BACK)
-    except FileNotFoundError:
+    if not _rename(folder, PENDING, ROLLING_BACK):
         return True
-    return finish_rollback(folder, nft, restore)
+    return finish_rollback(folder, execute, restore)
 
 
-def finish_rollback(folder: Path, nft: Nft, restore: str) -> bool:
+def finish_rollback(folder: str, execute: Execute, restore: str) -> bool:
     """Restore what was in force, and say so in the folder; ``False`` when every attempt failed."""
     for _ in range(ATTEMPTS):
-        try:
-            nft.run(restore)
-        except TidegateError as error:
-            sys.stderr.write(f"{error.code}: {error.message}\n")  # guard.log in the state folder
-            sys.stderr.flush()
-            time.sleep(RETRY_S)
-            continue
-        with contextlib.suppress(FileNotFoundError):
-            (folder / ROLLING_BACK).rename(folder / ROLLED_BACK)
-        return True
+        complaint = execute(restore)
+        if not complaint:
+            _rename(folder, ROLLING_BACK, ROLLED_BACK)
+            return True
+        sys.stderr.write(f"rollback refused: {complaint}\n")  # guard.log in the state folder
+        sys.stderr.flush()
+        time.sleep(RETRY_S)
     return False
 
 
-def guard_lives(folder: Path) -> bool:
+def guard_lives(folder: str) -> bool:
     """Return whether a guard watches this folder now."""
     try:
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        lock = os.open(f"{folder}/{LOCK}", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
@@ -102,6 +106,15 @@ def _detach() -> None:
     os.chdir("/")
 
 
+def _outlive_memory_shortage() -> None:
+    """Ask the kernel to kill others first; a device that is short of memory needs its rollback most."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as stream:  # noqa: PTH123 - as above
+            stream.write("-900")  # proc(5): -1000 would exempt us wholly
+    except OSError as error:
+        sys.stderr.write(f"no protection from the out-of-memory killer: {error}\n")
+
+
 def _listen_to_signals() -> list[int]:
     """Return a list that is not empty once SIGTERM came; other requests to end are ignored."""
     told: list[int] = []
@@ -109,26 +122,59 @@ def _listen_to_signals() -> list[int]:
     def remember(number: int, _frame: FrameType | None) -> None:
         told.append(number)
 
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, remember)
     return told
 
 
+def _open_engine(folder: str, nft_program: str) -> Execute:
+    """Return the library, connected, or the program."""
+    try:
+        engine = LibraryEngine()
+    except OSError:
+        if not nft_program:
+            raise
+    else:
+
+        def run_library(text: str) -> str:
+            status, _, complaint = engine.execute(text)
+            return (complaint or "no message") if status else ""
+
+        return run_library
+
+    def run_program(_text: str) -> str:
+        # The text is what the folder holds; a pipe would need a thread or a second process.
+        status = os.spawnv(os.P_WAIT, nft_program, ["nft", "-f", f"{folder}/{RESTORE}"])  # noqa: S606 - no shell wanted
+        return f"nft ended with status {status}" if status else ""
+
+    return run_program
+
+
 def _say_ready() -> None:
     """Tell the parent that the change is guarded from now on, then let go of its pipe."""
-    with contextlib.suppress(BrokenPipeError):  # the parent is dead already: the guard still ends in order
+    try:
         os.write(1, READY)
+    except BrokenPipeError:
+        sys.stderr.write("the process that changes the firewall is gone\n")  # the guard still ends in order
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
     os.close(null)
 
 
+def _rename(folder: str, old: str, new: str) -> bool:
+    """Return whether there was an ``old`` to rename."""
+    try:
+        os.rename(f"{folder}/{old}", f"{folder}/{new}")  # noqa: PTH104 - as above
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _exists(folder: str, name: str) -> bool:
+    return os.access(f"{folder}/{name}", os.F_OK)
+
+
 def _now_s() -> float:
     """Seconds that go on while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -148,7 +148,7 @@ class Service:
         return (
             packet.protocol == self.protocol
             and any(span.first <= port <= span.last for span in self.spans)
-            and (not self.interfaces or packet.interface in self.interfaces)
+            and (not self.interfaces or packet.interface is None or packet.interface in self.interfaces)
         )
 
 
@@ -186,7 +186,7 @@ class Packet:
     """What the evaluator needs to know of a packet. ``port`` is the destination's, ``source_port`` the other."""
 
     direction: Direction = Direction.IN
-    interface: str
+    interface: str | None  # None: not known, taken for one that the service is on
     source: Address
     destination: Address
     protocol: Protocol | None = None  # None: neither TCP nor UDP

@@ -2,26 +2,24 @@
 
 Touches: the kernel's packet filter, of the network namespace in which the process was when ``Nft.open`` ran.
 
-libnftables ends the calling process when it cannot open its netlink socket; ``require_kernel`` asks first. Only text
-goes in and out: the JSON interface is left out of small builds of the library.
+libnftables ends the calling process when it cannot open its netlink socket; ``require_kernel`` asks first.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket
 import struct
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
-from tidegate.base.errors import Fault, NotRoot
+from tidegate.base.errors import NotRoot
+from tidegate.base.program import find_program, run_program
 from tidegate.firewall.errors import NftRefused, NoNftables
+from tidegate.firewall.libnftables import LibraryEngine
 
-LIBRARY = "libnftables.so.1"
 MAX_MESSAGE = 2000  # of nft's own words in an error: it repeats the refused line, which can hold thousands of elements
 PROGRAM_TIMEOUT_S = 30.0  # 100,000 elements load in under a second on the bench machine
 PROBE_TIMEOUT_S = 5.0
@@ -32,18 +30,6 @@ _NETLINK_NETFILTER = 12
 _GET_GENERATION = (10 << 8) | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
 _NLM_F_REQUEST = 1
 _NLMSG_ERROR = 2
-# nftables/libnftables.h
-_CTX_DEFAULT = 0
-_OUTPUT_STATELESS = 1 << 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What nftables said: a status (0 is success), its output, its complaint."""
-
-    status: int
-    output: str
-    complaint: str
 
 
 class Engine(Protocol):
@@ -51,8 +37,8 @@ class Engine(Protocol):
 
     name: str
 
-    def execute(self, text: str, *, dry_run: bool = False) -> Answer:
-        """Run commands as one transaction; listings leave counters out."""
+    def execute(self, text: str, *, dry_run: bool = False) -> tuple[int, str, str]:
+        """Run commands as one transaction; return status (0: done), output (without counters), complaint."""
         ...
 
     def close(self) -> None:
@@ -106,11 +92,11 @@ class Nft:
 
     def _execute(self, text: str, *, dry_run: bool) -> str:
         with self._lock:
-            answer = self._engine.execute(text, dry_run=dry_run)
-        if answer.status != 0:
-            said = answer.complaint.strip()[:MAX_MESSAGE] or "no message"
+            status, output, complaint = self._engine.execute(text, dry_run=dry_run)
+        if status != 0:
+            said = complaint.strip()[:MAX_MESSAGE] or "no message"
             raise NftRefused(f"nftables refused: {said}", engine=self._engine.name)
-        return answer.output
+        return output
 
 
 def require_kernel(open_socket: Callable[[int, int, int], socket.socket] = socket.socket) -> None:
@@ -146,60 +132,6 @@ def open_engine() -> Engine:
         return ProgramEngine()
 
 
-class LibraryEngine:
-    """libnftables by ctypes: a ban takes a fraction of a millisecond, a process start takes ten."""
-
-    name = "library"
-
-    def __init__(self, library: str = LIBRARY) -> None:
-        """Raises ``OSError`` when the library is not installed."""
-        self._library = ctypes.CDLL(library)
-        declare = {
-            "nft_ctx_new": (ctypes.c_void_p, [ctypes.c_uint32]),
-            "nft_ctx_free": (None, [ctypes.c_void_p]),
-            "nft_ctx_buffer_output": (ctypes.c_int, [ctypes.c_void_p]),
-            "nft_ctx_buffer_error": (ctypes.c_int, [ctypes.c_void_p]),
-            "nft_ctx_get_output_buffer": (ctypes.c_char_p, [ctypes.c_void_p]),
-            "nft_ctx_get_error_buffer": (ctypes.c_char_p, [ctypes.c_void_p]),
-            "nft_ctx_output_set_flags": (None, [ctypes.c_void_p, ctypes.c_uint]),
-            "nft_ctx_set_dry_run": (None, [ctypes.c_void_p, ctypes.c_bool]),
-            "nft_run_cmd_from_buffer": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p]),
-        }
-        for name, (result, arguments) in declare.items():
-            function = getattr(self._library, name)
-            function.restype, function.argtypes = result, arguments
-        self._context: int | None = None
-        self._owner = 0
-        self._renew()
-
-    def execute(self, text: str, *, dry_run: bool = False) -> Answer:
-        if "\0" in text:
-            return Answer(status=1, output="", complaint="the text holds a NUL byte")
-        if self._owner != os.getpid():
-            self._renew()  # after a fork the netlink socket would be shared with the parent
-        self._library.nft_ctx_set_dry_run(self._context, dry_run)
-        status = self._library.nft_run_cmd_from_buffer(self._context, text.encode())
-        # Both buffers are read each time: reading one resets it for the next command.
-        output = self._library.nft_ctx_get_output_buffer(self._context)
-        complaint = self._library.nft_ctx_get_error_buffer(self._context)
-        return Answer(status=status, output=_text(output), complaint=_text(complaint))
-
-    def close(self) -> None:
-        if self._context is not None and self._owner == os.getpid():
-            self._library.nft_ctx_free(self._context)
-        self._context = None
-        self._owner = 0
-
-    def _renew(self) -> None:
-        context = self._library.nft_ctx_new(_CTX_DEFAULT)
-        if not context:
-            raise Fault("libnftables gave no context: out of memory")
-        self._context, self._owner = context, os.getpid()
-        self._library.nft_ctx_buffer_output(context)
-        self._library.nft_ctx_buffer_error(context)
-        self._library.nft_ctx_output_set_flags(context, _OUTPUT_STATELESS)
-
-
 class ProgramEngine:
     """The ``nft`` program, one process per transaction."""
 
@@ -207,24 +139,12 @@ class ProgramEngine:
 
     def __init__(self) -> None:
         """Raises ``base.program.missing``."""
-        # Imported here: the rollback process, which has the library as a rule, stays small without it.
-        from tidegate.base.program import find_program, run_program
-
         find_program("nft")
-        self._run_program = run_program
 
-    def execute(self, text: str, *, dry_run: bool = False) -> Answer:
+    def execute(self, text: str, *, dry_run: bool = False) -> tuple[int, str, str]:
         arguments = ["nft", "-s", *(["-c"] if dry_run else []), "-f", "-"]
-        done = self._run_program(arguments, stdin=text.encode(), timeout_s=PROGRAM_TIMEOUT_S, check=False)
-        return Answer(
-            status=done.returncode,
-            output=done.stdout.decode(errors="replace"),
-            complaint=done.stderr.decode(errors="replace"),
-        )
+        done = run_program(arguments, stdin=text.encode(), timeout_s=PROGRAM_TIMEOUT_S, check=False)
+        return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
 
     def close(self) -> None:
         """Nothing is held between calls."""
-
-
-def _text(raw: bytes | None) -> str:
-    return "" if raw is None else raw.decode(errors="replace")

@@ -3,13 +3,14 @@
 Promises: a namespace is made whole or not at all, never one that somebody else owns, and nothing that ran inside
 survives its deletion. Leaves to others: bridges, routing between more than two namespaces, assertions.
 
-Touches: the ``ip`` program, processes. Processes are started by ``ip netns exec``, so that a netlink socket which they
-open belongs to the namespace (moving the calling process would move its threads apart).
+Touches: the ``ip`` program, processes. A socket belongs for good to the namespace in which its thread was when it made
+it; hence ``run`` and ``popen`` for programs, and ``inside`` for a few lines of Python.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import ipaddress
 import itertools
 import os
@@ -17,7 +18,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -29,6 +30,7 @@ from tidegate.testing.errors import NamespaceBusy, NamespaceFailed, NamespaceGon
 NETNS_FOLDER = Path("/run/netns")  # where ip-netns(8) keeps the names
 MAX_INTERFACE_NAME = 15  # IFNAMSIZ - 1 in linux/if.h
 MAX_NAMESPACE_NAME = 64  # ours; the file system would take 255
+CLONE_NEWNET = 0x40000000  # linux/sched.h
 KILL_PATIENCE_S = 5.0  # SIGKILL acts at once unless a process hangs in the kernel
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
@@ -110,6 +112,29 @@ class Namespace:
             env=None if env is None else dict(env),
         )
 
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Have the calling thread, and what it starts, inside the namespace for the body; other threads stay outside.
+
+        Sockets and nftables connections that the body makes stay inside for good. Raises ``testing.netns.gone``,
+        ``testing.netns.failed``.
+        """
+        if not self._alive:
+            raise NamespaceGone(f"the network namespace {self.name!r} was deleted", name=self.name)
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            target = os.open(NETNS_FOLDER / self.name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                _enter(target)
+            finally:
+                os.close(target)
+            try:
+                yield
+            finally:
+                _enter(home)
+        finally:
+            os.close(home)
+
     def pids(self) -> list[int]:
         """Return the ids of all processes that run inside."""
         return [int(word) for word in _ip("netns", "pids", self.name).split()]
@@ -175,6 +200,12 @@ def join(
         with contextlib.suppress(NamespaceFailed):
             _ip("-n", a.name, "link", "delete", interfaces[0])
         raise
+
+
+def _enter(descriptor: int) -> None:
+    """Move the calling thread into an open network namespace (os.setns exists from Python 3.12 on only)."""
+    if ctypes.CDLL(None, use_errno=True).setns(descriptor, CLONE_NEWNET) != 0:
+        raise NamespaceFailed(f"cannot enter the network namespace: {os.strerror(ctypes.get_errno())}")
 
 
 def _check_name(name: str, limit: int) -> None:

@@ -60,6 +60,17 @@ class TestReal:
             space.run(["true"])
         assert caught.value.code == "testing.netns.gone"
 
+    def test_inside_moves_this_thread_and_brings_it_back(self) -> None:
+        before = Path("/proc/thread-self/ns/net").readlink()
+        with Namespace.create(make_unique("tg-in")) as space:
+            with pytest.raises(ZeroDivisionError), space.inside():
+                assert Path("/proc/thread-self/ns/net").readlink() != before
+                assert subprocess.run(
+                    ["/usr/bin/readlink", "/proc/self/ns/net"], capture_output=True, check=True
+                ).stdout != (f"{before}\n".encode())
+                _ = 1 // 0
+            assert Path("/proc/thread-self/ns/net").readlink() == before
+
     def test_cleaned_up_when_the_test_fails(self) -> None:
         name = make_unique("tg-fail")
         with pytest.raises(ZeroDivisionError), Namespace.create(name):
