@@ -9,18 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from tidegate.base.durable import translate_os_errors, write_all
-from tidegate.base.errors import Misuse, Rejected
+from tidegate.base.errors import Rejected
 from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
 
 if TYPE_CHECKING:
     from tidegate.vault.store import Vault
     from tidegate.vault.unlockers import Unlocker
-
-
-class UnlockerMissing(Misuse):
-    code = "vault.unlock.missing"
-    advice = "Give --key URI of a sealing key, or --passphrase-fd N (`… 3</run/secret --passphrase-fd 3`)."
 
 
 def build(parser: argparse.ArgumentParser) -> None:
@@ -163,6 +158,7 @@ def _open(arguments: argparse.Namespace) -> Vault:
 
 
 def _unlocker(arguments: argparse.Namespace) -> Unlocker:
+    from tidegate.vault.errors import UnlockerMissing
     from tidegate.vault.unlockers import KeyStoreUnlocker, PassphraseUnlocker
 
     if arguments.key is not None:

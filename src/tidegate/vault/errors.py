@@ -13,6 +13,11 @@ class VaultClosed(Misuse):
     advice = "Open the vault again; its keys were wiped when it was closed."
 
 
+class UnlockerMissing(Misuse):
+    code = "vault.unlock.missing"
+    advice = "Give --key URI of a sealing key, or --passphrase-fd N (`… --passphrase-fd 3 3</run/secret`)."
+
+
 class ItemNameInvalid(Misuse):
     code = "vault.item.name"
     advice = (

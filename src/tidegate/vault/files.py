@@ -100,9 +100,9 @@ def _write_chunks(descriptor: int, header: Header, stream: BinaryIO, file_key: S
     """Encrypt the stream chunk by chunk and return its length; the last chunk is marked as the last."""
     cipher = ChunkCipher(file_key, file_id=header.file_id, path_hash=header.path_hash)
     size, index, length = header.chunk_bytes, 0, 0
-    current = stream.read(size * _BATCH_CHUNKS)
+    current = _read_full(stream, size * _BATCH_CHUNKS)
     while True:
-        following = stream.read(size * _BATCH_CHUNKS) if current else b""
+        following = _read_full(stream, size * _BATCH_CHUNKS) if current else b""
         length += len(current)
         if length > MAX_FILE_BYTES:
             raise ItemTooLarge(f"an item has at most {MAX_FILE_BYTES} bytes")
@@ -124,6 +124,18 @@ def _write_chunks(descriptor: int, header: Header, stream: BinaryIO, file_key: S
         if not following:
             return length
         current = following
+
+
+def _read_full(stream: BinaryIO, count: int) -> bytes:
+    """Return ``count`` bytes, fewer only at the end; pipes and sockets give what they have."""
+    data = stream.read(count)
+    if not data or len(data) == count:
+        return data
+    parts, missing = [data], count - len(data)
+    while missing and (piece := stream.read(missing)):
+        parts.append(piece)
+        missing -= len(piece)
+    return b"".join(parts)
 
 
 def _write_slots(  # as above
