@@ -17,6 +17,7 @@ from pathlib import Path
 from tidegate.base.blockdev import FileBlockDevice
 from tidegate.base.errors import Rejected, TidegateError
 from tidegate.boot.chain import verify_system
+from tidegate.boot.control import RecordBootControl
 from tidegate.boot.errors import OsCorrupt
 from tidegate.boot.linux import SystemRoot, enter_root
 from tidegate.boot.log import BootLog
@@ -49,9 +50,16 @@ def main() -> int:
     except TidegateError as error:
         if isinstance(error, Rejected):
             log(Refusal(stage="stage2", slot=arguments.slot, code=error.code, message=error.message))
+            _refuse_slot(Path(arguments.data), arguments.slot)
         print(f"stage2: {error.message} [{error.code}]", file=sys.stderr)  # noqa: T201  # the console of the device
         return error.exit_status
     return 0
+
+
+def _refuse_slot(data: Path, slot: str) -> None:
+    """Have the next boot take the other slot: this one will not verify then either."""
+    with FileBlockDevice(data, writable=True) as state:
+        RecordBootControl(state).refuse(slot)
 
 
 def _own_anchors() -> TrustPolicy:

@@ -17,6 +17,7 @@ from msgspec import Meta, Struct, inspect
 from tidegate.firewall.section import FirewallSection
 from tidegate.ids.section import IdsSection, WatchSection
 from tidegate.policy.errors import PolicySyntax, PolicyUnknownKey, PolicyValue, PolicyWrongDevice
+from tidegate.update.section import UpdateSection
 
 MAX_POLICY_BYTES = 262_144  # 10,000 peers in one list leave room
 
@@ -37,6 +38,7 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     firewall: FirewallSection | None = None
     ids: IdsSection | None = None
     watch: WatchSection | None = None
+    update: UpdateSection | None = None
 
     def require_device(self, device: str) -> None:
         """Raise ``policy.device.mismatch`` unless the policy is for ``device``."""

@@ -1,0 +1,237 @@
+"""The agent's life: boot report, policy, trial, sensor, watch, local API; one task each, one event log.
+
+Touches: everything through the rooms. This is the outermost loop: here, and only here, any exception becomes an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tidegate.agent.api import serve
+from tidegate.agent.bootreport import plan_boot_events
+from tidegate.agent.errors import AgentBusy, RequestMalformed, UnexpectedFailure
+from tidegate.agent.health import prove_health
+from tidegate.agent.home import SOCKET, DeviceHome
+from tidegate.agent.policies import PolicyKeeper
+from tidegate.agent.sensing import Sensing
+from tidegate.agent.updates import install_update, running_version, settle_trial
+from tidegate.base.clock import Clock, Entropy
+from tidegate.base.errors import TidegateError
+from tidegate.events import catalogue
+from tidegate.firewall.bans import Bans
+from tidegate.firewall.nft import Nft
+from tidegate.update.section import UpdateSection
+
+HOUSEKEEPING_S = 0.5
+CHECKPOINT_EVERY_S = 10.0
+
+Operation = Callable[[dict[str, object]], Awaitable[dict[str, object]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentOptions:
+    """What the service manager decides: the interface to watch, the file that asks for a reboot."""
+
+    interface: str | None
+    reboot_request: Path
+
+
+class Agent:
+    """Runs until SIGTERM. Made with everything it touches; ``run`` is its life."""
+
+    def __init__(self, home: DeviceHome, options: AgentOptions, clock: Clock, entropy: Entropy) -> None:
+        self._home, self._options, self._clock, self._entropy = home, options, clock, entropy
+        self._stop = asyncio.Event()
+        self._ready = False
+        self._updating = False
+        self._operations: dict[str, Operation] = {
+            "status": self._status,
+            "apply-policy": self._apply_policy,
+            "confirm-policy": self._confirm_policy,
+            "rollback-policy": self._rollback_policy,
+            "ban": self._ban,
+            "unban": self._unban,
+            "install-update": self._install_update,
+            "checkpoint": self._checkpoint,
+        }
+
+    async def run(self) -> int:
+        """Serve until asked to stop; return 0."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        keys = self._home.open_keys()
+        self._nft = Nft.open()
+        with self._home.open_events(keys, self._clock, self._entropy) as self._events:
+            self._report_boot()
+            self._policies = PolicyKeeper(self._home, self._events, self._clock, self._nft)
+            self._start_policy()
+            self._bans = Bans(self._nft)
+            self._sensing = Sensing(self._events, self._bans, lambda: self._policies.policy, self._options.interface)
+            server = await serve(self._home.run / SOCKET, self._handle)
+            tasks = [
+                asyncio.create_task(self._guarded("sensor", self._sensing.run_sensor())),
+                asyncio.create_task(self._guarded("watch", self._sensing.run_watch())),
+                asyncio.create_task(self._guarded("trial", self._settle_trial())),
+                asyncio.create_task(self._guarded("housekeeping", self._keep_house())),
+            ]
+            self._ready = True
+            await self._stop.wait()
+            server.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._events.append(catalogue.agent_stopped(reason="asked to stop"))
+        self._nft.close()
+        keys.close()
+        return 0
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def _report_boot(self) -> None:
+        """Turn the boot log into events, once a boot; only then is the log of the stages complete."""
+        reported = self._home.run / "boot-reported"
+        if not reported.exists():
+            for event in plan_boot_events(self._home.boot_log.read()):
+                self._events.append(event)
+            reported.touch()
+        self._events.append(catalogue.agent_started())
+
+    def _start_policy(self) -> None:
+        try:
+            self._policies.start()
+        except TidegateError as error:  # without a policy the device stays reachable by what the kernel holds
+            self._events.append(catalogue.policy_refused(error=error))
+
+    async def _guarded(self, name: str, work: Awaitable[None]) -> None:
+        """Run one task; whatever ends it becomes an event and the agent lives on without it."""
+        try:
+            await work
+        except TidegateError as error:
+            self._events.append(catalogue.agent_failed(part=name, error=error))
+        except Exception as error:  # noqa: BLE001  # the outermost loop: an unknown failure is an event, not silence
+            self._events.append(catalogue.agent_failed(part=name, error=_unexpected(error)))
+
+    async def _settle_trial(self) -> None:
+        policy = self._policies.policy
+        section = policy.update if policy is not None and policy.update is not None else UpdateSection()
+        complaint = await prove_health(section, running_version(self._home.storage))
+        if settle_trial(self._home.storage, complaint, self._events):
+            self._events.sync()
+            self._options.reboot_request.touch()
+
+    async def _keep_house(self) -> None:
+        last_s = self._clock.monotonic_s()
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            self._policies.notice_expiry()
+            if self._clock.monotonic_s() - last_s >= CHECKPOINT_EVERY_S:
+                self._events.checkpoint()
+                last_s = self._clock.monotonic_s()
+
+    # -- local API ----------------------------------------------------------------------------------------------------
+
+    async def _handle(self, request: dict[str, object]) -> dict[str, object]:
+        operation = self._operations.get(str(request["op"]))
+        if operation is None:
+            raise RequestMalformed(f"no operation {request['op']!r}; there are {', '.join(self._operations)}")
+        return await operation(request)
+
+    async def _status(self, _: dict[str, object]) -> dict[str, object]:
+        confirmed, candidate = self._policies.confirmed, self._policies.candidate
+        return {
+            "device": self._home.device_id(),
+            "boot": self._home.boot_id(self._entropy),
+            "version": running_version(self._home.storage),
+            "policy": confirmed.policy.policy.version if confirmed else None,
+            "policy_pending": candidate.verified.policy.policy.version if candidate else None,
+            "firewall_digest": self._policies.effective_digest(),
+            "sensor": self._sensing.state(),
+            "ready": self._ready,
+        }
+
+    async def _apply_policy(self, request: dict[str, object]) -> dict[str, object]:
+        raw = _base64_field(request, "policy")
+        if self._policies.candidate is not None:
+            raise AgentBusy("a policy waits for its confirmation already")
+        try:
+            candidate = self._policies.apply(raw)
+        except TidegateError as error:
+            self._events.append(catalogue.policy_refused(error=error))
+            raise
+        firewall = candidate.verified.policy.firewall
+        return {
+            "policy_pending": candidate.verified.policy.policy.version,
+            "confirm_within_s": firewall.confirm_timeout_s if firewall else None,
+        }
+
+    async def _confirm_policy(self, _: dict[str, object]) -> dict[str, object]:
+        verified = self._policies.confirm()
+        await self._sensing.policy_changed()
+        return {"policy": verified.policy.policy.version}
+
+    async def _rollback_policy(self, _: dict[str, object]) -> dict[str, object]:
+        self._policies.rollback()
+        return {"rolled_back": True}
+
+    async def _ban(self, request: dict[str, object]) -> dict[str, object]:
+        address, seconds = _text_field(request, "address"), request.get("seconds", 600)
+        if not isinstance(seconds, int):
+            raise RequestMalformed("`seconds` is a whole number")
+        self._bans.ban(address, seconds)
+        self._events.append(catalogue.firewall_banned(address=address, duration_s=seconds, reason="operator"))
+        return {"banned": address, "seconds": seconds}
+
+    async def _unban(self, request: dict[str, object]) -> dict[str, object]:
+        address = _text_field(request, "address")
+        self._bans.unban(address)
+        self._events.append(catalogue.firewall_unbanned(address=address, reason="operator"))
+        return {"unbanned": address}
+
+    async def _install_update(self, request: dict[str, object]) -> dict[str, object]:
+        bundle = Path(_text_field(request, "bundle"))
+        if self._updating:
+            raise AgentBusy("an update is being written already")
+        policy = self._policies.policy
+        tries = policy.update.tries if policy is not None and policy.update is not None else UpdateSection().tries
+        self._updating = True
+        try:
+            # The event log has one thread: the installer runs in another one and reports nothing by itself.
+            installed = await asyncio.to_thread(install_update, self._home.storage, bundle, None, tries=tries)
+        except TidegateError as error:
+            self._events.append(catalogue.update_refused(source=bundle.name, error=error))
+            raise
+        finally:
+            self._updating = False
+        version = installed.image.manifest.version
+        self._events.append(
+            catalogue.update_progress(version=version, step=f"written to slot {installed.slot} and verified")
+        )
+        return {"slot": installed.slot, "version": version, "resumed_at": installed.resumed_at}
+
+    async def _checkpoint(self, _: dict[str, object]) -> dict[str, object]:
+        self._events.checkpoint()
+        return {"checkpoint": True}
+
+
+def _unexpected(error: Exception) -> UnexpectedFailure:
+    return UnexpectedFailure(f"{type(error).__name__}: {error}")
+
+
+def _text_field(request: dict[str, object], name: str) -> str:
+    value = request.get(name)
+    if not isinstance(value, str):
+        raise RequestMalformed(f"`{name}` is missing or no text")
+    return value
+
+
+def _base64_field(request: dict[str, object], name: str) -> bytes:
+    try:
+        return base64.b64decode(_text_field(request, name), validate=True)
+    except ValueError as error:
+        raise RequestMalformed(f"`{name}` is not base64") from error

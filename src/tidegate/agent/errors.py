@@ -1,0 +1,38 @@
+"""What the agent refuses, and why."""
+
+from tidegate.base.errors import Fault, Misuse, Rejected
+
+
+class AgentAbsent(Fault):
+    code = "agent.absent"
+    advice = "Start the agent, or name its run folder with --run."
+
+
+class RequestMalformed(Rejected):
+    code = "agent.request.malformed"
+    advice = "Send one JSON object a line with an `op` that docs/agent.md names."
+
+
+class RequestDenied(Rejected):
+    code = "agent.request.denied"
+    advice = "Only root may ask the agent for this; run the command as root."
+
+
+class NothingPending(Misuse):
+    code = "agent.policy.nothing-pending"
+    advice = "No policy waits for a confirmation: it was confirmed or rolled back before."
+
+
+class AgentBusy(Fault):
+    code = "agent.busy"
+    advice = "The agent is doing this already; ask for its status."
+
+
+class UnexpectedFailure(Fault):
+    code = "agent.unexpected"
+    advice = "This is a defect in Tidegate: report it with the event's text."
+
+
+class UnknownRefusal(Rejected):
+    code = "agent.boot.unknown-refusal"
+    advice = "The boot stages are newer than the agent; look the code up in their version."

@@ -1,0 +1,87 @@
+"""Where a running device keeps things, and the way to open each of them.
+
+Touches: the folder ``tidegate`` on the data file system, the run folder (memory), the storage below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tidegate.base.clock import Clock, Entropy
+from tidegate.base.durable import read_file_bounded, write_file_atomic
+from tidegate.boot.log import BootLog
+from tidegate.boot.storage import DeviceStorage
+from tidegate.crypto.cose import MAX_ENVELOPE_BYTES
+from tidegate.events.spool import EventLog
+from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
+
+SOCKET = "agent.sock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceHome:
+    """The paths of one device. ``data`` is the mounted data file system, ``run`` lives until the next boot."""
+
+    storage: DeviceStorage
+    data: Path
+    run: Path
+
+    @property
+    def folder(self) -> Path:
+        """Return our folder on the data file system."""
+        return self.data / "tidegate"
+
+    @property
+    def events(self) -> Path:
+        """Return the event log's folder."""
+        return self.folder / "events"
+
+    @property
+    def firewall_state(self) -> Path:
+        """Return where the firewall keeps its pending and its last confirmed ruleset."""
+        return self.folder / "firewall"
+
+    @property
+    def policy_path(self) -> Path:
+        """Return the confirmed policy's file."""
+        return self.folder / "policy.cose"
+
+    @property
+    def vault(self) -> Path:
+        """Return the vault's folder."""
+        return self.folder / "vault"
+
+    @property
+    def boot_log(self) -> BootLog:
+        """Return this boot's log."""
+        return BootLog(self.run)
+
+    def device_id(self) -> str:
+        """Return the id that the factory gave."""
+        return read_file_bounded(self.folder / "device-id", limit_bytes=128).decode()
+
+    def boot_id(self, entropy: Entropy) -> str:
+        """Return the id of this boot: drawn once, kept in memory until the next one."""
+        path = self.run / "boot-id"
+        if not path.exists():
+            write_file_atomic(path, entropy.random_bytes(8).hex().encode())
+        return read_file_bounded(path, limit_bytes=64).decode()
+
+    def open_keys(self) -> SoftwareKeyStore:
+        """Return the device's key store, opened with the secret in its ROM."""
+        return SoftwareKeyStore(self.folder / "keys", DeviceSecretUnlock(self.storage.rom / "device-secret"))
+
+    def open_events(self, keys: SoftwareKeyStore, clock: Clock, entropy: Entropy) -> EventLog:
+        """Return the event log, its checkpoints signed by the device's event key."""
+        return EventLog(
+            self.events,
+            device_id=self.device_id(),
+            boot_id=self.boot_id(entropy),
+            signer=keys.signer("events"),
+            clock=clock,
+        )
+
+    def read_policy(self) -> bytes:
+        """Return the signed policy that was confirmed last."""
+        return read_file_bounded(self.policy_path, limit_bytes=MAX_ENVELOPE_BYTES)

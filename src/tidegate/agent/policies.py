@@ -1,0 +1,116 @@
+"""Which policy is in force: verified, applied with an armed rollback, kept only when it was confirmed.
+
+Touches: the confirmed policy's file; nftables through ``firewall.commit``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tidegate.agent.errors import NothingPending
+from tidegate.agent.home import DeviceHome
+from tidegate.base.clock import Clock
+from tidegate.base.durable import write_file_atomic
+from tidegate.events import catalogue
+from tidegate.events.spool import EventLog
+from tidegate.firewall.commit import PendingChange, apply_section, effective_digest
+from tidegate.firewall.nft import Nft
+from tidegate.policy.document import Policy
+from tidegate.policy.sign import PolicyRule, VerifiedPolicy, verify_policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A policy in force but not confirmed."""
+
+    raw: bytes
+    verified: VerifiedPolicy
+    change: PendingChange | None
+
+
+class PolicyKeeper:
+    """Keeps one confirmed policy and at most one candidate."""
+
+    def __init__(self, home: DeviceHome, events: EventLog, clock: Clock, nft: Nft | None) -> None:
+        self._home, self._events, self._clock, self._nft = home, events, clock, nft
+        self.confirmed: VerifiedPolicy | None = None
+        self.candidate: Candidate | None = None
+
+    @property
+    def policy(self) -> Policy | None:
+        """Return the policy in force, confirmed or not."""
+        if self.candidate is not None:
+            return self.candidate.verified.policy
+        return self.confirmed.policy if self.confirmed else None
+
+    def start(self) -> None:
+        """Put the confirmed policy in force at boot; its own check is all the confirmation it needs then."""
+        verified = self._verify(self._home.read_policy())
+        if verified.policy.firewall is not None:
+            change = apply_section(verified.policy.firewall, state_dir=self._home.firewall_state, nft=self._nft)
+            change.confirm()
+        self.confirmed = verified
+        self._report_applied(verified)
+
+    def apply(self, raw: bytes) -> Candidate:
+        """Put a new policy in force; unless ``confirm`` comes in time the one before is in force again.
+
+        Raises ``policy.*``, ``crypto.*``, ``firewall.*`` with nothing changed.
+        """
+        verified = self._verify(raw)
+        change = None
+        if verified.policy.firewall is not None:
+            change = apply_section(verified.policy.firewall, state_dir=self._home.firewall_state, nft=self._nft)
+        self.candidate = Candidate(raw=raw, verified=verified, change=change)
+        return self.candidate
+
+    def confirm(self) -> VerifiedPolicy:
+        """Keep the candidate for good; raise ``agent.policy.nothing-pending`` or ``firewall.commit.expired``."""
+        candidate = self.candidate
+        if candidate is None:
+            raise NothingPending("no policy waits for a confirmation")
+        if candidate.change is not None:
+            candidate.change.confirm()
+        write_file_atomic(self._home.policy_path, candidate.raw)
+        self.confirmed, self.candidate = candidate.verified, None
+        self._report_applied(candidate.verified)
+        return candidate.verified
+
+    def rollback(self) -> None:
+        """Put the policy before the candidate in force at once."""
+        if self.candidate is None:
+            raise NothingPending("no policy waits for a confirmation")
+        if self.candidate.change is not None:
+            self.candidate.change.rollback()
+        self._forget_candidate("asked for")
+
+    def notice_expiry(self) -> bool:
+        """Return whether the armed rollback has acted since the last look, and report it."""
+        candidate = self.candidate
+        if candidate is None or candidate.change is None or candidate.change.is_pending:
+            return False
+        self._forget_candidate("not confirmed in time")
+        return True
+
+    def effective_digest(self) -> str:
+        """Return the hash of what the kernel really holds."""
+        return effective_digest(self._nft)
+
+    def _forget_candidate(self, reason: str) -> None:
+        if self.candidate is not None:
+            version = self.candidate.verified.policy.policy.version
+            self.candidate = None
+            self._events.append(catalogue.policy_rolled_back(version=version, reason=reason))
+
+    def _verify(self, raw: bytes) -> VerifiedPolicy:
+        rule = PolicyRule(
+            trust=self._home.storage.owner_trust(),
+            device=self._home.device_id(),
+            min_version=self.confirmed.policy.policy.version if self.confirmed else 1,
+            now_s=self._clock.now_s(),
+        )
+        return verify_policy(raw, rule)
+
+    def _report_applied(self, verified: VerifiedPolicy) -> None:
+        event = catalogue.policy_applied(version=verified.policy.policy.version, digest=self.effective_digest())
+        self._events.append(event)
