@@ -18,7 +18,13 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from tidegate.base.clock import Entropy, SystemEntropy
-from tidegate.base.durable import read_file_bounded, require_private, translate_os_errors, write_file_atomic
+from tidegate.base.durable import (
+    read_file_bounded,
+    require_private,
+    sync_folder,
+    translate_os_errors,
+    write_file_atomic,
+)
 from tidegate.base.errors import Fault, Rejected, StorageMissing
 from tidegate.crypto import cbor
 from tidegate.crypto.aead import NONCE_BYTES, Secret
@@ -108,6 +114,7 @@ class Vault:
             if any(path.name not in unfinished and not path.name.endswith(".new") for path in folder.iterdir()):
                 raise VaultExists(f"{folder} is not empty", path=str(folder))
             (folder / "items").mkdir(mode=0o700, exist_ok=True)
+            sync_folder(folder.parent)
         vault_id = entropy.random_bytes(ID_BYTES)
         with Secret(entropy.random_bytes(KEY_BYTES)) as vault_key:
             slot = {"kind": unlocker.kind, **unlocker.wrap(vault_key, _context(vault_id))}
