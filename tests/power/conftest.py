@@ -59,7 +59,7 @@ class RecordedStorage:
         self._steps = []
         self._snapshot()
         with monkeypatch.context() as patch:
-            for name in ("open", "write", "ftruncate", "fsync", "fdatasync", "rename", "unlink", "mkdir"):
+            for name in ("open", "write", "writev", "ftruncate", "fsync", "fdatasync", "rename", "unlink", "mkdir"):
                 patch.setattr(os, name, getattr(self, f"_{name}")(getattr(os, name)))
             yield
 
@@ -122,6 +122,12 @@ class RecordedStorage:
                 offset = os.lseek(descriptor, 0, os.SEEK_CUR) - done
                 self._steps.append(("write", inode, offset, bytes(memoryview(data)[:done])))
             return done
+
+        return call
+
+    def _writev(self, real):
+        def call(descriptor, pieces):
+            return os.write(descriptor, b"".join(pieces))  # the same bytes in one step
 
         return call
 

@@ -23,6 +23,7 @@ from tidegate.crypto.aead import NONCE_BYTES, Secret
 from tidegate.vault.errors import FileMissing, ItemTooLarge, VaultBusy
 from tidegate.vault.format import (
     BODY_OFFSET,
+    CHUNK_OVERHEAD,
     KEY_BYTES,
     MAX_FILE_BYTES,
     SLOT_BYTES,
@@ -119,11 +120,18 @@ def _write_chunks(descriptor: int, header: Header, stream: BinaryIO, file_key: S
             )
             for number, piece in enumerate(pieces)
         ]
-        write_all(descriptor, b"".join(sealed))
+        _write_pieces(descriptor, sealed)
         index += len(pieces)
         if not following:
             return length
         current = following
+
+
+def _write_pieces(descriptor: int, pieces: list[bytes]) -> None:
+    """Write the pieces one after the other, as a rule in one system call and without joining them in memory."""
+    done = os.writev(descriptor, pieces)
+    if done < sum(map(len, pieces)):
+        write_all(descriptor, b"".join(pieces)[done:])
 
 
 def _read_full(stream: BinaryIO, count: int) -> bytes:
@@ -187,15 +195,14 @@ class ItemReader:
 
     def iter_content(self, first: int = 0) -> Iterator[bytes]:
         """Yield the content of chunk ``first`` and of every one behind it, each authenticated."""
-        header = self.header
-        for begin in range(first, header.chunks, _BATCH_CHUNKS):
-            end = min(begin + _BATCH_CHUNKS, header.chunks)
-            start = header.chunk_offset(begin)
-            batch = memoryview(self._read_at(start, header.chunk_offset(end - 1) + header.chunk_size(end - 1) - start))
+        chunks, stride, size = self.header.chunks, self.header.chunk_bytes + CHUNK_OVERHEAD, self.header.file_bytes
+        for begin in range(first, chunks, _BATCH_CHUNKS):
+            end = min(begin + _BATCH_CHUNKS, chunks)
+            start = BODY_OFFSET + begin * stride
+            batch = memoryview(self._read_at(start, min(BODY_OFFSET + end * stride, size) - start))
             for index in range(begin, end):
-                offset = header.chunk_offset(index) - start
-                chunk = batch[offset : offset + header.chunk_size(index)]
-                yield self._cipher.decrypt(index, chunk, chunks=header.chunks)
+                offset = (index - begin) * stride
+                yield self._cipher.decrypt(index, batch[offset : offset + stride], chunks=chunks)
 
     def read_range(self, offset: int, count: int) -> bytes:
         """Return up to ``count`` bytes from ``offset``; fewer only at the end of the content."""

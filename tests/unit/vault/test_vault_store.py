@@ -12,7 +12,6 @@ from tidegate.base.errors import StorageFull, StorageMissing, UnsafePermissions
 from tidegate.crypto.aead import Secret
 from tidegate.keys.software import Argon2Cost, DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.keys.store import KeyPurpose, KeySpec
-from tidegate.vault import files
 from tidegate.vault.errors import ItemUnknown, RecordMalformed, VaultBusy, VaultClosed, VaultExists
 from tidegate.vault.store import Vault
 from tidegate.vault.unlockers import KeyStoreUnlocker, PassphraseUnlocker
@@ -200,20 +199,24 @@ def test_folder_open_to_others_is_refused(tmp_path, unlocker):
 def test_full_storage_leaves_the_old_content(vault, monkeypatch):
     vault.write("a", b"old")
 
-    write_all = files.write_all
-
-    def full(descriptor, data):
-        if len(data) <= files.BODY_OFFSET:  # what is there already can be overwritten
-            return write_all(descriptor, data)
-        os.write(descriptor, bytes(data)[: len(data) // 2])
+    def full(descriptor, pieces):
+        os.write(descriptor, pieces[0])
         raise OSError(errno.ENOSPC, "full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write_all", full)
+        patch.setattr(os, "writev", full)
         with pytest.raises(StorageFull):
             vault.write("a", b"new" * 10_000)
     assert vault.read("a") == b"old"
     assert len(list((vault._folder / "items").iterdir())) == 1
+
+
+def test_short_writes_of_the_kernel(vault, monkeypatch):
+    content = os.urandom(300_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "writev", lambda descriptor, pieces: os.write(descriptor, pieces[0][:5000]))
+        vault.write("a", content)
+    assert vault.read("a") == content
 
 
 def test_failing_source_leaves_the_old_content(vault):
