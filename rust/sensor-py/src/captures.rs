@@ -1,0 +1,118 @@
+//! The classes `LiveCapture` and `FileCapture`.
+
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use capture::{CaptureError, CaptureFile, FileEnd, Record, Ring};
+use pyo3::prelude::*;
+
+use crate::core::{Core, Sensor};
+use crate::errors::{Failure, detached, lock};
+
+/// Frames may wait this long in a block that is not full: time must not overtake them.
+const FRAME_LAG_US: u64 = 100_000;
+
+/// A ring on one interface, feeding one sensor.
+#[pyclass(frozen, module = "tidegate.ids._sensor")]
+pub struct LiveCapture {
+    ring: Mutex<Option<Ring>>,
+    core: Arc<Mutex<Core>>,
+}
+
+#[pymethods]
+impl LiveCapture {
+    #[new]
+    fn new(py: Python<'_>, interface: &str, sensor: &Sensor) -> PyResult<LiveCapture> {
+        let core = Arc::clone(&sensor.core);
+        detached(py, move || {
+            let ring = Ring::open(interface, lock(&core)?.sensor.ring_bytes())?;
+            Ok(LiveCapture { ring: Mutex::new(Some(ring)), core })
+        })
+    }
+
+    /// Wait at most `timeout_ms` for frames, look at all that are there, return the events as EVE lines.
+    fn poll(&self, py: Python<'_>, timeout_ms: i32) -> PyResult<Vec<String>> {
+        detached(py, || {
+            let mut guard = lock(&self.ring)?;
+            let ring = guard.as_mut().ok_or_else(Failure::closed)?;
+            ring.wait(timeout_ms)?;
+            let mut core = lock(&self.core)?;
+            ring.drain(|frame| core.sensor.packet(frame));
+            let now_us = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_micros() as u64);
+            core.sensor.tick(now_us.saturating_sub(FRAME_LAG_US));
+            let counted = ring.update_statistics()?;
+            (core.capture.kernel_packets, core.capture.kernel_drops) = (counted.packets, counted.drops);
+            Ok(core.drain())
+        })
+    }
+
+    /// Give the ring back; harmless when repeated.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        detached(py, || {
+            lock(&self.ring)?.take();
+            Ok(())
+        })
+    }
+}
+
+/// A capture file on its way through a sensor.
+pub struct FileReader {
+    file: CaptureFile<File>,
+}
+
+impl FileReader {
+    pub fn open(path: &str) -> Result<FileReader, Failure> {
+        let source = File::open(path).map_err(|error| match error.kind() {
+            // what a file denies has nothing to do with capabilities
+            io::ErrorKind::PermissionDenied => CaptureError::Io(error),
+            _ => CaptureError::from(error),
+        })?;
+        Ok(FileReader { file: CaptureFile::open(source)? })
+    }
+
+    /// Read up to `count` records; return whether the file has ended.
+    pub fn read(&mut self, core: &mut Core, count: u64) -> Result<bool, Failure> {
+        for _ in 0..count {
+            match self.file.next_record()? {
+                Record::Frame(frame) => core.sensor.packet(&frame),
+                Record::UnsupportedLink => core.capture.unsupported_link += 1,
+                Record::End(end) => {
+                    core.capture.truncated_records += u64::from(end == FileEnd::Truncated);
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// A capture file, read piece by piece.
+#[pyclass(frozen, module = "tidegate.ids._sensor")]
+pub struct FileCapture {
+    reader: Mutex<Option<FileReader>>,
+    core: Arc<Mutex<Core>>,
+}
+
+#[pymethods]
+impl FileCapture {
+    #[new]
+    fn new(py: Python<'_>, path: &str, sensor: &Sensor) -> PyResult<FileCapture> {
+        let core = Arc::clone(&sensor.core);
+        detached(py, move || Ok(FileCapture { reader: Mutex::new(Some(FileReader::open(path)?)), core }))
+    }
+
+    /// Read up to `packets` records and return the events as EVE lines, or None when the file has ended.
+    fn poll(&self, py: Python<'_>, packets: u64) -> PyResult<Option<Vec<String>>> {
+        detached(py, || {
+            let mut guard = lock(&self.reader)?;
+            let Some(reader) = guard.as_mut() else { return Ok(None) };
+            let mut core = lock(&self.core)?;
+            if reader.read(&mut core, packets)? {
+                guard.take(); // what is still queued comes with Sensor.finish
+            }
+            Ok(Some(core.drain()))
+        })
+    }
+}

@@ -1,0 +1,65 @@
+"""What can go wrong in this room. ``rust/sensor-py/src/errors.rs`` names the codes that come from Rust."""
+
+from __future__ import annotations
+
+from tidegate.base.errors import Fault, Misuse, Rejected
+
+
+class ConfigInvalid(Rejected):
+    code = "ids.config.invalid"
+    advice = "Correct the named field of the [ids] or [watch] section; its bounds stand in the message."
+
+
+class CapturePermission(Fault):
+    code = "ids.capture.permission"
+    advice = "Run as root or with CAP_NET_RAW; the worker drops it once its ring is open."
+
+
+class CaptureNoInterface(Fault):
+    code = "ids.capture.no-interface"
+    advice = "Check the name with `ip link`; in a network namespace, run the command inside it."
+
+
+class CaptureUnsupportedInterface(Rejected):
+    code = "ids.capture.unsupported-interface"
+    advice = "Capture on an Ethernet, loopback, PPP or tunnel interface instead."
+
+
+class CaptureNotACapture(Rejected):
+    code = "ids.capture.not-a-capture"
+    advice = "Give an uncompressed pcap or pcapng file."
+
+
+class CaptureFailed(Fault):
+    code = "ids.capture.failed"
+    advice = "Read the system's message; check the file, or the interface and the memory that packet rings may lock."
+
+
+class CaptureClosed(Misuse):
+    code = "ids.capture.closed"
+    advice = "Open a new capture; a closed one is not opened again."
+
+
+class SensorMissing(Fault):
+    code = "ids.sensor.missing"
+    advice = "Build the Rust module: `maturin develop --release`, or install a wheel of this platform."
+
+
+class SensorInternal(Fault):
+    code = "ids.sensor.internal"
+    advice = "This is a defect of the sensor: restart it and report it with the capture that led here."
+
+
+class WorkerConfinement(Fault):
+    code = "ids.worker.confinement"
+    advice = "The worker could not give up its privileges and did not start; check that the user 'nobody' exists."
+
+
+class WatchTooManyFiles(Rejected):
+    code = "ids.watch.too-many-files"
+    advice = "Name fewer or smaller folders in watch.paths; logs and data do not belong there."
+
+
+class WatchFailed(Fault):
+    code = "ids.watch.failed"
+    advice = "Raise fs.inotify.max_user_watches or name fewer folders in watch.paths."

@@ -1,0 +1,134 @@
+"""The policy's ``[ids]`` and ``[watch]`` sections, and the sensor's configuration that follows from the first. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated
+
+from msgspec import Meta, Struct, field
+
+from tidegate.ids.errors import ConfigInvalid
+
+# The bounds of rust/sensor/src/config.rs and budget.rs; a test compares the defaults.
+MIN_MEMORY_BYTES = 2 << 20
+MAX_MEMORY_BYTES = 1 << 30
+MAX_INTERFACES = 16  # a worker process each
+MAX_ALLOWED = 1024  # compared one by one, for a handful of alerts a second
+
+_MEMORY = re.compile(r"([1-9][0-9]{0,9})(KiB|MiB)")
+_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20}
+
+Interface = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}\Z")]  # IFNAMSIZ
+Rate = Annotated[int, Meta(ge=0, le=10_000_000)]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Respond(StrEnum):
+    """What follows an alert."""
+
+    REPORT = "report"  # an event
+    BAN = "ban"  # an event, and a ban where response.py allows one
+
+
+class FlowEvents(StrEnum):
+    """Which flows are reported when they end."""
+
+    OFF = "off"
+    ANSWERED = "answered"  # both sides took part
+    ALL = "all"
+
+
+class Scan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When a source counts as a scanner: distinct ports that refused or ignored it, or packets with illegal flags."""
+
+    ports: Annotated[int, Meta(ge=3, le=64)] = 20
+    window_s: Annotated[int, Meta(ge=1, le=3600)] = 10
+    flag_packets: Annotated[int, Meta(ge=1, le=1_000_000)] = 5
+
+
+class Flood(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When a destination counts as flooded. An alert begins at the high mark and ends below the low one.
+
+    The SYN marks count handshakes that are not completed, so honest load is none. 0 switches the other two off.
+    """
+
+    high_per_s: Annotated[int, Meta(ge=1, le=10_000_000)] = 200
+    low_per_s: Rate = 50
+    window_s: Annotated[int, Meta(ge=1, le=60)] = 1
+    udp_high_per_s: Rate = 10_000
+    icmp_high_per_s: Rate = 500
+
+
+class IdsSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The ``[ids]`` section. ``memory`` bounds the sensor of each interface, capture ring included."""
+
+    enabled: bool = True
+    interfaces: Annotated[tuple[Interface, ...], Meta(max_length=MAX_INTERFACES)] = ()
+    memory: Annotated[str, Meta(max_length=16)] = "24MiB"
+    scan: Scan = field(default_factory=Scan)
+    flood: Flood = field(default_factory=Flood)
+    flow_events: FlowEvents = FlowEvents.ANSWERED
+    allow: Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=MAX_ALLOWED)] = ()
+    ban_s: Annotated[int, Meta(ge=1, le=2_592_000)] = 600  # to 30 days
+    respond: Respond = Respond.REPORT
+
+
+class WatchSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The ``[watch]`` section: files and folders whose changes are reported, and how often all are read again."""
+
+    paths: Annotated[tuple[Annotated[str, Meta(pattern=r"^/[^\0]{0,4094}\Z")], ...], Meta(max_length=256)] = ()
+    interval_s: Annotated[int, Meta(ge=1, le=604_800)] = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SensorPlan:
+    """What a valid section means: the memory number, prefixes never banned, the worker's configuration line."""
+
+    memory_bytes: int
+    allow: tuple[Network, ...]
+    config_json: str
+
+
+def plan_sensor(section: IdsSection) -> SensorPlan:
+    """Return what the sensor is to run with, or raise ``ids.config.invalid`` naming the field.
+
+    msgspec has checked each field's type and range; this checks what a type cannot say.
+    """
+    memory_bytes = parse_memory(section.memory)
+    if section.flood.low_per_s >= section.flood.high_per_s:
+        raise ConfigInvalid("flood.low_per_s must be below flood.high_per_s", field="flood.low_per_s")
+    document = {
+        "memory_bytes": memory_bytes,
+        "scan": {name: getattr(section.scan, name) for name in Scan.__struct_fields__},
+        "flood": {name: getattr(section.flood, name) for name in Flood.__struct_fields__},
+        "flow_events": section.flow_events.value,
+    }
+    return SensorPlan(
+        memory_bytes=memory_bytes,
+        allow=parse_prefixes(section.allow),
+        config_json=json.dumps(document, separators=(",", ":")),
+    )
+
+
+def parse_memory(text: str) -> int:
+    """Return the bytes of ``"24MiB"`` or ``"6144KiB"``, or raise ``ids.config.invalid``."""
+    match = _MEMORY.fullmatch(text)
+    size_bytes = int(match[1]) * _UNITS[match[2]] if match else 0
+    if not MIN_MEMORY_BYTES <= size_bytes <= MAX_MEMORY_BYTES:
+        raise ConfigInvalid(f"memory must be from 2MiB to 1024MiB, as in '24MiB', not {text!r}", field="memory")
+    return size_bytes
+
+
+def parse_prefixes(texts: tuple[str, ...]) -> tuple[Network, ...]:
+    """Return the prefixes of ``texts`` (a bare address is one), or raise ``ids.config.invalid``."""
+    networks = []
+    for text in texts:
+        try:
+            networks.append(ipaddress.ip_network(text))
+        except ValueError as error:
+            raise ConfigInvalid(f"allow: {error}", field="allow") from error
+    return tuple(networks)
