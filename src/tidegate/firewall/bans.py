@@ -80,7 +80,7 @@ class Bans:
 
     def list_bans(self) -> list[Ban]:
         """Return the bans in force, by address; raises ``firewall.ban.no-table``."""
-        listing = self._nft.list_table(BAN_TABLE)
+        listing = self._nft.list_table(BAN_TABLE, stateless=False)
         if listing is None:
             raise BanTableMissing("there is no table of bans")
         found = []

@@ -44,12 +44,13 @@ class LibraryEngine:
         self._owner = 0
         self._renew()
 
-    def execute(self, text: str, *, dry_run: bool = False) -> tuple[int, str, str]:
+    def execute(self, text: str, *, dry_run: bool = False, stateless: bool = True) -> tuple[int, str, str]:
         if "\0" in text:
             return 1, "", "the text holds a NUL byte"
         if self._owner != os.getpid():
             self._renew()  # after a fork the netlink socket would be shared with the parent
         self._library.nft_ctx_set_dry_run(self._context, dry_run)
+        self._library.nft_ctx_output_set_flags(self._context, _OUTPUT_STATELESS if stateless else 0)
         status = self._library.nft_run_cmd_from_buffer(self._context, text.encode())
         # Both buffers are read each time: reading one resets it for the next command.
         output = self._library.nft_ctx_get_output_buffer(self._context)
@@ -69,7 +70,6 @@ class LibraryEngine:
         self._context, self._owner = context, os.getpid()
         self._library.nft_ctx_buffer_output(context)
         self._library.nft_ctx_buffer_error(context)
-        self._library.nft_ctx_output_set_flags(context, _OUTPUT_STATELESS)
 
 
 def _text(raw: bytes | None) -> str:

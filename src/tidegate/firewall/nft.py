@@ -37,8 +37,11 @@ class Engine(Protocol):
 
     name: str
 
-    def execute(self, text: str, *, dry_run: bool = False) -> tuple[int, str, str]:
-        """Run commands as one transaction; return status (0: done), output (without counters), complaint."""
+    def execute(self, text: str, *, dry_run: bool = False, stateless: bool = True) -> tuple[int, str, str]:
+        """Run commands as one transaction; return status (0: done), output, complaint.
+
+        ``stateless`` leaves counters and the time that elements have left out of listings.
+        """
         ...
 
     def close(self) -> None:
@@ -79,20 +82,23 @@ class Nft:
         """Have library and kernel check ``text`` without changing anything; raises ``firewall.nft.refused``."""
         self._execute(text, dry_run=True)
 
-    def list_table(self, name: str) -> str | None:
-        """Return table ``inet name`` as text that loads again, counters left out; ``None`` when there is none."""
+    def list_table(self, name: str, *, stateless: bool = True) -> str | None:
+        """Return table ``inet name`` as text, or ``None`` when there is none.
+
+        ``stateless`` gives a text that loads again: without counters and the time that elements have left.
+        """
         # Asked this way because "no such table" and "no permission" differ only in wording otherwise.
         if f"table inet {name}" not in self.run("list tables inet").splitlines():
             return None
-        return self.run(f"list table inet {name}")
+        return self._execute(f"list table inet {name}", dry_run=False, stateless=stateless)
 
     def close(self) -> None:
         """Give the connection back; harmless when repeated."""
         self._engine.close()
 
-    def _execute(self, text: str, *, dry_run: bool) -> str:
+    def _execute(self, text: str, *, dry_run: bool, stateless: bool = True) -> str:
         with self._lock:
-            status, output, complaint = self._engine.execute(text, dry_run=dry_run)
+            status, output, complaint = self._engine.execute(text, dry_run=dry_run, stateless=stateless)
         if status != 0:
             said = complaint.strip()[:MAX_MESSAGE] or "no message"
             raise NftRefused(f"nftables refused: {said}", engine=self._engine.name)
@@ -141,8 +147,8 @@ class ProgramEngine:
         """Raises ``base.program.missing``."""
         find_program("nft")
 
-    def execute(self, text: str, *, dry_run: bool = False) -> tuple[int, str, str]:
-        arguments = ["nft", "-s", *(["-c"] if dry_run else []), "-f", "-"]
+    def execute(self, text: str, *, dry_run: bool = False, stateless: bool = True) -> tuple[int, str, str]:
+        arguments = ["nft", *(["-s"] if stateless else []), *(["-c"] if dry_run else []), "-f", "-"]
         done = run_program(arguments, stdin=text.encode(), timeout_s=PROGRAM_TIMEOUT_S, check=False)
         return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
 
