@@ -277,6 +277,12 @@ def agent_stopped(*, reason: str) -> Event:
     return _application("agent.stopped", 4, Severity.LOW, f"agent stopped: {_clip(reason)}")
 
 
+def agent_failed(*, part: str, error: TidegateError) -> Event:
+    """A part of the agent ended with ``error``; the others go on without it."""
+    message = f"agent goes on without its {part}: {_clip(error.message)}"
+    return _application("agent.failed", 4, Severity.HIGH, message, failed=True, error=error)
+
+
 def log_recovered(*, file: str, cut_bytes: int, damaged_lines: int) -> Event:
     """After a crash or power cut the log's end was torn (``cut_bytes`` removed) or damaged (left in place)."""
     severity = Severity.HIGH if damaged_lines else Severity.LOW
@@ -289,10 +295,10 @@ def log_lost(*, count: int, reason: str) -> Event:
     return _log("events.lost", Severity.HIGH, f"{count} events lost: {_clip(reason)}", {"count": count})
 
 
-def log_thinned(*, segment: int, count: int, digest: str) -> Event:
-    """``count`` events that were no alerts gave way in a segment; ``digest`` covers the gap records left there."""
-    data: dict[str, Json] = {"segment": segment, "count": count, "digest": digest}
-    return _log("events.thinned", Severity.MEDIUM, f"{count} old events below alert level removed for space", data)
+def log_thinned(*, segment: int, count: int) -> Event:
+    """``count`` events below alert level of a segment gave way; a checkpoint accounts for the gap they leave."""
+    data: dict[str, Json] = {"segment": segment, "count": count}
+    return _log("events.thinned", Severity.LOW, f"{count} old events below alert level removed for space", data)
 
 
 def log_dropped(*, segment: int, count: int, head: str) -> Event:

@@ -1,13 +1,12 @@
 """The hash chain: is this log whole, in order and signed, and if not, where exactly is it wrong? Pure.
 
 Every line holds the SHA-256 of the line before; the first line of a boot binds device, boot and the end of the boot
-before. A signed checkpoint therefore vouches for its own line and for every line before it. Lines that gave way to
-the size limit are accounted for by a signed event, or they count as removed.
+before. A signed checkpoint therefore vouches for its own line and for every line before it. Where events gave way to
+the size limit, gap records stand, which a checkpoint accounts for; anything else that is absent counts as removed.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -26,7 +25,7 @@ from tidegate.events.errors import (
     CheckpointMissing,
     LogEmpty,
 )
-from tidegate.events.lines import NO_HEAD, Entry, StoredLine, encode_gap, genesis, parse_line
+from tidegate.events.lines import NO_HEAD, Entry, StoredLine, genesis, hash_gaps, parse_line
 
 if TYPE_CHECKING:
     from tidegate.crypto.trust import TrustPolicy
@@ -70,7 +69,7 @@ def verify_chain(lines: Iterable[StoredLine], checkpoints: Iterable[StoredLine],
        ``.duplicated``, ``.foreign``), and every line holds the hash of the one before (``events.chain.altered``);
     5. checkpoints follow each other without a hole (``events.checkpoint.missing``), name lines that are there
        (``events.chain.truncated``) and agree with them (``events.chain.altered``);
-    6. what is absent at the start or in gap records is accounted for by a signed event (``events.chain.missing``).
+    6. a checkpoint accounts for each gap record, and a signed event for an absent start (``events.chain.missing``).
 
     A last line without a newline is what a writer at work or a power cut leaves; it counts as not written.
 
@@ -87,9 +86,11 @@ def verify_chain(lines: Iterable[StoredLine], checkpoints: Iterable[StoredLine],
         raise ChainTruncated("checkpoints are there, but no event", sequence=statements[-1][1].last)
     _check_device(entries, statements)  # 3
     walk = _Walk(entries, [statement for _, statement in statements])
-    walk.check_order()  # 4
+    walk.check_start()  # 4
+    walk.check_order()
     signed = _check_checkpoints(entries, statements)  # 5
-    _check_absences(entries, signed)  # 6
+    _check_gaps(entries, statements)  # 6
+    _check_log_start(entries, signed)
     events = [entry.kind is not None for entry in entries]
     return VerifiedLog(
         device=entries[0].device,
@@ -105,9 +106,26 @@ def verify_chain(lines: Iterable[StoredLine], checkpoints: Iterable[StoredLine],
     )
 
 
-def gaps_digest(raw_gaps: Iterable[bytes]) -> str:
-    """Return what a ``events.thinned`` event says about the gap records left in its segment."""
-    return hashlib.sha256(b"\n".join(raw_gaps)).hexdigest()
+def verify_segment(
+    lines: Iterable[StoredLine], checkpoints: Iterable[StoredLine], *, trust: TrustPolicy | None
+) -> list[Entry]:
+    """Return the entries of a part of a log if it is consistent in itself and with its checkpoints.
+
+    For a writer that is about to replace the part by a shorter one and to sign that: it must not sign what somebody
+    altered. Errors as for ``verify_chain``. Not checked: what lies before and behind. ``trust`` is ``None`` where the
+    writer does not sign, so that there is nothing to sign wrongly; then the checkpoints are not looked at.
+    """
+    entries = [parse_line(line) for line in lines]
+    if not entries:
+        raise LogEmpty("the segment holds no event")
+    statements = [] if trust is None else [(line, verify_checkpoint(line, trust)) for line in checkpoints]
+    if statements:
+        _check_device(entries, statements)
+    _Walk(entries, [statement for _, statement in statements]).check_order()
+    _check_checkpoints(entries, statements)
+    if trust is not None:
+        _check_gaps(entries, statements)
+    return entries
 
 
 def _without_torn(lines: Iterable[StoredLine]) -> list[StoredLine]:
@@ -133,9 +151,16 @@ class _Walk:
         self._entries = entries
         self._signed_heads = {(statement.boot, statement.last): statement.head for statement in statements}
 
+    def check_start(self) -> None:
+        """Raise if something that stands later belongs before the log's first line."""
+        first = self._entries[0]
+        boot, sequence = (first.link.previous_boot, None) if first.first == 1 else (first.boot, first.first - 1)
+        if boot is not None and self._stands_later(0, boot, sequence):
+            raise ChainReordered(f"{first.place} stands before what it continues", **first.fields)
+        self._check_genesis(first)
+
     def check_order(self) -> None:
         """Raise for the first place where the log does not continue."""
-        self._check_start(self._entries[0])
         for index, (before, entry) in enumerate(pairwise(self._entries), start=1):
             if entry.boot != before.boot:
                 self._check_boot_change(index, before, entry)
@@ -143,13 +168,6 @@ class _Walk:
                 raise self._out_of_order(index, before, entry)
             elif entry.link.prev != before.head:
                 raise self._altered(index, before, entry)
-
-    def _check_start(self, first: Entry) -> None:
-        """The log's first line: does something that stands later belong before it?"""
-        boot, sequence = (first.link.previous_boot, None) if first.first == 1 else (first.boot, first.first - 1)
-        if boot is not None and self._stands_later(0, boot, sequence):
-            raise ChainReordered(f"{first.place} stands before what it continues", **first.fields)
-        self._check_genesis(first)
 
     def _check_genesis(self, entry: Entry) -> None:
         head = entry.link.previous_head
@@ -229,8 +247,10 @@ def _check_checkpoints(entries: Sequence[Entry], statements: Sequence[tuple[Stor
             raise CheckpointInvalid(f"{place} stands twice or out of order", **fields)
         expected[statement.boot] = statement.last + 1
         index = ends.get((statement.boot, statement.last))
-        if index is None:  # its line lies inside a gap record, or before the start that duty 6 accounts for
-            continue
+        if index is None and statement.last < low:
+            raise ChainMissing(f"{place} names events before {low}, where the log's boot begins", **fields)
+        if index is None:
+            raise CheckpointInvalid(f"{place} names an event that is not there", **fields)
         if entries[index].head != statement.head:
             raise ChainAltered(f"{entries[index].place} is not what was signed", **entries[index].fields)
         if index + 1 <= covered:
@@ -239,9 +259,27 @@ def _check_checkpoints(entries: Sequence[Entry], statements: Sequence[tuple[Stor
     return covered
 
 
-def _check_absences(entries: Sequence[Entry], signed: int) -> None:
-    """Duty 6: the log's start and its gap records are accounted for by events that a checkpoint covers."""
-    thinned = {str(entry.data.get("digest")) for entry in entries[:signed] if entry.kind == "events.thinned"}
+def _check_gaps(entries: Sequence[Entry], statements: Sequence[tuple[StoredLine, Checkpoint]]) -> None:
+    """Duty 6: each checkpoint accounts for exactly the gap records among its events, and no gap is elsewhere."""
+    gaps = [entry for entry in entries if entry.kind is None]
+    accounted = 0
+    for _, statement in statements:
+        inside = [
+            gap
+            for gap in gaps
+            if gap.boot == statement.boot and statement.first <= gap.first and gap.last <= statement.last
+        ]
+        accounted += len(inside)
+        if hash_gaps(inside) != statement.gaps:
+            place = inside[0] if inside else entries[0]
+            raise ChainMissing(f"the signed account of gaps near {place.place} is another one", **place.fields)
+    if accounted != len(gaps):
+        loose = gaps[accounted]
+        raise ChainMissing(f"no checkpoint accounts for the gap at {loose.place}", **loose.fields)
+
+
+def _check_log_start(entries: Sequence[Entry], signed: int) -> None:
+    """Duty 6: a log that does not begin at the beginning continues what a signed event says was removed."""
     dropped = {str(entry.data.get("head")) for entry in entries[:signed] if entry.kind == "events.dropped"}
     first = entries[0]
     start = first.link.prev if first.link.previous_head is None else first.link.previous_head
@@ -249,10 +287,3 @@ def _check_absences(entries: Sequence[Entry], signed: int) -> None:
         raise ChainMissing(
             f"the log begins at {first.place} with event {first.first}, not at its start", **first.fields
         )
-    by_file: dict[str, list[Entry]] = {}
-    for entry in entries:
-        if entry.kind is None:
-            by_file.setdefault(entry.file, []).append(entry)
-    for gaps in by_file.values():
-        if gaps_digest(encode_gap([entry]) for entry in gaps) not in thinned:
-            raise ChainMissing(f"no signed event accounts for the gap at {gaps[0].place}", **gaps[0].fields)

@@ -25,19 +25,24 @@ if TYPE_CHECKING:  # signing loads the cryptography library, which a writer with
     from tidegate.crypto.trust import TrustPolicy
 
 CONTEXT = "tidegate.checkpoint.v1"
+CHECKPOINT_START = b'{"boot":'  # how a checkpoint's line begins, and no event's or gap record's does
 MAX_CHECKPOINT_LINE_BYTES = 98_304  # the largest envelope (60 KiB) in base64, with its numbers
-_MAX_PAYLOAD_BYTES = 512  # two identifiers, two numbers, a hash
+_MAX_PAYLOAD_BYTES = 512  # two identifiers, two numbers, two hashes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """The statement that is signed: events ``first`` to ``last`` of this boot end in the hash ``head``."""
+    """The statement that is signed: events ``first`` to ``last`` of this boot end in the hash ``head``.
+
+    ``gaps`` accounts for the gap records among them (``lines.hash_gaps``): empty if every event is there.
+    """
 
     device: str
     boot: str
     first: int
     last: int
     head: bytes
+    gaps: bytes = b""
 
 
 class CheckpointLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,6 +65,7 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
             "first_seq": checkpoint.first,
             "last_seq": checkpoint.last,
             "head": checkpoint.head,
+            "gaps": checkpoint.gaps,
         }
     )
 
@@ -116,9 +122,10 @@ def _parse_payload(payload: bytes) -> Checkpoint | None:
             "first_seq": int() as first,
             "last_seq": int() as last,
             "head": bytes() as head,
+            "gaps": bytes() as gaps,
             **rest,
-        } if not rest and 1 <= first <= last and len(head) == HASH_BYTES:
-            return Checkpoint(device=device, boot=boot, first=first, last=last, head=head)
+        } if not rest and 1 <= first <= last and len(head) == HASH_BYTES and len(gaps) in (0, HASH_BYTES):
+            return Checkpoint(device=device, boot=boot, first=first, last=last, head=head, gaps=gaps)
     return None
 
 

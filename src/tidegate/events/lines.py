@@ -7,7 +7,7 @@ the size limit. Bytes: docs/formats/events.md.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -77,7 +77,7 @@ def first_link(device: str, boot: str, *, previous_boot: str | None, previous_he
 
 
 def encode_gap(entries: Sequence[Entry]) -> bytes:
-    """Return the gap record that stands for ``entries``, consecutive events of one boot."""
+    """Return the gap record that stands for ``entries``, consecutive events or gap records of one boot."""
     first, last = entries[0], entries[-1]
     gap: dict[str, Json] = {
         "device": first.device,
@@ -88,6 +88,12 @@ def encode_gap(entries: Sequence[Entry]) -> bytes:
         "head": last.head.hex(),
     }
     return encode_canonical({"gap": gap})
+
+
+def hash_gaps(gaps: Iterable[Entry]) -> bytes:
+    """Return what a checkpoint says about the gap records among its events: nothing if there are none."""
+    records = [encode_gap([gap]) for gap in gaps]
+    return hashlib.sha256(b"\n".join(records)).digest() if records else b""
 
 
 class _Previous(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,85 +1,113 @@
 """What gives way when the log reaches its size: information first, alerts last. Pure.
 
-A full segment is *thinned*: its alerts stay byte for byte, each run of other events becomes one gap record. Only when
-every closed segment is thinned and they are still too large does the oldest one go. Both are written down as signed
-events before they happen, so that a verifier tells them from tampering.
+A closed segment is *thinned*: its alerts and the first line of each boot stay byte for byte, each run of other events
+becomes one gap record. Small thinned segments are merged, so that any amount of information ends in one gap record
+between two alerts. Only when every closed segment is thinned and they are still too large does the oldest go.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tidegate.base.errors import Rejected
-from tidegate.events.chain import gaps_digest
+from tidegate.events.checkpoint import Checkpoint
 from tidegate.events.errors import LogEmpty
-from tidegate.events.lines import Entry, StoredLine, encode_gap, parse_line
+from tidegate.events.lines import Entry, StoredLine, encode_gap, hash_gaps, parse_line
+
+
+class SegmentKind(enum.Enum):
+    """How a segment is stored; the value is its file's suffix."""
+
+    FULL = "events"
+    THINNED = "thinned"
+    KEPT = "kept"  # altered by somebody: kept byte for byte as evidence until it is the oldest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A closed segment of the log; its size counts its checkpoints."""
+    """A part of the log in files of its own; it stands for the numbers ``first`` to ``last``, checkpoints included."""
 
-    number: int
+    first: int
+    last: int
     size_bytes: int
-    thinned: bool
+    kind: SegmentKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ThinSegment:
-    """Replace the segment by its alerts and gap records."""
+class ThinSegments:
+    """Replace the segments, neighbours, by one thinned segment."""
 
-    number: int
+    segments: tuple[Segment, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DropSegment:
     """Remove the segment, which is the oldest."""
 
-    number: int
+    segment: Segment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thinned:
-    """A thinned segment: its new content, how many events went, and the digest that accounts for them."""
+    """A thinned segment: its lines, what its new checkpoints have to say, and how many events went."""
 
-    content: bytes
+    lines: tuple[bytes, ...]
+    checkpoints: tuple[Checkpoint, ...]
     removed: int
-    digest: str
 
 
-def plan_next(closed: Sequence[Segment], *, limit_bytes: int) -> ThinSegment | DropSegment | None:
-    """Return the one step to take next, or ``None`` if the closed segments fit into ``limit_bytes``."""
+def plan_next(closed: Sequence[Segment], *, limit_bytes: int, merge_bytes: int) -> ThinSegments | DropSegment | None:
+    """Return the one step to take next, or ``None`` if the closed segments fit into ``limit_bytes``.
+
+    A thinned segment of at most ``merge_bytes`` is merged with the one behind it.
+    """
     if sum(segment.size_bytes for segment in closed) <= limit_bytes:
         return None
-    for segment in closed:
-        if not segment.thinned:
-            return ThinSegment(number=segment.number)
-    return DropSegment(number=closed[0].number)
+    for index, segment in enumerate(closed):
+        if segment.kind is SegmentKind.FULL:
+            before = closed[index - 1] if index else segment
+            merged = before.kind is SegmentKind.THINNED and before.size_bytes <= merge_bytes
+            return ThinSegments(segments=(before, segment) if merged else (segment,))
+    return DropSegment(segment=closed[0])
 
 
-def thin_segment(lines: Sequence[StoredLine]) -> Thinned:
-    """Return the segment without its events below alert level; a boot's first line and gap records stay.
-
-    Raises ``events.chain.malformed`` for a segment that was altered: evidence of that is not to be thinned.
-    """
+def thin_entries(lines: Sequence[StoredLine], entries: Sequence[Entry]) -> Thinned:
+    """Return the part without its events below alert level; ``entries`` are the verified ``lines``."""
     kept: list[bytes] = []
-    gaps: list[bytes] = []
-    run: list[Entry] = []
+    groups: list[list[Entry]] = []
     removed = 0
-    for line in [*lines, None]:
-        entry = None if line is None else parse_line(line)
-        if entry is not None and entry.kind is not None and not entry.alert and entry.first > 1:
-            run.append(entry)
-            continue
-        if run:
-            gaps.append(encode_gap(run))
-            kept.append(gaps[-1])
-            removed += len(run)
-            run = []
-        if line is not None:
-            kept.append(line.raw)
-    return Thinned(content=b"".join(raw + b"\n" for raw in kept), removed=removed, digest=gaps_digest(gaps))
+    for line, entry in zip(lines, entries, strict=True):
+        gives_way = not entry.alert and entry.first > 1  # a gap record is no alert
+        removed += gives_way and entry.kind is not None
+        continues = gives_way and groups and groups[-1][-1].boot == entry.boot and kept[-1] == b""
+        if continues:
+            groups[-1].append(entry)
+        else:
+            groups.append([entry])
+            kept.append(b"" if gives_way else line.raw)
+    records = tuple(raw or encode_gap(group) for raw, group in zip(kept, groups, strict=True))
+    return Thinned(lines=records, checkpoints=_account(records), removed=removed)
+
+
+def _account(lines: Sequence[bytes]) -> tuple[Checkpoint, ...]:
+    """Return a checkpoint per boot over the lines of a thinned segment."""
+    boots: dict[str, list[Entry]] = {}
+    for number, raw in enumerate(lines, start=1):
+        entry = parse_line(StoredLine(file="", number=number, raw=raw))
+        boots.setdefault(entry.boot, []).append(entry)
+    return tuple(
+        Checkpoint(
+            device=entries[0].device,
+            boot=boot,
+            first=entries[0].first,
+            last=entries[-1].last,
+            head=entries[-1].head,
+            gaps=hash_gaps(entry for entry in entries if entry.kind is None),
+        )
+        for boot, entries in boots.items()
+    )
 
 
 def last_entry(lines: Sequence[StoredLine]) -> tuple[Entry, int]:

@@ -1,7 +1,7 @@
 """The log's folder: numbered segment files, their checkpoint files, the writer's lock.
 
-Touches: ``NNNNNNNN.events`` (lines as written), ``NNNNNNNN.thinned`` (alerts and gap records), ``NNNNNNNN.checkpoints``
-and ``lock``. Bytes: docs/formats/events.md.
+Touches: ``NNNNNNNN.events`` (lines as written) with ``NNNNNNNN.checkpoints``; ``NNNNNNNN-NNNNNNNN.thinned`` (alerts and
+gap records) and ``.kept`` (evidence), which hold their checkpoints themselves; ``lock``. Bytes: docs/formats/events.md.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,15 +23,16 @@ from tidegate.base.durable import (
 )
 from tidegate.base.errors import StorageMissing
 from tidegate.events.chain import VerifiedLog, verify_chain
+from tidegate.events.checkpoint import CHECKPOINT_START
 from tidegate.events.errors import SpoolBusy
 from tidegate.events.lines import StoredLine
-from tidegate.events.retention import Segment
+from tidegate.events.retention import Segment, SegmentKind
 
 if TYPE_CHECKING:
     from tidegate.crypto.trust import TrustPolicy
 
 MAX_SEGMENT_BYTES = 16 << 20  # what is read into memory at once; a segment is a small part of a small log
-_NAME = re.compile(r"([0-9]{8})\.(events|thinned|checkpoints)")
+_NAME = re.compile(r"([0-9]{8,10})(?:-([0-9]{8,10}))?\.(events|thinned|kept)")
 _LOCK_POLL_S = 0.02
 
 
@@ -109,50 +110,51 @@ def events_path(folder: Path, number: int) -> Path:
     return folder / f"{number:08}.events"
 
 
-def thinned_path(folder: Path, number: int) -> Path:
-    """Return where the thinned lines of segment ``number`` are."""
-    return folder / f"{number:08}.thinned"
-
-
 def checkpoints_path(folder: Path, number: int) -> Path:
-    """Return where the checkpoints of segment ``number`` are."""
+    """Return where the checkpoints of a segment that is written, or was, but not thinned, are."""
     return folder / f"{number:08}.checkpoints"
 
 
 def list_segments(folder: Path) -> list[Segment]:
-    """Return the segments in order; of one that is there whole and thinned (a cut while thinning) the whole."""
-    sizes: dict[tuple[int, str], int] = {}
+    """Return the segments in order. One that a thinned segment stands for does not count (a cut while thinning)."""
+    found = []
     with translate_os_errors(folder):
         for path in folder.iterdir():
-            if match := _NAME.fullmatch(path.name):
-                sizes[int(match[1]), match[2]] = path.stat().st_size
-    segments = []
-    for number in sorted({number for number, kind in sizes if kind != "checkpoints"}):
-        thinned = (number, "events") not in sizes
-        lines = sizes[number, "thinned" if thinned else "events"]
-        size_bytes = lines + sizes.get((number, "checkpoints"), 0)
-        segments.append(Segment(number=number, size_bytes=size_bytes, thinned=thinned))
+            match = _NAME.fullmatch(path.name)
+            if not match:
+                continue
+            first = int(match[1])
+            size_bytes = path.stat().st_size
+            if match[3] == SegmentKind.FULL.value and checkpoints_path(folder, first).exists():
+                size_bytes += checkpoints_path(folder, first).stat().st_size
+            last = int(match[2]) if match[2] else first
+            found.append(Segment(first=first, last=last, size_bytes=size_bytes, kind=SegmentKind(match[3])))
+    segments: list[Segment] = []
+    for segment in sorted(found, key=lambda one: (one.first, -one.last, one.kind is SegmentKind.FULL)):
+        if not segments or segment.first > segments[-1].last:
+            segments.append(segment)
     return segments
 
 
-def read_segment(folder: Path, segment: Segment) -> list[StoredLine]:
-    """Return the lines of one segment, unverified; a last line without newline counts as a line."""
-    path = (thinned_path if segment.thinned else events_path)(folder, segment.number)
-    return _read_lines(path)
-
-
-def read_checkpoints(folder: Path, number: int) -> list[StoredLine]:
-    """Return the checkpoint lines of one segment, unverified."""
-    try:
-        return _read_lines(checkpoints_path(folder, number))
-    except StorageMissing:
-        return []
+def read_segment(folder: Path, segment: Segment) -> tuple[list[StoredLine], list[StoredLine]]:
+    """Return the lines and the checkpoints of one segment, unverified; a torn last line counts as a line."""
+    if segment.kind is SegmentKind.FULL:
+        try:
+            checkpoints = _read_lines(checkpoints_path(folder, segment.first))
+        except StorageMissing:
+            checkpoints = []
+        return _read_lines(events_path(folder, segment.first)), checkpoints
+    rows = _read_lines(_compact_path(folder, segment))
+    return (
+        [row for row in rows if not row.raw.startswith(CHECKPOINT_START)],
+        [row for row in rows if row.raw.startswith(CHECKPOINT_START)],
+    )
 
 
 def read_log(folder: Path) -> Iterator[StoredLine]:
     """Yield every line of the log in order, unverified."""
     for segment in list_segments(folder):
-        yield from read_segment(folder, segment)
+        yield from read_segment(folder, segment)[0]
 
 
 def follow_log(folder: Path, wait: Callable[[], None]) -> Iterator[StoredLine]:
@@ -163,41 +165,62 @@ def follow_log(folder: Path, wait: Callable[[], None]) -> Iterator[StoredLine]:
     seen = (0, 0)  # segment, line
     while True:
         for segment in list_segments(folder):
-            if segment.number < seen[0]:
+            if segment.first < seen[0]:
                 continue
-            for line in read_segment(folder, segment):
-                if (segment.number, line.number) > seen and line.complete:
-                    seen = (segment.number, line.number)
+            for line in read_segment(folder, segment)[0]:
+                if (segment.first, line.number) > seen and line.complete:
+                    seen = (segment.first, line.number)
                     yield line
         wait()
 
 
 def verify_folder(folder: Path, trust: TrustPolicy) -> VerifiedLog:
     """Return what the log in ``folder`` amounts to; errors and what is not checked as for ``verify_chain``."""
-    checkpoints = [line for segment in list_segments(folder) for line in read_checkpoints(folder, segment.number)]
-    return verify_chain(read_log(folder), checkpoints, trust=trust)
+    lines: list[StoredLine] = []
+    checkpoints: list[StoredLine] = []
+    for segment in list_segments(folder):
+        found = read_segment(folder, segment)
+        lines += found[0]
+        checkpoints += found[1]
+    return verify_chain(lines, checkpoints, trust=trust)
 
 
-def replace_by_thinned(folder: Path, number: int, content: bytes) -> None:
-    """Put the thinned segment in the place of the whole one; a cut leaves one of them, or both alike."""
-    write_file_atomic(thinned_path(folder, number), content, mode=0o600)
-    _remove(events_path(folder, number))
+def replace_segments(folder: Path, segments: Sequence[Segment], kind: SegmentKind, rows: Iterable[bytes]) -> None:
+    """Put one file of ``rows`` in the place of neighbouring segments; a cut leaves the old ones or the new one."""
+    first, last = segments[0].first, segments[-1].last
+    compact = Segment(first=first, last=last, size_bytes=0, kind=kind)
+    write_file_atomic(_compact_path(folder, compact), b"".join(row + b"\n" for row in rows), mode=0o600)
+    for segment in segments:
+        if (segment.first, segment.last, segment.kind) != (first, last, kind):
+            remove_segment(folder, segment)
 
 
-def remove_segment(folder: Path, number: int) -> None:
-    """Remove a thinned segment, then its checkpoints: without lines they are not read any more."""
-    _remove(thinned_path(folder, number))
-    _remove(checkpoints_path(folder, number))
+def remove_segment(folder: Path, segment: Segment) -> None:
+    """Remove a segment's files, the lines first: without them its checkpoints are not read any more."""
+    if segment.kind is SegmentKind.FULL:
+        _remove(events_path(folder, segment.first))
+        _remove(checkpoints_path(folder, segment.first))
+    else:
+        _remove(_compact_path(folder, segment))
 
 
-def remove_orphans(folder: Path) -> None:
-    """Remove what a power cut left of steps that were under way: checkpoints without lines, unfinished copies."""
-    numbers = {segment.number for segment in list_segments(folder)}
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a power cut left of steps that were under way: parts that were replaced, unfinished copies."""
+    used = set()
+    for segment in list_segments(folder):
+        if segment.kind is SegmentKind.FULL:
+            used |= {events_path(folder, segment.first), checkpoints_path(folder, segment.first)}
+        else:
+            used.add(_compact_path(folder, segment))
     with translate_os_errors(folder):
         for path in list(folder.iterdir()):
-            match = _NAME.fullmatch(path.name)
-            if (match and int(match[1]) not in numbers) or (path.name.startswith(".") and path.suffix == ".new"):
+            ours = _NAME.fullmatch(path.name) or path.suffix == ".checkpoints" or path.name.startswith(".")
+            if ours and path not in used:
                 _remove(path)
+
+
+def _compact_path(folder: Path, segment: Segment) -> Path:
+    return folder / f"{segment.first:08}-{segment.last:08}.{segment.kind.value}"
 
 
 def _remove(path: Path) -> None:

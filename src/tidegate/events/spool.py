@@ -16,11 +16,12 @@ from tidegate.base.clock import Clock, SystemClock
 from tidegate.base.durable import translate_os_errors
 from tidegate.base.errors import Fault, Rejected, StorageFull
 from tidegate.events import catalogue
+from tidegate.events.chain import verify_segment
 from tidegate.events.checkpoint import Checkpoint, parse_checkpoint_line, sign_checkpoint
-from tidegate.events.errors import LineMalformed, LogEmpty
-from tidegate.events.lines import NO_HEAD, first_link, hash_line
+from tidegate.events.errors import LogEmpty
+from tidegate.events.lines import NO_HEAD, StoredLine, first_link, hash_line
 from tidegate.events.model import Event, EventId, Link, check_identifier, encode_line
-from tidegate.events.retention import Segment, ThinSegment, last_entry, plan_next, thin_segment
+from tidegate.events.retention import Segment, SegmentKind, ThinSegments, last_entry, plan_next, thin_entries
 from tidegate.events.segments import (
     MAX_SEGMENT_BYTES,
     AppendFile,
@@ -28,15 +29,15 @@ from tidegate.events.segments import (
     checkpoints_path,
     events_path,
     list_segments,
-    read_checkpoints,
     read_segment,
-    remove_orphans,
+    remove_leftovers,
     remove_segment,
-    replace_by_thinned,
+    replace_segments,
 )
 
 if TYPE_CHECKING:
     from tidegate.crypto.signing import Signer
+    from tidegate.crypto.trust import TrustPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,14 +164,15 @@ class EventLog:
 
     def _open(self) -> None:
         """Find the end of the log, mend it, and continue this boot or begin it."""
-        remove_orphans(self._folder)
+        remove_leftovers(self._folder)
         segments = list_segments(self._folder)
         cut, damaged, where = 0, 0, ""
         boot: str | None = None
-        if segments and not segments[-1].thinned:
-            cut, where = self._mend(segments[-1].number), events_path(self._folder, segments[-1].number).name
+        open_end = bool(segments) and segments[-1].kind is SegmentKind.FULL
+        if open_end:
+            cut, where = self._mend(segments[-1].last), events_path(self._folder, segments[-1].last).name
         for segment in reversed(segments):
-            lines = read_segment(self._folder, segment)
+            lines, _ = read_segment(self._folder, segment)
             if not lines:
                 continue  # created just before a power cut
             try:
@@ -181,10 +183,8 @@ class EventLog:
             boot, self._sequence = entry.boot, entry.last + damaged
             self._head = hash_line(lines[-1].raw) if damaged else entry.head
             break
-        number = segments[-1].number if segments else 0
-        if boot != self._boot or not segments or segments[-1].thinned:
-            number += 1
-        self._enter_segment(number)
+        number = segments[-1].last if segments else 0
+        self._enter_segment(number if open_end and boot == self._boot else number + 1)
         if boot == self._boot:
             self._link = Link(prev=self._head)
             self._checkpointed = self._last_checkpointed(segments)
@@ -208,7 +208,7 @@ class EventLog:
     def _last_checkpointed(self, segments: list[Segment]) -> int:
         """Return the last sequence number of this boot that a checkpoint covers, by the plain hints."""
         for segment in reversed(segments):
-            for line in reversed(read_checkpoints(self._folder, segment.number)):
+            for line in reversed(read_segment(self._folder, segment)[1]):
                 try:
                     hint = parse_checkpoint_line(line)
                 except Rejected:  # tampering: the verifier names the line; the writer has to go on
@@ -291,34 +291,59 @@ class EventLog:
         self.checkpoint()
         self._enter_segment(self._number + 1)
         limit = self._limits.total_bytes - self._limits.segment_bytes
-        while step := plan_next(self._closed_segments(), limit_bytes=limit):
-            if isinstance(step, ThinSegment):
-                self._thin(step.number)
-            else:
-                self._drop(step.number)
+        with contextlib.suppress(StorageFull):  # no room to make room: due again with the next segment
+            while step := plan_next(
+                self._closed_segments(), limit_bytes=limit, merge_bytes=self._limits.segment_bytes // 2
+            ):
+                if isinstance(step, ThinSegments):
+                    self._thin(step.segments)
+                else:
+                    self._drop(step.segment)
 
     def _closed_segments(self) -> list[Segment]:
-        return [segment for segment in list_segments(self._folder) if segment.number != self._number]
+        return [segment for segment in list_segments(self._folder) if segment.last != self._number]
 
-    def _thin(self, number: int) -> None:
-        lines = read_segment(self._folder, Segment(number=number, size_bytes=0, thinned=False))
+    def _thin(self, segments: tuple[Segment, ...]) -> None:
+        """Replace the segments by a thinned one, or keep the last of them as evidence if it was altered."""
+        lines: list[StoredLine] = []
+        checkpoints: list[StoredLine] = []
+        for segment in segments:
+            found = read_segment(self._folder, segment)
+            lines += found[0]
+            checkpoints += found[1]
         try:
-            thinned = thin_segment(lines)
-        except LineMalformed:  # altered: keep every byte as evidence; it goes when it is the oldest
-            replace_by_thinned(self._folder, number, b"".join(line.raw + b"\n" for line in lines))
+            entries = verify_segment(lines, checkpoints, trust=self._own_trust())
+        except Rejected:  # the verifier names the place; the writer has to go on
+            if len(segments) > 1:
+                self._thin(segments[-1:])
+                return
+            rows = [line.raw for line in (*lines, *checkpoints)]
+            replace_segments(self._folder, segments, SegmentKind.KEPT, rows)
             return
+        thinned = thin_entries(lines, entries)
+        rows = list(thinned.lines)
+        if self._signer is not None:
+            rows += [sign_checkpoint(statement, [self._signer]) for statement in thinned.checkpoints]
+        replace_segments(self._folder, segments, SegmentKind.THINNED, rows)
         if thinned.removed:
-            self._account(catalogue.log_thinned(segment=number, count=thinned.removed, digest=thinned.digest))
-        replace_by_thinned(self._folder, number, thinned.content)
+            self._write(catalogue.log_thinned(segment=segments[-1].last, count=thinned.removed))
 
-    def _drop(self, number: int) -> None:
-        lines = read_segment(self._folder, Segment(number=number, size_bytes=0, thinned=True))
-        head = hash_line(lines[-1].raw)
-        count = len(lines)
-        try:
-            entry, behind = last_entry(lines)
-            head = head if behind else entry.head
-        except LogEmpty:
-            count = 0
-        self._account(catalogue.log_dropped(segment=number, count=count, head=head.hex()))
-        remove_segment(self._folder, number)
+    def _own_trust(self) -> TrustPolicy | None:
+        """Return the policy that trusts what this writer signs."""
+        if self._signer is None:
+            return None
+        from tidegate.crypto.trust import TrustPolicy  # heavy: loaded already by the signer
+
+        return TrustPolicy(keys=(self._signer.public_key,), threshold=1, required_classes=frozenset())
+
+    def _drop(self, segment: Segment) -> None:
+        """Remove the oldest segment after a signed event said so."""
+        lines, _ = read_segment(self._folder, segment)
+        head, count = NO_HEAD, 0
+        if lines:
+            head, count = hash_line(lines[-1].raw), len(lines)
+            with contextlib.suppress(LogEmpty):
+                entry, behind = last_entry(lines)
+                head = head if behind else entry.head
+        self._account(catalogue.log_dropped(segment=segment.last, count=count, head=head.hex()))
+        remove_segment(self._folder, segment)

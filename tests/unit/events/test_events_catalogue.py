@@ -48,10 +48,11 @@ EVENTS = [
     catalogue.key_operation(operation="sign", key="id", provider="file", error=ERROR),
     catalogue.agent_started(),
     catalogue.agent_stopped(reason="signal"),
+    catalogue.agent_failed(part="sensor", error=ERROR),
     catalogue.log_recovered(file="00000001.events", cut_bytes=9, damaged_lines=0),
     catalogue.log_recovered(file="00000001.events", cut_bytes=0, damaged_lines=1),
     catalogue.log_lost(count=3, reason="disk full"),
-    catalogue.log_thinned(segment=1, count=3, digest="00" * 32),
+    catalogue.log_thinned(segment=1, count=3),
     catalogue.log_dropped(segment=1, count=3, head="00" * 32),
 ]  # fmt: skip
 IDENTITY = EventId(device="dev-1", boot="b1", sequence=1)

@@ -11,9 +11,9 @@ from tidegate.base.errors import Rejected
 from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.crypto.trust import TrustPolicy
 from tidegate.events import catalogue
-from tidegate.events.chain import VerifiedLog, gaps_digest, verify_chain
+from tidegate.events.chain import VerifiedLog, verify_chain, verify_segment
 from tidegate.events.checkpoint import Checkpoint, sign_checkpoint
-from tidegate.events.lines import NO_HEAD, StoredLine, encode_gap, first_link, hash_line, parse_line
+from tidegate.events.lines import NO_HEAD, StoredLine, encode_gap, first_link, hash_gaps, hash_line, parse_line
 from tidegate.events.model import EventId, Link, encode_canonical, encode_line
 from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.keys.store import KeyPurpose, KeySpec
@@ -366,14 +366,28 @@ def pass_a_removal_off_as_a_gap(log):
 
 
 @attack("events.chain.missing", 5)
-def account_for_a_gap_in_the_unsigned_tail(log):
-    """Without the key an attacker can add events only behind the last checkpoint, and those account for nothing."""
+def widen_a_gap_that_was_accounted_for(log):
+    """The key signed a gap of two events; the attacker lets it swallow the alert behind it."""
     entries = [parse_line(StoredLine(file="f", number=1, raw=raw)) for raw in log.lines[4:7]]
-    gap = encode_gap(entries)
+    small, wide = encode_gap(entries[:2]), encode_gap(entries)
+    account = hash_gaps([parse_line(StoredLine(file="f", number=1, raw=small))])
+    statement = Checkpoint(device=DEVICE, boot="b1", first=5, last=8, head=hash_line(log.lines[7]), gaps=account)
+    log.checkpoints[1] = sign_checkpoint(statement, [log.signer])
+    log.lines[4:7] = [wide]
+
+
+@attack("events.chain.missing", 5)
+def account_for_a_gap_under_another_checkpoint(log):
+    gap = encode_gap([parse_line(StoredLine(file="f", number=1, raw=raw)) for raw in log.lines[4:7]])
+    account = hash_gaps([parse_line(StoredLine(file="f", number=1, raw=gap))])
+    statement = Checkpoint(device=DEVICE, boot="b1", first=9, last=10, head=hash_line(log.lines[9]), gaps=account)
+    log.checkpoints[2] = sign_checkpoint(statement, [log.signer])
     log.lines[4:7] = [gap]
-    event = catalogue.log_thinned(segment=1, count=3, digest=gaps_digest([gap]))
-    identity, link = EventId(device=DEVICE, boot="b2", sequence=9), Link(prev=hash_line(log.lines[-1]))
-    log.lines.append(encode_line(event, identity=identity, link=link, time_ms=0))
+
+
+@attack("events.chain.missing", 17)
+def hide_the_unsigned_tail_behind_a_gap(log):
+    log.lines[16:] = [encode_gap([parse_line(StoredLine(file="f", number=1, raw=raw)) for raw in log.lines[16:]])]
 
 
 @pytest.mark.parametrize(("tamper", "code", "line"), ATTACKS)
@@ -396,22 +410,20 @@ def test_every_code_of_the_chain_has_an_attack():
 # -- what may be absent -----------------------------------------------------------------------------------------------
 
 
-def test_gap_that_a_signed_event_accounts_for(signers, trust):
-    lines, _ = write_boot("b1", 6, signers[0])
-    gap = encode_gap([parse_line(StoredLine(file="f", number=1, raw=raw)) for raw in lines[2:5]])
-
-    def event(sequence):
-        if sequence == 8:
-            return catalogue.log_thinned(segment=1, count=3, digest=gaps_digest([gap]))
-        return catalogue.update_progress(version="1", step=f"b1 {sequence}")
-
-    lines, points = write_boot("b1", 9, signers[0], event=event)
-    lines[2:5] = [gap]
+def test_gap_that_a_checkpoint_accounts_for(signers, trust):
+    lines, points = write_boot("b1", 9, signers[0])
+    gap = encode_gap([parse_line(StoredLine(file="f", number=1, raw=raw)) for raw in lines[1:3]])
+    account = hash_gaps([parse_line(StoredLine(file="f", number=1, raw=gap))])
+    statement = Checkpoint(device=DEVICE, boot="b1", first=1, last=4, head=hash_line(lines[3]), gaps=account)
+    points[0] = sign_checkpoint(statement, [signers[0]])
+    lines[1:3] = [gap]
     verified = Log(*signers, lines, points).verify(trust)
-    assert (verified.signed, verified.removed) == (6, 3)
-    lines[0] = change(lines[0], message="all is well")
-    with pytest.raises(Rejected, match="line 1"):
-        Log(*signers, lines, points).verify(trust)
+    assert (verified.signed, verified.removed) == (7, 2)
+    for index in (0, 2):
+        altered = [*lines[:index], change(lines[index], message="all is well"), *lines[index + 1 :]]
+        with pytest.raises(Rejected) as caught:
+            Log(*signers, altered, points).verify(trust)
+        assert (caught.value.code, caught.value.fields["line"]) == ("events.chain.altered", index + 1)
 
 
 def test_start_that_a_signed_event_accounts_for(signers, trust):
@@ -471,6 +483,19 @@ def test_only_the_written_order_is_accepted(small, order, kept):
 def test_parser_raises_only_rejected(raw):
     with pytest.raises(Rejected):
         parse_line(StoredLine(file="f", number=1, raw=raw))
+
+
+def test_segment_is_consistent_in_itself(log, trust):
+    """What a writer checks before it replaces a part of the log by a shorter one and signs that."""
+    lines = [StoredLine(file="f", number=n, raw=raw) for n, raw in enumerate(log.lines[4:10], 1)]
+    points = [StoredLine(file="c", number=n, raw=raw) for n, raw in enumerate(log.checkpoints[1:3], 1)]
+    assert len(verify_segment(lines, points, trust=trust)) == 6
+    assert len(verify_segment(lines, [], trust=None)) == 6
+    for altered in (lines[1:3] + lines[4:], [replace(lines[0], raw=change(lines[0].raw, message="x")), *lines[1:]]):
+        with pytest.raises(Rejected):
+            verify_segment(altered, points, trust=trust)
+        with pytest.raises(Rejected):
+            verify_segment(altered, [], trust=None)
 
 
 def test_verified_log_cannot_be_made_by_hand(log, trust):
