@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from tidegate.firewall.model import Packet
     from tidegate.firewall.section import FirewallSection
 
-MAX_POLICY_BYTES = 1 << 20  # a policy is written by people
 _STATE = "/var/lib/tidegate/firewall"
 
 
@@ -199,7 +198,7 @@ def _read_section(path: Path) -> FirewallSection:
     """Return the policy's section; without one, the empty section, whose check then says what is missing."""
     from tidegate.base.durable import read_file_bounded
     from tidegate.firewall.section import FirewallSection
-    from tidegate.policy.document import parse_policy
+    from tidegate.policy.document import MAX_POLICY_BYTES, parse_policy
 
     text = read_file_bounded(path, limit_bytes=MAX_POLICY_BYTES).decode(errors="replace")
     return parse_policy(text, name=path.name).firewall or FirewallSection()

@@ -196,8 +196,9 @@ def restore_last_confirmed(state_dir: Path = DEFAULT_STATE, *, nft: Nft | None =
     root can write; the signed policy stays the authority and is applied anew by the agent.
     """
     with _exclusive(state_dir):
-        if guard.guard_lives(str(state_dir)):
+        if guard.guard_lives(str(state_dir)) and (state_dir / guard.PENDING).exists():
             raise ChangePending("a change waits for its confirmation; its guard is alive")
+        _await_old_guard(state_dir)
         for name in (guard.PENDING, guard.ROLLING_BACK):
             with contextlib.suppress(FileNotFoundError):
                 (state_dir / name).rename(state_dir / guard.ROLLED_BACK)
@@ -333,6 +334,11 @@ def _refuse_pending(state_dir: Path) -> None:
     for name in (guard.PENDING, guard.ROLLING_BACK):
         if (state_dir / name).exists():
             raise ChangePending(f"an unconfirmed change lies in {state_dir}", path=str(state_dir))
+    _await_old_guard(state_dir)
+
+
+def _await_old_guard(state_dir: Path) -> None:
+    """Return once the guard of a decided change has noticed and ended."""
     deadline = time.monotonic() + GUARD_END_S
     while guard.guard_lives(str(state_dir)):
         if time.monotonic() > deadline:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import sys
 import time
 
 from tidegate.firewall.libnftables import LibraryEngine
@@ -77,8 +76,7 @@ def finish_rollback(folder: str, execute: Execute, restore: str) -> bool:
         if not complaint:
             _rename(folder, ROLLING_BACK, ROLLED_BACK)
             return True
-        sys.stderr.write(f"rollback refused: {complaint}\n")  # guard.log in the state folder
-        sys.stderr.flush()
+        _note(f"rollback refused: {complaint}")
         time.sleep(RETRY_S)
     return False
 
@@ -112,7 +110,7 @@ def _outlive_memory_shortage() -> None:
         with open("/proc/self/oom_score_adj", "w") as stream:  # noqa: PTH123 - as above
             stream.write("-900")  # proc(5): -1000 would exempt us wholly
     except OSError as error:
-        sys.stderr.write(f"no protection from the out-of-memory killer: {error}\n")
+        _note(f"no protection from the out-of-memory killer: {error}")
 
 
 def _listen_to_signals() -> list[int]:
@@ -156,10 +154,18 @@ def _say_ready() -> None:
     try:
         os.write(1, READY)
     except BrokenPipeError:
-        sys.stderr.write("the process that changes the firewall is gone\n")  # the guard still ends in order
+        _note("the process that changes the firewall is gone")  # the guard still ends in order
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
     os.close(null)
+
+
+def _note(text: str) -> None:
+    """Write a line to guard.log in the state folder, if the disk takes it: a full one must not stop the rollback."""
+    try:
+        os.write(2, f"{text}\n".encode())
+    except OSError:
+        return
 
 
 def _rename(folder: str, old: str, new: str) -> bool:
