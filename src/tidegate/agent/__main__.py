@@ -7,7 +7,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from tidegate.agent.daemon import Agent, AgentOptions
+from tidegate.agent.daemon import Agent, AgentOptions, report_boot
 from tidegate.agent.home import DeviceHome
 from tidegate.base.clock import SystemClock, SystemEntropy
 from tidegate.base.errors import TidegateError
@@ -22,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", type=Path, required=True, help="folder in memory: boot log, socket")
     parser.add_argument("--interface", help="network interface that the sensor watches")
     parser.add_argument("--reboot-request", type=Path, help="file to create when the device has to reboot")
+    parser.add_argument("--report-boot", action="store_true", help="only turn the boot log into events, then end")
     return parser
 
 
@@ -32,6 +33,11 @@ def main() -> int:
     reboot = arguments.reboot_request or arguments.run / "reboot-request"
     options = AgentOptions(interface=arguments.interface, reboot_request=reboot)
     try:
+        if arguments.report_boot:
+            keys = home.open_keys()
+            with home.open_events(keys, SystemClock(), SystemEntropy()) as events:
+                report_boot(home, events)
+            return 0
         return asyncio.run(Agent(home, options, SystemClock(), SystemEntropy()).run())
     except TidegateError as error:
         print(f"tidegate-agent: {error.message} [{error.code}]\n  what to do: {error.advice}", file=sys.stderr)  # noqa: T201

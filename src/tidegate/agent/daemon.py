@@ -23,6 +23,7 @@ from tidegate.agent.updates import install_update, running_version, settle_trial
 from tidegate.base.clock import Clock, Entropy
 from tidegate.base.errors import TidegateError
 from tidegate.events import catalogue
+from tidegate.events.spool import EventLog
 from tidegate.firewall.bans import Bans
 from tidegate.firewall.nft import Nft
 from tidegate.update.section import UpdateSection
@@ -68,11 +69,18 @@ class Agent:
         keys = self._home.open_keys()
         self._nft = Nft.open()
         with self._home.open_events(keys, self._clock, self._entropy) as self._events:
-            self._report_boot()
+            report_boot(self._home, self._events)
+            self._events.append(catalogue.agent_started())
             self._policies = PolicyKeeper(self._home, self._events, self._clock, self._nft)
             self._start_policy()
             self._bans = Bans(self._nft)
-            self._sensing = Sensing(self._events, self._bans, lambda: self._policies.policy, self._options.interface)
+            self._sensing = Sensing(
+                self._events,
+                self._bans,
+                lambda: self._policies.policy,
+                self._clock,
+                interface=self._options.interface,
+            )
             server = await serve(self._home.run / SOCKET, self._handle)
             tasks = [
                 asyncio.create_task(self._guarded("sensor", self._sensing.run_sensor())),
@@ -92,15 +100,6 @@ class Agent:
         return 0
 
     # -- life ---------------------------------------------------------------------------------------------------------
-
-    def _report_boot(self) -> None:
-        """Turn the boot log into events, once a boot; only then is the log of the stages complete."""
-        reported = self._home.run / "boot-reported"
-        if not reported.exists():
-            for event in plan_boot_events(self._home.boot_log.read()):
-                self._events.append(event)
-            reported.touch()
-        self._events.append(catalogue.agent_started())
 
     def _start_policy(self) -> None:
         try:
@@ -129,7 +128,8 @@ class Agent:
         last_s = self._clock.monotonic_s()
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
-            self._policies.notice_expiry()
+            if self._policies.notice_expiry():
+                self._sensing.policy_changed()
             if self._clock.monotonic_s() - last_s >= CHECKPOINT_EVERY_S:
                 self._events.checkpoint()
                 last_s = self._clock.monotonic_s()
@@ -172,7 +172,7 @@ class Agent:
 
     async def _confirm_policy(self, _: dict[str, object]) -> dict[str, object]:
         verified = self._policies.confirm()
-        await self._sensing.policy_changed()
+        self._sensing.policy_changed()
         return {"policy": verified.policy.policy.version}
 
     async def _rollback_policy(self, _: dict[str, object]) -> dict[str, object]:
@@ -217,6 +217,15 @@ class Agent:
     async def _checkpoint(self, _: dict[str, object]) -> dict[str, object]:
         self._events.checkpoint()
         return {"checkpoint": True}
+
+
+def report_boot(home: DeviceHome, events: EventLog) -> None:
+    """Turn the boot log into events, once a boot."""
+    reported = home.run / "boot-reported"
+    if not reported.exists():
+        for event in plan_boot_events(home.boot_log.read()):
+            events.append(event)
+        reported.touch()
 
 
 def _unexpected(error: Exception) -> UnexpectedFailure:

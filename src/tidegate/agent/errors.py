@@ -36,3 +36,8 @@ class UnexpectedFailure(Fault):
 class UnknownRefusal(Rejected):
     code = "agent.boot.unknown-refusal"
     advice = "The boot stages are newer than the agent; look the code up in their version."
+
+
+class SensorEnded(Fault):
+    code = "agent.sensor.ended"
+    advice = "The agent starts the sensor again; if it keeps ending, run `tidegate ids run` by hand and read why."

@@ -1,4 +1,4 @@
-"""The boot log: one JSON line an entry, in memory that a reboot empties.
+"""The boot log: one JSON line an entry, in memory that outlives a reset but not a power cut (as ramoops does).
 
 Touches: one file in the run folder, appended by the first and the second stage, read by the agent, which turns it
 into events.

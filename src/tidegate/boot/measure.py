@@ -18,6 +18,12 @@ _REGISTER_BYTES = 32
 Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 
 
+class Began(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="began"):
+    """The first stage started: power came on, or the watchdog reset the board. Registers are zero again."""
+
+    stage: Literal["stage1"] = "stage1"
+
+
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="measured"):
     """One digest that a stage took before it handed over."""
 
@@ -44,14 +50,16 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     version: str
 
 
-BootLogEntry = Measurement | Refusal | Started
+BootLogEntry = Began | Measurement | Refusal | Started
 
 
 def replay(entries: Iterable[BootLogEntry]) -> dict[int, str]:
-    """Return each register, in hex, as the measurements of a boot log leave it."""
+    """Return each register, in hex, as the measurements since the last reset in a boot log leave it."""
     registers: dict[int, bytes] = {}
     for entry in entries:
-        if isinstance(entry, Measurement):
+        if isinstance(entry, Began):
+            registers.clear()
+        elif isinstance(entry, Measurement):
             old = registers.get(entry.register, bytes(_REGISTER_BYTES))
             registers[entry.register] = hashlib.sha256(old + bytes.fromhex(entry.digest)).digest()
     return {number: value.hex() for number, value in sorted(registers.items())}

@@ -19,6 +19,7 @@ from tidegate.base.errors import TidegateError
 from tidegate.boot.chain import choose_slot
 from tidegate.boot.control import RecordBootControl
 from tidegate.boot.log import BootLog
+from tidegate.boot.measure import Began
 from tidegate.boot.storage import DeviceStorage
 
 
@@ -39,6 +40,7 @@ def main() -> int:
     arguments = parser.parse_args()
     storage = DeviceStorage(arguments.storage)
     log = BootLog(arguments.run)
+    log(Began())
     try:
         with storage.opened(writable=True) as parts:
             rule = storage.maker_rule()

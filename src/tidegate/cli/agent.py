@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
@@ -55,7 +56,7 @@ def ask(run_folder: Path, request: dict[str, object]) -> dict[str, object]:
     return answer
 
 
-def run_agent(arguments: argparse.Namespace, output: Output) -> int:
+def run_agent(arguments: argparse.Namespace, output: Output) -> NoReturn:
     """Replace this process by the daemon, so that the command line's own memory is given back."""
     words = ["--storage", arguments.storage, "--data", arguments.data, "--run", arguments.run_folder]
     if arguments.interface:
@@ -63,7 +64,6 @@ def run_agent(arguments: argparse.Namespace, output: Output) -> int:
     output.line("agent starts")
     command = [sys.executable, "-m", "tidegate.agent", *map(str, words)]
     os.execv(sys.executable, command)  # noqa: S606  # no shell
-    return 0
 
 
 def ask_plain(arguments: argparse.Namespace, output: Output) -> int:

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
@@ -128,7 +129,7 @@ def audit_storage(arguments: argparse.Namespace, output: Output) -> int:
     return 0 if bootable else 1
 
 
-def start_device(arguments: argparse.Namespace, output: Output) -> int:
+def start_device(arguments: argparse.Namespace, output: Output) -> NoReturn:
     """Replace this process by the first stage in namespaces of its own."""
     from tidegate.base.durable import translate_os_errors
     from tidegate.base.program import find_program
@@ -143,7 +144,6 @@ def start_device(arguments: argparse.Namespace, output: Output) -> int:
         command = [find_program("ip"), "netns", "exec", arguments.netns, *command]
     output.line(f"starting {arguments.storage}")
     os.execv(command[0], command)  # noqa: S606  # no shell
-    return 0
 
 
 def show_log(arguments: argparse.Namespace, output: Output) -> int:
@@ -151,7 +151,7 @@ def show_log(arguments: argparse.Namespace, output: Output) -> int:
     import msgspec
 
     from tidegate.boot.log import BootLog
-    from tidegate.boot.measure import Measurement, Refusal, replay
+    from tidegate.boot.measure import Began, Measurement, Refusal, replay
 
     entries = BootLog(arguments.run_folder).read()
     for entry in entries:
@@ -159,6 +159,8 @@ def show_log(arguments: argparse.Namespace, output: Output) -> int:
             output.line(f"{entry.stage}  measured  {entry.what:<28} into {entry.register}: {entry.digest[:16]}…")
         elif isinstance(entry, Refusal):
             output.line(f"{entry.stage}  REFUSED   slot {entry.slot}: {entry.message} [{entry.code}]")
+        elif isinstance(entry, Began):
+            output.line(f"{entry.stage}  began")
         else:
             output.line(f"{entry.stage}  started   slot {entry.slot}, version {entry.version}")
     registers = replay(entries)

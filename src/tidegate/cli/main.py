@@ -88,3 +88,7 @@ def _report(error: TidegateError, output: Output) -> int:
     else:
         print(f"tidegate: {error.message} [{error.code}]\n  what to do: {error.advice}", file=sys.stderr)
     return error.exit_status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -39,7 +39,7 @@ def install_bundle(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.run_folder is not None:
         from tidegate.cli.agent import ask
 
-        request = {"op": "install-update", "bundle": str(arguments.bundle.absolute())}
+        request: dict[str, object] = {"op": "install-update", "bundle": str(arguments.bundle.absolute())}
         answer = ask(arguments.run_folder, request)
         output.line(f"slot {answer['slot']} holds version {answer['version']}, verified; reboot to try it")
         output.result(answer)

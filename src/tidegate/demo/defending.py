@@ -1,0 +1,166 @@
+"""Chapters 4 and 5: one signed policy, and real attacks against it.
+
+Touches: nmap and hping3 in the attacker's namespace, an SSH session in the operator's.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tidegate.base.durable import write_file_atomic
+from tidegate.base.program import find_program
+from tidegate.demo.board import Board
+from tidegate.demo.booting import fetch_version
+from tidegate.demo.lab import ATTACKER_ADDRESS, DEVICE_ADDRESS, OPERATOR_ADDRESS, Lab
+from tidegate.demo.making import Bench, write_policy
+from tidegate.demo.product import SERVICE_PORT
+from tidegate.demo.report import Report, require, wait_until
+from tidegate.demo.witness import EventReader, OperatorShell, honest_client, kind_of
+from tidegate.policy.document import parse_policy
+from tidegate.policy.sign import sign_policy
+
+DETECT_WITHIN_S = 2.0
+CUT_TIMEOUT_S = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attack:
+    """An attack as the attacker types it, and the detector that has to name it."""
+
+    title: str
+    command: tuple[str, ...]
+    detector: str
+
+
+ATTACKS = (
+    Attack(
+        title="nmap SYN scan",
+        command=("nmap", "-n", "-Pn", "-sS", "-p", "1-2000", "-T4", "--max-retries", "1", DEVICE_ADDRESS),
+        detector="scan.syn",
+    ),
+    Attack(
+        title="nmap Xmas scan",
+        command=("nmap", "-n", "-Pn", "-sX", "-p", "1-200", "-T4", "--max-retries", "1", DEVICE_ADDRESS),
+        detector="scan.xmas",
+    ),
+    Attack(
+        title="hping3 SYN flood",
+        command=("hping3", "-q", "-n", "-S", "-p", str(SERVICE_PORT), "--flood", DEVICE_ADDRESS),
+        detector="flood.syn",
+    ),
+)
+
+
+def tell_policy(report: Report, bench: Bench, board: Board, lab: Lab, shell: OperatorShell) -> None:
+    """Chapter 4: the policy at work, and one that would cut the operator off."""
+    report.chapter("4  Policy")
+    with report.step("one signed policy turns on firewall, sensor and file watch") as step:
+        status = board.start_agent()
+        shell.serve()
+        require(status["policy"] == 1, "policy 1 is not in force")
+        step.evidence.append(f"policy 1 in force; nftables ruleset sha256 {str(status['firewall_digest'])[:16]}…")
+        require(fetch_version(lab.operator) is not None, "the service does not answer the operator")
+        require(not _connects(lab.operator, 9999), "a port that nobody allowed answers")
+        require(not _connects(lab.attacker, 22), "the attacker reaches SSH")
+        step.evidence.append("service answers; SSH only for the operator; everything else is dropped")
+    with report.step("a new policy is applied over SSH and confirmed over SSH") as step:
+        shell.run(_tidegate("agent", "apply", "--run", board.run, _signed(bench, board, version=2)))
+        shell.run(_tidegate("agent", "confirm", "--run", board.run))
+        require(board.ask({"op": "status"})["policy"] == 2, "policy 2 is not confirmed")
+        step.evidence.append("policy 2 in force: one nftables transaction, its rollback armed before")
+    with report.step("a policy that would cut the management path rolls itself back") as step:
+        wrong = _signed(bench, board, version=3, peers="203.0.113.7", timeout_s=CUT_TIMEOUT_S)
+        answer = shell.run(_tidegate("agent", "apply", "--run", board.run, wrong))
+        step.evidence.append(f"policy 3 manages from 203.0.113.7 only: {' '.join(answer.split())}")
+        require(not shell.works(), "the operator still gets in: the policy cuts nothing")
+        step.evidence.append("the operator is locked out and cannot confirm")
+        seconds = wait_until(shell.works, "SSH does not come back", timeout_s=CUT_TIMEOUT_S + 8)
+        wait_until(lambda: _policy_state(board) == (2, None), "the agent does not report policy 2", timeout_s=3)
+        step.evidence.append(f"{seconds:.1f} s later SSH works again: policy 2 is back by itself")
+
+
+def tell_attacks(report: Report, board: Board, lab: Lab, reader: EventReader) -> None:
+    """Chapter 5: each attack is named within two seconds, its source banned; an honest client notices nothing."""
+    report.chapter("5  Attack")
+    with honest_client(lab.operator, SERVICE_PORT) as client_result:
+        for attack in ATTACKS:
+            with report.step(f"{attack.title}: reported and banned") as step:
+                step.evidence += _attack(board, lab, reader, attack)
+        with report.step("an honest client's requests succeed throughout") as step:
+            counted = client_result()
+            step.evidence.append(
+                f"{counted['asked']} requests, {counted['failed']} failed, slowest {counted['slowest_ms']} ms"
+            )
+            require(counted["asked"] > 20 and counted["failed"] == 0, "the honest client was disturbed")
+    with report.step("a changed file under watch is reported") as step:
+        before = reader.count()
+        watched = board.storage.rom / "hardware"
+        text = watched.read_bytes()
+        write_file_atomic(watched, text + b"x", mode=0o444)
+        event = reader.wait_for(
+            lambda event: kind_of(event) == "ids.file-changed", "the change is not reported", after=before, timeout_s=5
+        )
+        write_file_atomic(watched, text, mode=0o444)
+        step.evidence.append(str(event["message"]))
+
+
+def _attack(board: Board, lab: Lab, reader: EventReader, attack: Attack) -> list[str]:
+    """Run one attack and return the evidence that it was seen and stopped."""
+    before = reader.count()
+    started_ms = time.time() * 1000
+    process = lab.attacker.popen(attack.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+
+        def named(event: Mapping[str, Any]) -> bool:
+            data = event["unmapped"]["tidegate"].get("data", {})
+            return kind_of(event) == "ids.detected" and data.get("detector") == attack.detector
+
+        alert = reader.wait_for(named, f"{attack.title} is not reported", after=before, timeout_s=5)
+        seconds = (alert["time"] - started_ms) / 1000
+        require(seconds <= DETECT_WITHIN_S, f"reported only after {seconds:.1f} s")
+        ban = reader.wait_for(
+            lambda event: kind_of(event) == "firewall.banned", "no ban follows", after=before, timeout_s=2
+        )
+        time.sleep(0.5)  # the attack goes on against the ban
+        require(not _connects(lab.attacker, SERVICE_PORT), "the attacker still reaches the service")
+    finally:
+        process.kill()
+        process.wait()
+    board.ask({"op": "unban", "address": ATTACKER_ADDRESS})
+    time.sleep(1.5)  # the detectors' windows run out, so that the next attack is a new one
+    return [f"{alert['message']} ({seconds:.2f} s after its start)", str(ban["message"])]
+
+
+def _policy_state(board: Board) -> tuple[object, object]:
+    """Return the confirmed and the pending policy's version."""
+    status = board.ask({"op": "status"})
+    return status["policy"], status["policy_pending"]
+
+
+def _connects(host: Any, port: int) -> bool:
+    script = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=0.7)"
+    return bool(host.run(["python3", "-I", "-c", script, DEVICE_ADDRESS, str(port)], check=False).returncode == 0)
+
+
+def _signed(bench: Bench, board: Board, *, version: int, peers: str = OPERATOR_ADDRESS, timeout_s: int = 15) -> Path:
+    """Have the owner sign one more policy; return its file."""
+    text = write_policy(version=version, watched=board.storage.rom, peers=peers, timeout_s=timeout_s)
+    path = bench.work / f"policy-{version}.cose"
+    write_file_atomic(path, sign_policy(parse_policy(text, name=f"policy-{version}.toml"), bench.owner.signers))
+    return path
+
+
+def _tidegate(*words: object) -> str:
+    """Return the shell command that runs our own command line."""
+    return " ".join([sys.executable, "-m", "tidegate.cli.main", *map(str, words)])
+
+
+def required_programs() -> list[str]:
+    """Return the paths of the programs that the attacks and the operator need, or raise ``base.program.missing``."""
+    return [find_program(name) for name in ("nmap", "hping3", "dropbear", "dbclient", "dropbearkey")]
