@@ -140,7 +140,7 @@ impl<R: Read> CaptureFile<R> {
                 }
                 continue;
             }
-            if length < 12 || length % 4 != 0 {
+            if length < 12 || !length.is_multiple_of(4) {
                 return self.end(FileEnd::Truncated);
             }
             let known = matches!(kind, 1 | 2 | 3 | 6);
@@ -179,7 +179,7 @@ impl<R: Read> CaptureFile<R> {
             _ => return Ok(None),
         };
         let length = u32_at(head, 4, big_endian) as usize;
-        if length < 28 || length % 4 != 0 || !self.window.skip(length)? {
+        if length < 28 || !length.is_multiple_of(4) || !self.window.skip(length)? {
             return Ok(None);
         }
         self.big_endian = big_endian;

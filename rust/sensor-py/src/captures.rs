@@ -103,14 +103,21 @@ impl FileCapture {
         detached(py, move || Ok(FileCapture { reader: Mutex::new(Some(FileReader::open(path)?)), core }))
     }
 
-    /// Read up to `packets` records and return the events as EVE lines, or None when the file has ended.
+    /// Read up to `packets` records, fewer if they bring many events; return the events as EVE lines, or None when the
+    /// file has ended.
     fn poll(&self, py: Python<'_>, packets: u64) -> PyResult<Option<Vec<String>>> {
         detached(py, || {
             let mut guard = lock(&self.reader)?;
             let Some(reader) = guard.as_mut() else { return Ok(None) };
             let mut core = lock(&self.core)?;
-            if reader.read(&mut core, packets)? {
-                guard.take(); // what is still queued comes with Sensor.finish
+            for _ in 0..packets {
+                if core.sensor.is_crowded() {
+                    break;
+                }
+                if reader.read(&mut core, 1)? {
+                    guard.take(); // what is still open comes with Sensor.finish
+                    break;
+                }
             }
             Ok(Some(core.drain()))
         })

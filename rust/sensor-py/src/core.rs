@@ -54,7 +54,7 @@ impl Sensor {
             let mut reader = FileReader::open(path)?;
             let mut core = lock(&self.core)?;
             while !reader.read(&mut core, u64::MAX)? {}
-            core.sensor.finish();
+            while core.sensor.finish() {}
             Ok(())
         })?;
         self.stats(py)
@@ -65,12 +65,17 @@ impl Sensor {
         detached(py, || Ok(lock(&self.core)?.drain()))
     }
 
-    /// End every open flow and alert, and take the events that this makes.
+    /// End open flows and alerts and take the events that this makes; call it until it returns none.
     fn finish(&self, py: Python<'_>) -> PyResult<Vec<String>> {
         detached(py, || {
             let mut core = lock(&self.core)?;
-            core.sensor.finish();
-            Ok(core.drain())
+            loop {
+                let is_more_left = core.sensor.finish();
+                let lines = core.drain();
+                if !lines.is_empty() || !is_more_left {
+                    return Ok(lines);
+                }
+            }
         })
     }
 

@@ -138,7 +138,8 @@ mod tests {
     #[test]
     fn the_default_is_valid_and_each_number_out_of_bounds_is_named() {
         assert!(Config::default().verified().is_ok());
-        let rows: [(&str, fn(&mut Config)); 5] = [
+        type Edit = fn(&mut Config);
+        let rows: [(&str, Edit); 5] = [
             ("memory_bytes", |config| config.memory_bytes = 1),
             ("scan.ports", |config| config.scan.ports = 65),
             ("flood.low_per_s", |config| config.flood.low_per_s = 200),

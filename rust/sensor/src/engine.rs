@@ -25,6 +25,9 @@ const ALERT_RESERVE_PERCENT: usize = 25;
 const START_RESERVE_PERCENT: u32 = 50;
 /// Malformed packets of one kind are reported together, at most this often.
 const ANOMALY_US: u64 = 10_000_000;
+/// Flows ended in one sweep: a thousand a second, and no packet waits for a long one. What is more is evicted when its
+/// slot is needed.
+const MAX_ENDED_PER_SWEEP: usize = 256;
 
 /// Bytes in, events out. See the crate's documentation for what is promised.
 pub struct Sensor {
@@ -102,18 +105,27 @@ impl Sensor {
         self.advance(now_us);
     }
 
-    /// End what is open and report it: the last call before the last [`Sensor::next_line`].
-    pub fn finish(&mut self) {
+    /// End what is open and report it, as much as the queue has room for; return whether more is left. Read the lines
+    /// between the calls.
+    pub fn finish(&mut self) -> bool {
         self.sources.finish(self.now_us, &mut self.alerts);
         self.floods.finish(self.now_us, &mut self.alerts);
         self.raise_alerts();
-        let Sensor { flows, counters, queue, now_us, .. } = self;
-        let mut done = EndedFlows::default();
-        flows.finish(*now_us, counters, &mut |record| done.put(record, queue));
-        done.count(counters);
         for reason in Malformed::ALL {
             self.report_anomaly(*reason);
         }
+        let Sensor { flows, counters, queue, now_us, .. } = self;
+        let mut done = EndedFlows::default();
+        let budget = queue.sweep_budget(usize::MAX);
+        let is_more_left = flows.finish(*now_us, budget, counters, &mut |record| done.put(record, queue));
+        done.count(counters);
+        is_more_left
+    }
+
+    /// Return whether the queue should be read before more is looked at, lest events be refused.
+    #[inline]
+    pub fn is_crowded(&self) -> bool {
+        self.queue.events.len() > self.queue.capacity / 4
     }
 
     /// Write the next event as one EVE line into `line` (cleared first); return whether there was one.
@@ -163,7 +175,8 @@ impl Sensor {
         self.next_tick_us = self.now_us.saturating_add(TICK_US);
         let Sensor { flows, counters, queue, now_us, .. } = self;
         let mut done = EndedFlows::default();
-        flows.expire(*now_us, counters, &mut |record| done.put(record, queue));
+        let budget = queue.sweep_budget(MAX_ENDED_PER_SWEEP);
+        flows.expire(*now_us, budget, counters, &mut |record| done.put(record, queue));
         done.count(counters);
         self.sources.tick(self.now_us, &mut self.alerts);
         self.floods.tick(self.now_us, &mut self.alerts);
@@ -309,6 +322,13 @@ impl Queue {
             alert_rate: RateLimit::new(config.alerts_per_s),
             flow_rate: RateLimit::new(config.flow_events_per_s),
         }
+    }
+
+    /// How many flows may end now: at most `most`, no more than there is room for, but always some.
+    fn sweep_budget(&self, most: usize) -> usize {
+        const ALWAYS: usize = 16; // without a reader flows must still end; their records are counted as refused
+        let room = self.capacity * (100 - ALERT_RESERVE_PERCENT) / 100;
+        room.saturating_sub(self.events.len()).clamp(ALWAYS, most)
     }
 
     fn put(&mut self, event: Event, keep_percent: usize) -> bool {

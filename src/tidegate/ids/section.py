@@ -16,6 +16,8 @@ from tidegate.ids.errors import ConfigInvalid
 # The bounds of rust/sensor/src/config.rs and budget.rs; a test compares the defaults.
 MIN_MEMORY_BYTES = 2 << 20
 MAX_MEMORY_BYTES = 1 << 30
+LIVE_FLOW_EVENTS_PER_S = 200  # a record is some 600 bytes: 120 kB a second at most into the event log
+REPLAY_FLOW_EVENTS_PER_S = 1_000_000  # nobody waits behind a replay
 MAX_INTERFACES = 16  # a worker process each
 MAX_ALLOWED = 1024  # compared one by one, for a handful of alerts a second
 
@@ -93,7 +95,7 @@ class SensorPlan:
     config_json: str
 
 
-def plan_sensor(section: IdsSection) -> SensorPlan:
+def plan_sensor(section: IdsSection, *, flow_events_per_s: int = LIVE_FLOW_EVENTS_PER_S) -> SensorPlan:
     """Return what the sensor is to run with, or raise ``ids.config.invalid`` naming the field.
 
     msgspec has checked each field's type and range; this checks what a type cannot say.
@@ -106,6 +108,7 @@ def plan_sensor(section: IdsSection) -> SensorPlan:
         "scan": {name: getattr(section.scan, name) for name in Scan.__struct_fields__},
         "flood": {name: getattr(section.flood, name) for name in Flood.__struct_fields__},
         "flow_events": section.flow_events.value,
+        "flow_events_per_s": flow_events_per_s,
     }
     return SensorPlan(
         memory_bytes=memory_bytes,

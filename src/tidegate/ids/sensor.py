@@ -59,9 +59,12 @@ class LiveSensor:
             return self._sensor.stats_line()
 
     def finish(self) -> list[str]:
-        """End every open alert and flow, and return their EVE lines."""
+        """End every open alert and flow, and return their EVE lines (flows within their rate limit)."""
+        lines: list[str] = []
         with translate_sensor_errors(self._module):
-            return self._sensor.finish()
+            while more := self._sensor.finish():
+                lines += more
+        return lines
 
     def close(self) -> None:
         """Give the capture ring back; harmless when repeated."""
@@ -95,7 +98,8 @@ class Replay:
         with translate_sensor_errors(self._module):
             while (lines := self._capture.poll(RECORDS_A_STEP)) is not None:
                 yield from lines
-            yield from self._sensor.finish()
+            while lines := self._sensor.finish():
+                yield from lines
 
     def stats(self) -> dict[str, Any]:
         """Return the counters so far, as they stand under ``stats`` in EVE."""
