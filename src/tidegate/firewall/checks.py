@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tidegate.base.errors import Rejected
+from tidegate.firewall.compile import plan_port_groups
 from tidegate.firewall.errors import ManagementCut, SessionCut, SetBudget
 from tidegate.firewall.model import Packet, PeerGroup, PortSpan, Ruleset, Service, Verdict, evaluate_packet
 from tidegate.firewall.section import Mode
@@ -112,8 +113,12 @@ def _check_budget(ruleset: Ruleset) -> Iterator[Finding]:
 
 def _check_overlaps(services: Sequence[Service]) -> Iterator[Finding]:
     """A packet passes when some service allows it, so a service inside an unlimited one decides nothing."""
+    by_name = {service.name: service for service in services}
+    # Whoever contains a service also answers on its first port: one look at the map instead of every pair.
+    neighbours = {(group.protocol, group.first): group.services for group in plan_port_groups(services)}
     for service in services:
-        for other in services:
+        for name in neighbours[service.protocol.value, service.spans[0].first]:
+            other = by_name[name]
             if service is other or not _contains(other, service):
                 continue
             if _contains(service, other) and service.threshold == other.threshold:
