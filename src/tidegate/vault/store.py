@@ -25,7 +25,7 @@ from tidegate.base.durable import (
     translate_os_errors,
     write_file_atomic,
 )
-from tidegate.base.errors import Fault, Rejected, StorageMissing
+from tidegate.base.errors import Rejected, StorageMissing
 from tidegate.crypto import cbor
 from tidegate.crypto.aead import NONCE_BYTES, Secret
 from tidegate.vault.errors import (
@@ -275,7 +275,7 @@ class Vault:
                 keys=self._require_open(),
             )
             write_file_atomic(self._folder / "manifest", raw, mode=0o600)
-        except (Fault, Rejected):
+        except BaseException:  # an interruption included: memory and storage must agree again
             self._manifest = self._load_manifest()
             remove_orphans(self._folder, {item_path(self._folder, item) for item in self._manifest.items.values()})
             raise
