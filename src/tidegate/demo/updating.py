@@ -147,8 +147,6 @@ def kill_writer(storage: DeviceStorage, bundle: Path, kills: int) -> list[str]:
         done += 1
         resumed += _journal_position(storage) > 0
         booted[_boot_authentic(storage)] += 1
-        if chance.random() < 0.3:  # often enough from the start again, so that every phase is hit
-            _copy_parts(pristine, storage.folder)
     installed = install_update(storage, bundle, None, tries=TRIES)
     shutil.rmtree(pristine)
     return [
