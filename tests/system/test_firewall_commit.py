@@ -336,7 +336,7 @@ peers = []
 """
 
 
-def test_the_command_line_from_plan_to_bans(lab: Lab, tmp_path: Path) -> None:
+def test_the_command_line_from_plan_to_bans(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text(POLICY)
 
@@ -347,6 +347,9 @@ def test_the_command_line_from_plan_to_bans(lab: Lab, tmp_path: Path) -> None:
         return done.stdout.decode()
 
     assert "ssh" in firewall("plan", str(policy))
+    monkeypatch.setenv("SSH_CONNECTION", f"203.0.113.5 50000 {DEVICE} 22")
+    firewall("apply", str(policy), "--state", str(lab.state), status=3)  # would cut who is typing
+    monkeypatch.setenv("SSH_CONNECTION", f"{MANAGER} 50000 {DEVICE} 22")
     text = firewall("plan", str(policy), "--nft")
     lab.nft.check(text)
     assert lab.nft.list_table(TABLE) is None  # planning changes nothing

@@ -109,14 +109,14 @@ def apply_ruleset(
     nft = nft or Nft.open()
     candidate = encode_ruleset(verified.ruleset)
     with _exclusive(state_dir):
-        _refuse_pending(state_dir)
-        nft.check(candidate)
+        _refuse_pending(state_dir)  # 1
+        nft.check(candidate)  # 2
         restore = _plan_restore(nft)
-        write_file_atomic(state_dir / guard.RESTORE, restore.encode(), mode=0o600)
+        write_file_atomic(state_dir / guard.RESTORE, restore.encode(), mode=0o600)  # 3
         write_file_atomic(state_dir / guard.PENDING, _seal(candidate), mode=0o600)
-        change = _arm(state_dir, nft, timeout_s)
-        _change(change, candidate, restore)
-    _run_probes(change, probes)
+        change = _arm(state_dir, nft, timeout_s)  # 4
+        _change(change, candidate, restore)  # 5, 6
+    _run_probes(change, probes)  # 7
     return change
 
 
@@ -358,10 +358,11 @@ def _exclusive(state_dir: Path) -> Iterator[None]:
     with translate_os_errors(state_dir / APPLY_LOCK):
         lock = os.open(state_dir / APPLY_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ChangePending("another process is applying a policy") from error
         yield
-    except BlockingIOError as error:
-        raise ChangePending("another process is applying a policy") from error
     finally:
         os.close(lock)
 

@@ -30,7 +30,7 @@ _FAMILY = {4: "ipv4", 6: "ipv6"}
 def encode_ruleset(ruleset: Ruleset) -> str:
     """Return the transaction that puts ``ruleset`` in force: all of it or, when the kernel refuses, nothing.
 
-    Sets of banned addresses keep their elements and remaining times. Older kernels also keep their old size.
+    Sets of banned addresses keep their elements and remaining times. Older kernels may also keep their old size.
     """
     parts = [
         # Declared first so that the delete cannot fail on a fresh kernel.
