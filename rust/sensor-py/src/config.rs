@@ -74,6 +74,9 @@ impl Default for Flood {
 
 /// Return the configuration; fields that are absent keep their defaults, unknown ones are refused.
 pub fn parse_config(json: &str) -> Result<Config, Failure> {
+    if !json.trim_start().starts_with('{') {
+        return Err(Failure::config("the configuration is no JSON object".to_owned())); // serde takes arrays too
+    }
     let document: Document = serde_json::from_str(json).map_err(|error| Failure::config(error.to_string()))?;
     let Document { memory_bytes, scan, flood, flow_events, flow_events_per_s, alerts_per_s, update_s } = document;
     Ok(Config {

@@ -32,6 +32,9 @@ mod bit {
     pub const RESET: u8 = 128;
 }
 
+/// Both sides are who they say: the handshake was completed and data went both ways.
+const PROOF: u8 = bit::COMPLETED | bit::DATA_CLIENT | bit::DATA_SERVER;
+
 #[derive(Clone, Copy)]
 pub(crate) struct Flow {
     client: Address,
@@ -69,7 +72,7 @@ pub(crate) struct Observation {
     pub is_answered: bool,
     /// This packet completed the handshake, provably: it acknowledged a number only the client was told.
     pub has_completed: bool,
-    /// Both sides exchanged data over a completed handshake, noted once a second.
+    /// Both sides exchanged data over a completed handshake: said when it becomes true, then once a second.
     pub has_proved_peers: bool,
 }
 
@@ -125,7 +128,7 @@ impl FlowTable {
         }
         let (state, mut observation) = self.flow_mut(slot).account(packet, now_us);
         let touched = self.place(slot, state, now_us);
-        observation.has_proved_peers &= touched;
+        observation.has_proved_peers |= touched && self.flow(slot).bits & PROOF == PROOF;
         if packet.tcp_flags & (flags::SYN | flags::RST | flags::FIN) != 0 || packet.protocol != protocol::TCP {
             observation.flow_id = self.flow_id(slot); // alerts arise from these packets only
         }
@@ -390,20 +393,19 @@ impl Flow {
         self.packets[side] = self.packets[side].saturating_add(1);
         self.bytes[side] = self.bytes[side].saturating_add(packet.wire_bytes.into());
         self.tcp_flags[side] |= packet.tcp_flags;
+        let before = self.bits;
         if packet.payload_bytes > 0 {
             self.bits |= if from_client { bit::DATA_CLIENT } else { bit::DATA_SERVER };
         }
-        let before = self.bits;
         let state = match packet.protocol {
             protocol::TCP => self.next_tcp_state(packet, from_client),
             _ => self.next_plain_state(from_client),
         };
-        const PROOF: u8 = bit::COMPLETED | bit::DATA_CLIENT | bit::DATA_SERVER;
         let observation = Observation {
             flow_id: 0,
             is_answered: self.bits & bit::ANSWERED != 0,
             has_completed: !before & self.bits & bit::COMPLETED != 0,
-            has_proved_peers: self.bits & PROOF == PROOF,
+            has_proved_peers: before & PROOF != PROOF && self.bits & PROOF == PROOF,
         };
         (state, observation)
     }

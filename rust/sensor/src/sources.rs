@@ -96,9 +96,13 @@ impl Source {
         }
     }
 
-    /// Two steps of at least [`GRACE_US`] each lead from "asked" to "ignored", so none is judged too early.
+    /// Two steps of at least [`GRACE_US`] each lead from "asked" to "ignored", so none is judged too early; after a
+    /// pause as long, one step does.
     fn rotate(&mut self, now_us: u64) {
-        if now_us.saturating_sub(self.rotated_us) >= GRACE_US {
+        if now_us.saturating_sub(self.last_us) >= GRACE_US {
+            self.failed |= self.waiting | self.fresh;
+            (self.waiting, self.fresh, self.rotated_us) = (0, 0, now_us);
+        } else if now_us.saturating_sub(self.rotated_us) >= GRACE_US {
             self.failed |= self.waiting;
             (self.waiting, self.fresh) = (self.fresh, 0);
             self.rotated_us = now_us;

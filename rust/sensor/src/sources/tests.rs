@@ -74,8 +74,20 @@ fn ignored_ports_count_after_the_grace_and_without_further_packets() {
     let mut bench = Bench::new(64);
     (1..=20).for_each(|port| bench.syn(SCANNER, port, 0));
     bench.sources.tick(GRACE_US - 1, &mut bench.alerts);
-    bench.sources.tick(GRACE_US, &mut bench.alerts);
     assert!(bench.alerts.is_empty());
+    bench.sources.tick(GRACE_US, &mut bench.alerts);
+    assert_eq!(bench.starts(), [Detector::SynScan]);
+}
+
+#[test]
+fn a_source_that_never_pauses_is_judged_within_twice_the_grace() {
+    let mut bench = Bench::new(64);
+    for step in 0..100_u64 {
+        let now_us = step * GRACE_US / 50;
+        bench.syn(SCANNER, (step % 20) as u16, now_us);
+        bench.sources.tick(now_us, &mut bench.alerts);
+        assert!(now_us >= GRACE_US || bench.alerts.is_empty(), "no port has had its grace");
+    }
     bench.sources.tick(2 * GRACE_US, &mut bench.alerts);
     assert_eq!(bench.starts(), [Detector::SynScan]);
 }

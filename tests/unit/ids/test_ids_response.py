@@ -1,0 +1,82 @@
+"""Who is banned and who is spared: a row for each way to misuse a ban."""
+
+from __future__ import annotations
+
+import pytest
+
+from tidegate.ids.response import PEER_MEMORY_S, Action, decide_response
+from tidegate.ids.section import IdsSection, Respond
+
+NOW_S = 1_800_000_000.0
+SECTION = IdsSection(respond=Respond.BAN, ban_s=120, allow=("192.0.2.0/28", "2001:db8:1::/48"))
+
+
+def alert(source="198.51.100.7", **metadata):
+    event = {
+        "event_type": "alert",
+        "dest_ip": "203.0.113.1",
+        "metadata": {"detector": "scan.syn", "state": "start", "count": 20, "direction": "in", **metadata},
+    }
+    return event if source is None else {**event, "src_ip": source}
+
+
+@pytest.mark.parametrize("source", ["198.51.100.7", "2001:db8:2::7", "fe80::7"])
+@pytest.mark.parametrize("state", ["start", "update"])
+def test_a_stranger_who_attacks_is_banned_for_the_policy_s_time(source, state):
+    decision = decide_response(alert(source, state=state), SECTION, NOW_S)
+    assert decision is not None
+    assert (decision.action, decision.address) == (Action.BAN, source)
+    assert (decision.duration_s, decision.until_s) == (120, NOW_S + 120)
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        (alert("192.0.2.5"), "the policy never bans this address"),
+        (alert("2001:db8:1::5"), "the policy never bans this address"),
+        (alert(None, detector="flood.syn"), "no single source sent most of it"),
+        (alert(direction="out"), "this device is the sender"),
+        (alert("224.0.0.1"), "no host can have this address"),
+        (alert("255.255.255.255"), "no host can have this address"),
+        (alert("0.0.0.0"), "no host can have this address"),  # noqa: S104  # an address in a packet
+        (alert("127.0.0.1"), "no host can have this address"),
+        (alert("::1"), "no host can have this address"),
+        (alert("ff02::1"), "no host can have this address"),
+        (alert(peer_age_s=0), "a genuine peer 0 s ago: the packets may be somebody else's"),
+        (
+            alert(peer_age_s=PEER_MEMORY_S, detector="flood.syn"),
+            "a genuine peer 3600 s ago: the packets may be somebody else's",
+        ),
+    ],
+)
+def test_a_ban_that_could_be_turned_against_somebody_is_only_a_report(event, reason):
+    decision = decide_response(event, SECTION, NOW_S)
+    assert decision is not None
+    assert (decision.action, decision.reason, decision.duration_s) == (Action.REPORT, reason, 0)
+
+
+def test_a_peer_of_long_ago_is_a_stranger():
+    decision = decide_response(alert(peer_age_s=PEER_MEMORY_S + 1), SECTION, NOW_S)
+    assert decision is not None
+    assert decision.action is Action.BAN
+
+
+def test_a_policy_that_only_reports_never_bans():
+    decision = decide_response(alert(), IdsSection(), NOW_S)
+    assert decision is not None
+    assert decision.action is Action.REPORT
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {},
+        {"event_type": "flow", "metadata": {"state": "start"}},
+        {"event_type": "alert"},
+        {"event_type": "alert", "metadata": 7},
+        alert(state="end"),
+        {"event_type": "alert", "src_ip": "198.51.100.7", "metadata": {"flowbits": ["x"]}},
+    ],
+)
+def test_what_is_no_beginning_alert_of_ours_needs_no_decision(event):
+    assert decide_response(event, SECTION, NOW_S) is None
