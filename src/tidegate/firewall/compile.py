@@ -18,7 +18,10 @@ from tidegate.firewall.section import Default, EgressDefault, Forward, Mode
 
 TABLE = "tidegate"
 BAN_TABLE = "tidegate_bans"
-RATE_MEMORY_S = 60  # a source is forgotten after so long without a new connection; longer than any burst refills
+# A source is forgotten after so long without a new connection, or later if its burst takes longer to refill: forgotten
+# earlier, it would start with a full burst again. Shorter, a flood of forged sources gets in at a higher rate (sources
+# divided by this); longer, strangers wait longer after it.
+MIN_RATE_MEMORY_S = 10
 REJECTS_PER_S = 10  # answers to refused packets: enough for a person's mistakes, useless as a reflector
 LOG_SNAPLEN = 128  # IPv6 header, TCP header and options; no payload leaves by the log
 LOOPBACK = {4: "127.0.0.0/8", 6: "::1"}
@@ -294,7 +297,9 @@ def _threshold_match(name: str, threshold: Threshold, family: int) -> str:
 def _add_threshold_sets(block: _Block, name: str, threshold: Threshold) -> None:
     for family in (4, 6):
         if threshold.new_per_s is not None:
-            block.dynamic_set(f"{name}_rate{family}", family, size=threshold.sources, timeout_s=RATE_MEMORY_S)
+            refill_s = -(-threshold.burst // threshold.new_per_s) + 1
+            memory_s = max(MIN_RATE_MEMORY_S, refill_s)
+            block.dynamic_set(f"{name}_rate{family}", family, size=threshold.sources, timeout_s=memory_s)
         if threshold.connections is not None:
             # No timeout: the kernel drops an element by itself when its last connection ends.
             block.dynamic_set(f"{name}_conns{family}", family, size=threshold.sources, timeout_s=None)

@@ -106,3 +106,10 @@ def test_ports_of_several_services_are_cut_into_disjoint_spans() -> None:
         ("tcp . 65535", ("d",)),
         ("udp . 15", ("c",)),
     ]
+
+
+def test_a_source_is_remembered_until_its_burst_has_refilled() -> None:
+    web = {"protocol": "tcp", "ports": [80], "peers": ["any"], "limit": {"new_per_s": 2, "burst": 99}}
+    ssh = {"protocol": "tcp", "ports": [22], "peers": []}
+    assert "timeout 51s" in compile_section(services={"web": web, "ssh": ssh})
+    assert "timeout 10s" in compile_section()
