@@ -25,6 +25,7 @@ NOUNS = {
     "doctor": "say what this kernel and system can and cannot do for each room",
     "error": "explain an error code",
     "events": "show, verify and export the event log",
+    "factory": "make a factory CA, give a blank device its identity, keys, policy and vault",
     "firewall": "plan, apply, confirm and show the firewall; ban and unban",
     "ids": "run the network sensor, replay captures",
     "image": "build, sign, inspect and verify images and update bundles",

@@ -60,7 +60,7 @@ def tell_evidence(report: Report, board: Board, reader: EventReader, event_key: 
         shutil.copytree(reader.folder(), folder)
         verified = verify_folder(folder, trust)
         step.evidence.append(
-            f"{len(reader.events())} events of {len(verified.boots)} boots, hash-chained, signed by key {event_key.key_id}"
+            f"{len(reader.events())} events of {len(verified.boots)} boots, chained, signed by key {event_key.key_id}"
         )
         step.evidence += _count_kinds(reader.events())
     for title, change, code in (

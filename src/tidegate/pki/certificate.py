@@ -15,7 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.x509.oid import NameOID
 
 from tidegate.crypto.signing import PublicKey, SignatureAlgorithm, Signer, curve_of
+from tidegate.pki.errors import CertificateMalformed
 
+MAX_PEM_BYTES = 65_536  # a certificate with ML-DSA keys and many extensions has a tenth of it
 _NO_EXPIRY = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
 _HASHES: dict[SignatureAlgorithm, type[hashes.SHA256 | hashes.SHA384]] = {
     SignatureAlgorithm.ECDSA_P256: hashes.SHA256,
@@ -123,6 +125,15 @@ def issue_idevid(
 def encode_pem(certificate: x509.Certificate) -> bytes:
     """Return a certificate in PEM."""
     return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def parse_pem(raw: bytes) -> x509.Certificate:
+    """Return the one certificate in ``raw``, unverified, or raise ``pki.certificate.malformed``."""
+    try:
+        (certificate,) = x509.load_pem_x509_certificates(raw)
+    except ValueError as error:
+        raise CertificateMalformed(f"no single certificate: {error}") from error
+    return certificate
 
 
 def _builder(

@@ -1,0 +1,68 @@
+"""Runs the benchmarks of all rooms, or of one, and writes ``build/bench/ROOM.json`` and ``bench/RESULTS.md``.
+
+Every ``bench/ROOM.py`` has ``run()``, which returns a list of {name, ours, peer, peer_value, ratio, higher_is_better,
+unit, machine, date}. RESULTS.md is made from the JSON files that are there, so one room can be measured alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTPUT = ROOT / "build" / "bench"
+RESULTS = ROOT / "bench" / "RESULTS.md"
+FIELDS = ("name", "ours", "peer", "peer_value", "ratio", "higher_is_better", "unit", "machine", "date")
+_HEAD = """# Results
+
+Made by `make bench` from `build/bench/*.json`. A ratio above 1 is in our favour, whichever way the unit counts. Every
+row was measured beside its peer in one run on the machine named; where there is no peer there is no ratio.
+"""
+
+
+def main() -> int:
+    names = sys.argv[1:] or sorted(path.stem for path in (ROOT / "bench").glob("*.py") if path.stem not in _NOT_ROOMS)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        print(f"-- {name}", flush=True)
+        rows: list[dict[str, Any]] = importlib.import_module(f"bench.{name}").run()
+        for row in rows:
+            missing = [field for field in FIELDS if field not in row]
+            if missing:
+                raise SystemExit(f"bench/{name}.py: row {row.get('name')!r} lacks {', '.join(missing)}")
+            print(f"{row['name']}: {_number(row['ours'])} {row['unit']}; {row['peer']}: {_number(row['peer_value'])}")
+        (OUTPUT / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
+    write_results()
+    return 0
+
+
+def write_results() -> None:
+    """Make RESULTS.md from every JSON file that is there."""
+    parts = [_HEAD]
+    for path in sorted(OUTPUT.glob("*.json")):
+        rows = json.loads(path.read_text())
+        if not rows:
+            continue
+        parts.append(f"\n## {path.stem}\n\n{rows[0]['machine']}, {rows[0]['date']}\n")
+        parts.append("| what | ours | peer | peer's figure | ratio | unit |\n| --- | ---: | --- | ---: | ---: | --- |")
+        parts += [
+            f"| {row['name']} | {_number(row['ours'])} | {row['peer'] or '-'} | {_number(row['peer_value'])} | "
+            f"{_number(row['ratio'])} | {row['unit']} |"
+            for row in rows
+        ]
+    RESULTS.write_text("\n".join(parts) + "\n")
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+_NOT_ROOMS = {"__init__", "run", "machine"}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""``tidegate factory``: a factory CA, and what makes a blank device one of the fleet."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tidegate.cli.main import add_verb
+from tidegate.cli.output import Output
+
+if TYPE_CHECKING:
+    from tidegate.pki.certificate import Issuance
+
+
+def build(parser: argparse.ArgumentParser) -> None:
+    """Add the verbs."""
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    authority = add_verb(verbs, "ca", "issue a factory CA certificate for an ECDSA key")
+    authority.add_argument("key", help="key URI of an ecdsa-p256 or ecdsa-p384 key")
+    authority.add_argument("--organization", required=True, help="the maker's name")
+    authority.add_argument("-o", "--output", type=Path, required=True, help="certificate to write (PEM)")
+    authority.set_defaults(run=issue_ca)
+    provision = add_verb(
+        verbs, "provision", "put keys, identity certificate, first policy and vault on a device's data image (root)"
+    )
+    provision.add_argument("storage", type=Path, help="storage made by `tidegate boot provision`, switched off")
+    provision.add_argument("--device", required=True, help="device id, for its certificate and policy")
+    provision.add_argument("--ca", type=Path, required=True, help="factory CA certificate (PEM)")
+    provision.add_argument("--ca-key", required=True, help="key URI of the factory CA")
+    provision.add_argument("--policy", type=Path, required=True, help="first policy, signed by the owner")
+    provision.add_argument("--event-key", type=Path, help="file for the public key that signs the device's event log")
+    provision.set_defaults(run=provision_device)
+
+
+def issue_ca(arguments: argparse.Namespace, output: Output) -> int:
+    """Issue the CA certificate."""
+    from tidegate.base.durable import write_file_atomic
+    from tidegate.keys.uri import open_store, parse_key_uri
+    from tidegate.pki.certificate import encode_pem, issue_factory_ca
+
+    uri = parse_key_uri(arguments.key)
+    signer = open_store(uri).signer(uri.name)
+    certificate = issue_factory_ca(signer, organization=arguments.organization, issuance=_issuance())
+    write_file_atomic(arguments.output, encode_pem(certificate))
+    subject = certificate.subject.rfc4514_string()
+    output.line(f"wrote {arguments.output}: {subject}")
+    output.result({"file": str(arguments.output), "subject": subject})
+    return 0
+
+
+def provision_device(arguments: argparse.Namespace, output: Output) -> int:
+    """Give a device its identity."""
+    from tidegate.base.clock import SystemClock, SystemEntropy
+    from tidegate.base.durable import read_file_bounded, write_file_atomic
+    from tidegate.boot.storage import DeviceStorage
+    from tidegate.crypto.cose import MAX_ENVELOPE_BYTES
+    from tidegate.factory.provision import FactoryCa, provision_identity
+    from tidegate.keys.uri import open_store, parse_key_uri
+    from tidegate.pki.certificate import MAX_PEM_BYTES, parse_pem
+
+    uri = parse_key_uri(arguments.ca_key)
+    certificate = parse_pem(read_file_bounded(arguments.ca, limit_bytes=MAX_PEM_BYTES))
+    device = provision_identity(
+        DeviceStorage(arguments.storage),
+        arguments.device,
+        FactoryCa(certificate=certificate, signer=open_store(uri).signer(uri.name)),
+        read_file_bounded(arguments.policy, limit_bytes=MAX_ENVELOPE_BYTES),
+        clock=SystemClock(),
+        entropy=SystemEntropy(),
+    )
+    if arguments.event_key is not None:
+        write_file_atomic(arguments.event_key, device.event_key.encode())
+    output.line(f"device {device.device}: {device.certificate.subject.rfc4514_string()}")
+    output.line(
+        f"policy version {device.policy.policy.policy.version}; event key {device.event_key.key_id}; vault made"
+    )
+    output.result({"device": device.device, "event_key": str(device.event_key.key_id)})
+    return 0
+
+
+def _issuance() -> Issuance:
+    import datetime
+
+    from tidegate.base.clock import SystemEntropy
+    from tidegate.pki.certificate import Issuance
+
+    now = datetime.datetime.now(tz=datetime.UTC).replace(microsecond=0)
+    return Issuance(not_before=now, serial=int.from_bytes(SystemEntropy().random_bytes(16), "big") | 1)
