@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from tidegate.base.durable import (
 from tidegate.base.errors import StorageMissing
 from tidegate.events.chain import VerifiedLog, verify_chain
 from tidegate.events.checkpoint import CHECKPOINT_START
-from tidegate.events.errors import SpoolBusy
+from tidegate.events.errors import LineMalformed, SpoolBusy
 from tidegate.events.lines import StoredLine
 from tidegate.events.retention import Segment, SegmentKind
 
@@ -124,7 +125,7 @@ def list_segments(folder: Path) -> list[Segment]:
             if not match:
                 continue
             first = int(match[1])
-            size_bytes = path.stat().st_size
+            size_bytes = path.lstat().st_size
             if match[3] == SegmentKind.FULL.value and checkpoints_path(folder, first).exists():
                 size_bytes += checkpoints_path(folder, first).stat().st_size
             last = int(match[2]) if match[2] else first
@@ -219,6 +220,23 @@ def remove_leftovers(folder: Path) -> None:
                 _remove(path)
 
 
+def set_aside_strangers(folder: Path) -> int:
+    """Rename what cannot be a part of the log but has the name of one, so that it stops nobody; return how many.
+
+    A pipe would block a reader, a huge file exhaust it. The verifier then misses the segment, which is the truth.
+    """
+    count = 0
+    with translate_os_errors(folder):
+        for path in list(folder.iterdir()):
+            if not _NAME.fullmatch(path.name) and path.suffix != ".checkpoints":
+                continue
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_SEGMENT_BYTES:
+                path.rename(path.with_name(f"{path.name}.aside"))
+                count += 1
+    return count
+
+
 def _compact_path(folder: Path, segment: Segment) -> Path:
     return folder / f"{segment.first:08}-{segment.last:08}.{segment.kind.value}"
 
@@ -230,6 +248,9 @@ def _remove(path: Path) -> None:
 
 
 def _read_lines(path: Path) -> list[StoredLine]:
+    with translate_os_errors(path):
+        if not stat.S_ISREG(path.lstat().st_mode):  # a pipe would block the reader
+            raise LineMalformed(f"{path.name} is no regular file", file=path.name)
     data = read_file_bounded(path, limit_bytes=MAX_SEGMENT_BYTES)
     rows = data.split(b"\n")
     torn = rows.pop()

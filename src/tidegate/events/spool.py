@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from tidegate.base.clock import Clock, SystemClock
-from tidegate.base.durable import translate_os_errors
+from tidegate.base.durable import sync_folder, translate_os_errors
 from tidegate.base.errors import Fault, Rejected, StorageFull
 from tidegate.events import catalogue
 from tidegate.events.chain import verify_segment
@@ -33,6 +33,7 @@ from tidegate.events.segments import (
     remove_leftovers,
     remove_segment,
     replace_segments,
+    set_aside_strangers,
 )
 
 if TYPE_CHECKING:
@@ -89,7 +90,9 @@ class EventLog:
         self._lost = 0
         self._files: tuple[AppendFile, ...] = ()
         with translate_os_errors(folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not folder.exists():
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                sync_folder(folder.parent)
         self._lock = WriterLock(folder, wait_s=wait_s)
         try:
             self._open()
@@ -164,25 +167,12 @@ class EventLog:
 
     def _open(self) -> None:
         """Find the end of the log, mend it, and continue this boot or begin it."""
+        strangers = set_aside_strangers(self._folder)
         remove_leftovers(self._folder)
         segments = list_segments(self._folder)
-        cut, damaged, where = 0, 0, ""
-        boot: str | None = None
         open_end = bool(segments) and segments[-1].kind is SegmentKind.FULL
-        if open_end:
-            cut, where = self._mend(segments[-1].last), events_path(self._folder, segments[-1].last).name
-        for segment in reversed(segments):
-            lines, _ = read_segment(self._folder, segment)
-            if not lines:
-                continue  # created just before a power cut
-            try:
-                entry, damaged = last_entry(lines)
-            except LogEmpty:  # not one line is readable: begin a chain that no verifier takes for its continuation
-                self._head, damaged, where = hash_line(lines[-1].raw), len(lines), lines[-1].file
-                break
-            boot, self._sequence = entry.boot, entry.last + damaged
-            self._head = hash_line(lines[-1].raw) if damaged else entry.head
-            break
+        cut = self._mend(segments[-1].last) if open_end else 0
+        boot, damaged, where = self._find_end(segments)
         number = segments[-1].last if segments else 0
         self._enter_segment(number if open_end and boot == self._boot else number + 1)
         if boot == self._boot:
@@ -191,8 +181,24 @@ class EventLog:
         else:
             self._sequence = 0
             self._link = first_link(self._device, self._boot, previous_boot=boot, previous_head=self._head)
-        if cut or damaged:
-            self.append(catalogue.log_recovered(file=where, cut_bytes=cut, damaged_lines=damaged))
+        if cut or damaged or strangers:
+            self.append(catalogue.log_recovered(file=where, cut_bytes=cut, damaged_lines=damaged + strangers))
+
+    def _find_end(self, segments: list[Segment]) -> tuple[str | None, int, str]:
+        """Set head and sequence to the last line's; return its boot, how many unreadable lines follow it, its file."""
+        for segment in reversed(segments):
+            lines, _ = read_segment(self._folder, segment)
+            if not lines:
+                continue  # created just before a power cut
+            try:
+                entry, damaged = last_entry(lines)
+            except LogEmpty:  # not one line is readable: begin a chain that no verifier takes for its continuation
+                self._head = hash_line(lines[-1].raw)
+                return None, len(lines), lines[-1].file
+            self._sequence = entry.last + damaged
+            self._head = hash_line(lines[-1].raw) if damaged else entry.head
+            return entry.boot, damaged, lines[-1].file
+        return None, 0, ""
 
     def _mend(self, number: int) -> int:
         """Remove torn lines at the end of a segment's two files; return how many bytes they had."""

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,10 +181,17 @@ class ItemReader:
         self._path = path
         with translate_os_errors(path):
             try:
-                self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                # not blocking: in the file's place there may be a pipe that nobody writes to
+                self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             except FileNotFoundError as error:
                 raise FileMissing("the file of an item that the vault lists is not there") from error
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                raise FileMissing("a symbolic link is in the place of an item's file") from error
         try:
+            if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+                raise FileMissing("something else is in the place of an item's file")
             slots = self._read_at(0, BODY_OFFSET)
             self.header, self._key = verify_slots(slots, expected=expected, path_hash=path_hash, keys=keys)
             with translate_os_errors(path):
@@ -251,9 +259,9 @@ def erase_file(path: Path) -> None:
     """
     with translate_os_errors(path), contextlib.suppress(FileNotFoundError):
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
-            if error.errno != errno.ELOOP:
+            if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link, a pipe: nothing of ours to overwrite
                 raise
         else:
             try:
@@ -278,5 +286,5 @@ def remove_orphans(folder: Path, listed: set[Path]) -> None:
 
 def require_vault_folder(folder: Path) -> None:
     """Raise ``base.storage.missing`` unless the folder holds a vault's record."""
-    if not (folder / "vault.cbor").exists():
+    if not (folder / "vault.cbor").is_file():
         raise StorageMissing(f"{folder} holds no vault", path=str(folder))

@@ -25,7 +25,7 @@ from tidegate.base.durable import (
     translate_os_errors,
     write_file_atomic,
 )
-from tidegate.base.errors import Rejected, StorageMissing
+from tidegate.base.errors import Rejected
 from tidegate.crypto import cbor
 from tidegate.crypto.aead import NONCE_BYTES, Secret
 from tidegate.vault.errors import (
@@ -248,10 +248,10 @@ class Vault:
         return item
 
     def _load_manifest(self) -> Manifest:
-        try:
-            raw = read_file_bounded(self._folder / "manifest", limit_bytes=MAX_MANIFEST_BYTES)
-        except StorageMissing as error:
-            raise ManifestMissing(f"{self._folder} has no listing") from error
+        path = self._folder / "manifest"
+        if not path.is_file():  # a pipe in its place would block the reader
+            raise ManifestMissing(f"{self._folder} has no listing", path=str(path))
+        raw = read_file_bounded(path, limit_bytes=MAX_MANIFEST_BYTES)
         return verify_manifest(raw, vault_id=self._id, keys=self._require_open())
 
     def _settle_anchor(self) -> None:

@@ -7,11 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tidegate.base.clock import SystemClock
-from tidegate.base.errors import Fault, Rejected, StorageFull
+from tidegate.base.errors import Fault, Rejected, StorageFull, TidegateError
 from tidegate.base.program import run_program
 from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.crypto.trust import TrustPolicy
@@ -471,13 +472,30 @@ def test_empty_segment_left_by_a_power_cut(open_log, tmp_path, trust):
     assert verify_folder(tmp_path / "log", trust).signed == 2
 
 
-def test_symbolic_link_is_not_followed(open_log, tmp_path):
-    open_log().close()
-    path = tmp_path / "log" / "00000001.events"
-    path.unlink()
-    path.symlink_to("/dev/null")
-    with pytest.raises(Exception, match="symbolic links"):
-        open_log()
+def put_a_link(path):
+    path.symlink_to("/dev/zero")
+
+
+def put_a_huge_file(path):
+    with path.open("wb") as stream:
+        stream.truncate(3 << 30)
+
+
+@pytest.mark.parametrize("put", [put_a_link, os.mkfifo, put_a_huge_file, Path.mkdir], ids=lambda put: put.__name__)
+@pytest.mark.parametrize("name", ["00000001.events", "00000001.checkpoints", "00000001-00000001.thinned"])
+def test_strange_file_stops_neither_writer_nor_verifier(open_log, tmp_path, trust, put, name):
+    with open_log() as log:
+        log.append(INFO)
+    path = tmp_path / "log" / name
+    path.unlink(missing_ok=True)
+    put(path)
+    with pytest.raises(TidegateError) as caught:
+        verify_folder(tmp_path / "log", trust)
+    assert caught.value.code in {"events.chain.malformed", "base.input.too-large", "base.storage.failed"}
+    with open_log("b2") as log:
+        log.append(ALERT)
+    assert path.with_name(f"{name}.aside").lstat()
+    assert kinds(tmp_path / "log")[-2:] == ["events.recovered", "firewall.banned"]
 
 
 def test_follow_yields_what_is_appended(open_log, tmp_path):

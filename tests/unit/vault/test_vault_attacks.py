@@ -1,5 +1,6 @@
 """A row per attack on a vault's storage: each is refused with the code that names it."""
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,6 +223,20 @@ def remove_a_file(scene):
     scene.file_of("short").unlink()
 
 
+@attack("vault.file.missing")
+def put_a_pipe_in_the_place_of_a_file(scene):
+    path = scene.file_of("short")
+    path.unlink()
+    os.mkfifo(path)
+
+
+@attack("vault.file.missing")
+def put_a_link_in_the_place_of_a_file(scene):
+    path = scene.file_of("short")
+    path.rename(scene.spare)
+    path.symlink_to(scene.spare)
+
+
 @attack("vault.file.rollback")
 def put_an_older_copy_of_one_file_back(scene):
     shutil.copy(scene.file_of("short"), scene.spare)
@@ -250,6 +265,12 @@ def put_an_older_listing_back(scene):
 @attack("vault.manifest.missing")
 def remove_the_listing(scene):
     (scene.folder / "manifest").unlink()
+
+
+@attack("vault.manifest.missing")
+def put_a_pipe_in_the_place_of_the_listing(scene):
+    (scene.folder / "manifest").unlink()
+    os.mkfifo(scene.folder / "manifest")
 
 
 @attack("vault.manifest.altered")
@@ -326,6 +347,13 @@ def test_attack_is_refused(scene, tamper, code):
     with pytest.raises(Rejected) as caught:
         scene.check()
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd")], ids=["pipe", "link"])
+def test_strange_file_among_the_items_is_removed(scene, make):
+    make(scene.folder / "items" / "stranger")
+    scene.check()
+    assert not os.path.lexists(scene.folder / "items" / "stranger")
 
 
 def test_every_code_of_the_vault_has_an_attack():
