@@ -32,8 +32,8 @@ impl LiveCapture {
         })
     }
 
-    /// Wait at most `timeout_ms` for frames, look at all that are there, return the events as EVE lines.
-    fn poll(&self, py: Python<'_>, timeout_ms: i32) -> PyResult<Vec<String>> {
+    /// Wait at most `timeout_ms` for frames, look at all that are there, return up to `max_lines` events as EVE lines.
+    fn poll(&self, py: Python<'_>, timeout_ms: i32, max_lines: usize) -> PyResult<Vec<String>> {
         detached(py, || {
             let mut guard = lock(&self.ring)?;
             let ring = guard.as_mut().ok_or_else(Failure::closed)?;
@@ -44,7 +44,7 @@ impl LiveCapture {
             core.sensor.tick(now_us.saturating_sub(FRAME_LAG_US));
             let counted = ring.update_statistics()?;
             (core.capture.kernel_packets, core.capture.kernel_drops) = (counted.packets, counted.drops);
-            Ok(core.drain())
+            Ok(core.drain(max_lines))
         })
     }
 
@@ -119,7 +119,7 @@ impl FileCapture {
                     break;
                 }
             }
-            Ok(Some(core.drain()))
+            Ok(Some(core.drain(usize::MAX)))
         })
     }
 }

@@ -19,10 +19,10 @@ pub struct Core {
 }
 
 impl Core {
-    /// Take every waiting event as an EVE line.
-    pub fn drain(&mut self) -> Vec<String> {
+    /// Take up to `most` waiting events as EVE lines.
+    pub fn drain(&mut self, most: usize) -> Vec<String> {
         let (mut lines, mut line) = (Vec::new(), String::with_capacity(1024));
-        while self.sensor.next_line(&mut line) {
+        while lines.len() < most && self.sensor.next_line(&mut line) {
             lines.push(line.clone());
         }
         lines
@@ -62,7 +62,7 @@ impl Sensor {
 
     /// Take the waiting events, one EVE line each.
     fn events(&self, py: Python<'_>) -> PyResult<Vec<String>> {
-        detached(py, || Ok(lock(&self.core)?.drain()))
+        detached(py, || Ok(lock(&self.core)?.drain(usize::MAX)))
     }
 
     /// End open flows and alerts and take the events that this makes; call it until it returns none.
@@ -71,7 +71,7 @@ impl Sensor {
             let mut core = lock(&self.core)?;
             loop {
                 let is_more_left = core.sensor.finish();
-                let lines = core.drain();
+                let lines = core.drain(usize::MAX);
                 if !lines.is_empty() || !is_more_left {
                     return Ok(lines);
                 }

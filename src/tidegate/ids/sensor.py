@@ -16,6 +16,7 @@ from tidegate.ids import errors
 if TYPE_CHECKING:
     from tidegate.ids import _sensor
 
+LINES_A_STEP = 512  # some 400 KiB; more has waited long enough to wait a step longer
 RECORDS_A_STEP = 50_000  # a few milliseconds of work between two looks at the events
 
 _ERRORS: dict[str, type[TidegateError]] = {
@@ -48,10 +49,14 @@ class LiveSensor:
             self._capture: _sensor.LiveCapture = module.LiveCapture(interface, self._sensor)
         self._module = module
 
-    def poll(self, timeout_ms: int) -> list[str]:
-        """Return the EVE lines of what has arrived, after at most ``timeout_ms`` (a signal ends the waiting early)."""
+    def poll(self, timeout_ms: int, *, max_lines: int = LINES_A_STEP) -> list[str]:
+        """Return EVE lines of what has arrived, after at most ``timeout_ms`` (a signal ends the waiting early).
+
+        What is beyond ``max_lines`` waits in the sensor's bounded queue. A caller that cannot hand lines on asks for 0:
+        packets are still looked at, and events that find no room are counted.
+        """
         with translate_sensor_errors(self._module):
-            return self._capture.poll(timeout_ms)
+            return self._capture.poll(timeout_ms, max_lines)
 
     def stats_line(self) -> str:
         """Return the counters as one EVE line of type ``stats``."""

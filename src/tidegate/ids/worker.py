@@ -19,11 +19,13 @@ import time
 
 from tidegate.base.errors import TidegateError
 from tidegate.ids.errors import ConfigInvalid, WorkerConfinement
-from tidegate.ids.sensor import LiveSensor, load_module, translate_sensor_errors
+from tidegate.ids.sensor import LINES_A_STEP, LiveSensor, load_module, translate_sensor_errors
 
 MAX_CONFIG_BYTES = 65_536  # ours are below 1 KiB
 POLL_MS = 250  # the sensor's own tick
+RETIRE_MS = 60  # the ring hands over a block that is not full after 50 ms
 STATS_S = 60.0
+LAST_WORDS_S = 1.0  # for a reader that is still there when we are asked to stop
 NOBODY = 65534  # user and group of Debian and of the kernel's overflow ids; no lookup, which would load libnss
 
 
@@ -37,26 +39,69 @@ def main(arguments: list[str]) -> int:
             _drop_privileges()
             return _serve(sensor, arguments[1])
     except TidegateError as error:
-        _write([json.dumps({"event_type": "error", "code": error.code, "message": error.message})])
+        sys.stdout.write(json.dumps({"event_type": "error", "code": error.code, "message": error.message}) + "\n")
+        sys.stdout.flush()
         return error.exit_status
 
 
 def _serve(sensor: LiveSensor, interface: str) -> int:
-    stopping = []
+    stopping: list[bool] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.append(True))
-    reader = select.poll()
-    reader.register(sys.stdout.fileno(), 0)  # only "the other end is gone" is of interest
-    alive = _write([json.dumps({"event_type": "ready", "interface": interface, "pid": os.getpid()})])
+    out = _Out(sys.stdout.fileno())
+    out.put([json.dumps({"event_type": "ready", "interface": interface, "pid": os.getpid()})])
     next_stats_s = time.monotonic() + STATS_S
-    while alive and not stopping and not reader.poll(0):
-        lines = sensor.poll(POLL_MS)
+    while not stopping and out.has_reader():
+        # while the reader is slow, events wait (and are counted) in the sensor: the ring is emptied all the same
+        lines = sensor.poll(POLL_MS, max_lines=0 if out.is_full() else LINES_A_STEP)
         if time.monotonic() >= next_stats_s:
             next_stats_s += STATS_S
             lines.append(sensor.stats_line())
-        alive = not lines or _write(lines)
-    _write([*sensor.finish(), sensor.stats_line()])
+        out.put(lines)
+    for _ in range(2):  # what is complete, then the block that the kernel is still filling
+        out.put(sensor.poll(RETIRE_MS))
+    out.put([*sensor.finish(), sensor.stats_line()])
+    out.drain(LAST_WORDS_S)
     return 0
+
+
+class _Out:
+    """Standard output that never makes us wait for its reader."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._rest = b""
+        self._poll = select.poll()
+        self._poll.register(descriptor, 0)  # only "the other end is gone" is of interest
+        self._is_open = True
+        os.set_blocking(descriptor, False)
+
+    def has_reader(self) -> bool:
+        return self._is_open and not self._poll.poll(0)
+
+    def is_full(self) -> bool:
+        """Write what can be written; return whether something is left over."""
+        try:
+            while self._rest:
+                self._rest = self._rest[os.write(self._descriptor, self._rest) :]
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:
+            self._is_open, self._rest = False, b""
+        return bool(self._rest)
+
+    def put(self, lines: list[str]) -> None:
+        if lines:
+            self._rest += ("\n".join(lines) + "\n").encode()
+            self.is_full()
+
+    def drain(self, timeout_s: float) -> None:
+        """Give the reader a last chance."""
+        writable = select.poll()
+        writable.register(self._descriptor, select.POLLOUT)
+        deadline_s = time.monotonic() + timeout_s
+        while self.is_full() and time.monotonic() < deadline_s:
+            writable.poll(100)
 
 
 def _read_config() -> str:
@@ -81,17 +126,6 @@ def _drop_privileges() -> None:
         module.confine()
     if os.getppid() != parent:  # it died before the signal was armed
         raise WorkerConfinement("the parent process is gone")
-
-
-def _write(lines: list[str]) -> bool:
-    """Write whole lines at once; return whether anybody still reads them."""
-    rest = memoryview(("\n".join(lines) + "\n").encode())
-    try:
-        while rest:
-            rest = rest[os.write(sys.stdout.fileno(), rest) :]
-    except BrokenPipeError:
-        return False
-    return True
 
 
 if __name__ == "__main__":
