@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from pathlib import Path
 
-from tidegate.agent.daemon import Agent, AgentOptions, report_boot
-from tidegate.agent.home import DeviceHome
-from tidegate.base.clock import SystemClock, SystemEntropy
 from tidegate.base.errors import TidegateError
-from tidegate.boot.storage import DeviceStorage
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,19 +24,32 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the agent; the exit code is that of the error's family when it cannot start."""
     arguments = build_parser().parse_args()
-    home = DeviceHome(storage=DeviceStorage(arguments.storage), data=arguments.data, run=arguments.run)
-    reboot = arguments.reboot_request or arguments.run / "reboot-request"
-    options = AgentOptions(interface=arguments.interface, reboot_request=reboot)
     try:
-        if arguments.report_boot:
-            keys = home.open_keys()
-            with home.open_events(keys, SystemClock(), SystemEntropy()) as events:
-                report_boot(home, events)
-            return 0
-        return asyncio.run(Agent(home, options, SystemClock(), SystemEntropy()).run())
+        return _run(arguments)
     except TidegateError as error:
         print(f"tidegate-agent: {error.message} [{error.code}]\n  what to do: {error.advice}", file=sys.stderr)  # noqa: T201
         return error.exit_status
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    # The agent speaks no TLS in this process, and asyncio does without the module: memory that a device keeps.
+    sys.modules["ssl"] = None  # type: ignore[assignment]
+    import asyncio
+
+    from tidegate.agent.daemon import Agent, AgentOptions, report_boot
+    from tidegate.agent.home import DeviceHome
+    from tidegate.base.clock import SystemClock, SystemEntropy
+    from tidegate.boot.storage import DeviceStorage
+
+    home = DeviceHome(storage=DeviceStorage(arguments.storage), data=arguments.data, run=arguments.run)
+    clock, entropy = SystemClock(), SystemEntropy()
+    if arguments.report_boot:
+        with home.open_events(home.open_keys(), clock, entropy) as events:
+            report_boot(home, events)
+        return 0
+    reboot = arguments.reboot_request or arguments.run / "reboot-request"
+    options = AgentOptions(interface=arguments.interface, reboot_request=reboot)
+    return asyncio.run(Agent(home, options, clock, entropy).run())
 
 
 if __name__ == "__main__":

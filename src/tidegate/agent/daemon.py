@@ -164,6 +164,7 @@ class Agent:
         except TidegateError as error:
             self._events.append(catalogue.policy_refused(error=error))
             raise
+        self._sensing.policy_changed()
         firewall = candidate.verified.policy.firewall
         return {
             "policy_pending": candidate.verified.policy.policy.version,
@@ -177,6 +178,7 @@ class Agent:
 
     async def _rollback_policy(self, _: dict[str, object]) -> dict[str, object]:
         self._policies.rollback()
+        self._sensing.policy_changed()
         return {"rolled_back": True}
 
     async def _ban(self, request: dict[str, object]) -> dict[str, object]:

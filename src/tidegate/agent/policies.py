@@ -13,7 +13,7 @@ from tidegate.base.clock import Clock
 from tidegate.base.durable import write_file_atomic
 from tidegate.events import catalogue
 from tidegate.events.spool import EventLog
-from tidegate.firewall.commit import PendingChange, apply_section, effective_digest
+from tidegate.firewall.commit import PendingChange, apply_section, effective_digest, restore_last_confirmed
 from tidegate.firewall.nft import Nft
 from tidegate.policy.document import Policy
 from tidegate.policy.sign import PolicyRule, VerifiedPolicy, verify_policy
@@ -44,7 +44,12 @@ class PolicyKeeper:
         return self.confirmed.policy if self.confirmed else None
 
     def start(self) -> None:
-        """Put the confirmed policy in force at boot; its own check is all the confirmation it needs then."""
+        """Put the confirmed policy in force at boot; its own check is all the confirmation it needs then.
+
+        The ruleset confirmed last comes first, as it stands: it protects the device even if the policy is refused, and
+        a change that was pending when the power went is dropped.
+        """
+        restore_last_confirmed(self._home.firewall_state, nft=self._nft)
         verified = self._verify(self._home.read_policy())
         if verified.policy.firewall is not None:
             change = apply_section(verified.policy.firewall, state_dir=self._home.firewall_state, nft=self._nft)

@@ -50,6 +50,7 @@ class Sensing:
         self._events, self._bans, self._policy, self._clock = events, bans, policy, clock
         self._interface = interface
         self._changed = asyncio.Event()
+        self._section: IdsSection | None = None
         self._workers: dict[str, asyncio.subprocess.Process] = {}
         self._stats: dict[str, object] = {}
 
@@ -58,15 +59,16 @@ class Sensing:
         return {"workers": {name: worker.pid for name, worker in self._workers.items()}, "stats": self._stats}
 
     def policy_changed(self) -> None:
-        """Have sensor and watch follow the policy that is in force now."""
+        """Have bans and sensor follow the policy that is in force now; the watch looks by itself."""
         self._bans.refresh()
-        self._changed.set()
+        if self._ids_section() != self._section:
+            self._changed.set()
 
     async def run_sensor(self) -> None:
         """Keep one worker per interface running as the policy says; one that dies is reported and started again."""
         while True:
             self._changed.clear()
-            section = self._ids_section()
+            section = self._section = self._ids_section()
             names = self._interfaces(section)
             followers = [asyncio.create_task(self._follow(name, section)) for name in names if section is not None]
             changed = asyncio.create_task(self._changed.wait())

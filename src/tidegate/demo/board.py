@@ -160,7 +160,7 @@ class Board:
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue  # it ended meanwhile
-            if any(word.startswith(b"tidegate.") for word in words) or b"guard" in b" ".join(words):
+            if {b"tidegate.agent", b"tidegate.ids.worker"} & set(words) or b"guard" in b" ".join(words):
                 mine.append(pid)
         return mine
 

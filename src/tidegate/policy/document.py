@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import fnmatch
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
-from msgspec import Meta, Struct, inspect
+from msgspec import Meta, Struct
 
 from tidegate.firewall.section import FirewallSection
 from tidegate.ids.section import IdsSection, WatchSection
 from tidegate.policy.errors import PolicySyntax, PolicyUnknownKey, PolicyValue, PolicyWrongDevice
 from tidegate.update.section import UpdateSection
+
+if TYPE_CHECKING:
+    from msgspec import inspect
 
 MAX_POLICY_BYTES = 262_144  # 10,000 peers in one list leave room
 
@@ -66,6 +67,10 @@ def parse_policy(text: str, *, name: str = "policy") -> Policy:
     ``policy.value.invalid`` with line and reason. Whether the values make sense together is each room's to check
     (``tidegate policy check`` asks them all).
     """
+    import tomllib  # here and below: only who writes a policy pays for reading one, not the device that follows it
+
+    from msgspec import inspect
+
     if len(text.encode()) > MAX_POLICY_BYTES:
         raise PolicySyntax(f"{name} is larger than {MAX_POLICY_BYTES} bytes")
     try:
@@ -126,6 +131,10 @@ def _unknown_keys(
     value: object, kind: inspect.Type, path: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], str | None]]:
     """Yield (path, nearest valid key) of every key below ``value`` that ``kind`` has no field for."""
+    import difflib
+
+    from msgspec import inspect
+
     while isinstance(kind, (inspect.Metadata, inspect.UnionType)):
         if isinstance(kind, inspect.Metadata):
             kind = kind.type
