@@ -61,5 +61,5 @@ $(STAMPS)/venv: requirements/dev.txt | $(STAMPS)/debian-demo
 
 $(STAMPS)/package: $(STAMPS)/venv pyproject.toml $(RUST)
 	@echo "building tidegate with its Rust sensor"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
