@@ -25,3 +25,7 @@ class NamespaceGone(Misuse):
 class NamespaceFailed(Fault):
     code = "testing.netns.failed"
     advice = "Read the system's message; network namespaces need a kernel with CONFIG_NET_NS and the veth driver."
+
+
+class PowerCut(BaseException):
+    """The simulated power went away. No ``TidegateError``: code that runs on a device must not be able to handle it."""
