@@ -1,7 +1,8 @@
-//! Sends made-up frames at a fixed rate: `blast INTERFACE PACKETS_PER_S SECONDS [DESTINATION_MAC]`.
+//! Sends made-up frames at a fixed rate: `blast INTERFACE PACKETS_PER_S SECONDS (flows | syn)`.
 //!
-//! For measurements inside network namespaces. The frames are TCP acknowledgements of 1,024 flows between private
-//! addresses; nobody answers them. Prints one JSON line: how many were sent in how many seconds.
+//! For measurements inside network namespaces; nobody answers. `flows`: TCP acknowledgements of 1,024 flows between two
+//! addresses. `syn`: SYNs of 65,536 flows, each with an address and ports of its own. Prints one JSON line: how many
+//! were sent in how many seconds.
 
 use std::ffi::CString;
 use std::time::{Duration, Instant};
@@ -9,17 +10,21 @@ use std::{env, io, ptr};
 
 const BATCH: usize = 50; // at 100,000 a second a batch every 0.5 ms
 const FRAME_BYTES: usize = 64;
-const FLOWS: u16 = 1024;
+const FLOWS: u32 = 1024;
+const SYNS: u32 = 65_536;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = env::args().collect();
-    let [_, interface, rate, seconds, rest @ ..] = arguments.as_slice() else {
-        return Err("usage: blast INTERFACE PACKETS_PER_S SECONDS [DESTINATION_MAC]".into());
+    let [_, interface, rate, seconds, what] = arguments.as_slice() else {
+        return Err("usage: blast INTERFACE PACKETS_PER_S SECONDS (flows | syn)".into());
     };
     let (rate, seconds): (f64, f64) = (rate.parse()?, seconds.parse()?);
-    let destination = parse_mac(rest.first().map_or("02:00:00:00:00:02", String::as_str))?;
+    let frames: Vec<[u8; FRAME_BYTES]> = match what.as_str() {
+        "flows" => (0..FLOWS).map(acknowledgement).collect(),
+        "syn" => (0..SYNS).map(syn).collect(),
+        other => return Err(format!("{other}: neither flows nor syn").into()),
+    };
     let socket = open(interface)?;
-    let frames: Vec<[u8; FRAME_BYTES]> = (0..FLOWS).map(|flow| frame(destination, flow)).collect();
     let start = Instant::now();
     let (mut sent, mut next) = (0_usize, 0_usize);
     while start.elapsed().as_secs_f64() < seconds {
@@ -35,20 +40,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn parse_mac(text: &str) -> Result<[u8; 6], Box<dyn std::error::Error>> {
-    let bytes = text.split(':').map(|part| u8::from_str_radix(part, 16)).collect::<Result<Vec<_>, _>>()?;
-    Ok(bytes.try_into().map_err(|_| "a hardware address has six bytes")?)
-}
-
-fn frame(destination: [u8; 6], flow: u16) -> [u8; FRAME_BYTES] {
+fn acknowledgement(flow: u32) -> [u8; FRAME_BYTES] {
     let mut frame = [0; FRAME_BYTES];
-    frame[..6].copy_from_slice(&destination);
+    frame[..6].copy_from_slice(&[2, 0, 0, 0, 0, 2]); // nobody's: the receiving stack drops it behind the capture
     frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
     frame[12..14].copy_from_slice(&[8, 0]);
     frame[14..34].copy_from_slice(&[0x45, 0, 0, 50, 0, 1, 0, 0, 64, 6, 0, 0, 10, 99, 0, 1, 10, 99, 0, 2]);
-    frame[34..36].copy_from_slice(&(1024 + flow).to_be_bytes());
+    frame[34..36].copy_from_slice(&(1024 + flow as u16).to_be_bytes());
     frame[36..38].copy_from_slice(&[0x1f, 0x90]);
     (frame[46], frame[47]) = (0x50, 0x10);
+    frame
+}
+
+fn syn(number: u32) -> [u8; FRAME_BYTES] {
+    let mut frame = acknowledgement(0);
+    frame[26..30].copy_from_slice(&number.wrapping_mul(2_654_435_761).to_be_bytes());
+    frame[34..38].copy_from_slice(&number.wrapping_mul(40_503).to_be_bytes());
+    frame[47] = 2;
     frame
 }
 
