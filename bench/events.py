@@ -6,11 +6,9 @@ chain, no signatures, no size limit. Verification of a whole log is given beside
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -18,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.machine import row
 from tidegate.base.program import run_program
 from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.crypto.trust import TrustPolicy
@@ -56,10 +55,19 @@ def run() -> list[dict[str, object]]:
         bare = _start_up_ms("import logging, json")
     peer = "logging.FileHandler with JSON lines"
     return [
-        _row("events appended, chained", unsigned, peer, plain, "events/s"),
-        _row("events appended, chained, signed each 256", signed, peer, plain, "events/s"),
-        _row("events verified", verified, "sha256sum of the same files", summed, "events/s"),
-        _row("start and import of the event log", start_up, "start, import logging and json", bare, "ms", higher=False),
+        row("events appended, chained", unsigned, "events/s", peer=peer, peer_value=plain, higher=True),
+        row("events appended, chained, signed each 256", signed, "events/s", peer=peer, peer_value=plain, higher=True),
+        row(
+            "events verified", verified, "events/s", peer="sha256sum of the same files", peer_value=summed, higher=True
+        ),
+        row(
+            "start and import of the event log",
+            start_up,
+            "ms",
+            peer="start, import logging and json",
+            peer_value=bare,
+            higher=False,
+        ),
     ]
 
 
@@ -123,20 +131,5 @@ def _start_up_ms(statement: str) -> float:
     return 1000 * _best(lambda _: subprocess.run(command, check=True))
 
 
-def _row(name: str, ours: float, peer: str, peer_value: float, unit: str, *, higher: bool = True) -> dict[str, object]:
-    return {
-        "name": name,
-        "ours": round(ours, 1),
-        "peer": peer,
-        "peer_value": round(peer_value, 1),
-        "ratio": round(ours / peer_value, 3),
-        "higher_is_better": higher,
-        "unit": unit,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-
-
 if __name__ == "__main__":
-    for row in run():
-        print(f"{row['name']}: {row['ours']} {row['unit']}; {row['peer']}: {row['peer_value']}; ratio {row['ratio']}")
+    print(json.dumps(run(), indent=2))

@@ -5,7 +5,6 @@ Run by ``make bench NAME=firewall``, or by itself: prints JSON. Needs root and t
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import statistics
@@ -18,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
+from bench.machine import row
 from tidegate.base.program import find_program
 from tidegate.firewall import guard
 from tidegate.firewall.bans import Bans
@@ -143,24 +143,7 @@ def _group(leader: int) -> list[int]:
 
 
 def _entry(name: str, peer_name: str, ours: list[float], peer: list[float]) -> dict[str, object]:
-    mine, theirs = statistics.median(ours), statistics.median(peer)
-    return {
-        "name": name,
-        "ours": round(mine, 3),
-        "peer": peer_name,
-        "peer_value": round(theirs, 3),
-        "ratio": round(theirs / mine, 2),
-        "higher_is_better": False,
-        "unit": "ms",
-        "machine": _machine(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-
-
-def _machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), os.uname().machine)
-    return f"{model}, {os.cpu_count()} cores"
+    return row(name, statistics.median(ours), "ms", peer=peer_name, peer_value=statistics.median(peer), higher=False)
 
 
 if __name__ == "__main__":

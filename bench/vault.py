@@ -6,10 +6,9 @@ touches no file; what it leaves out (files, keys, Python) is our overhead and st
 
 from __future__ import annotations
 
-import datetime
 import io
+import json
 import os
-import platform
 import random
 import re
 import tempfile
@@ -17,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.machine import row
 from tidegate.base.program import run_program
 from tidegate.crypto.aead import Secret
 from tidegate.keys.software import Argon2Cost
@@ -44,9 +44,30 @@ def run() -> list[dict[str, object]]:
         plain = _plain_reads(folder / "plain", data)
     openssl = _openssl_mib_s()
     return [
-        _row("vault write, streaming", SIZE_MIB / writing, "openssl speed aes-256-gcm 16 KiB", openssl, "MiB/s"),
-        _row("vault read, streaming", SIZE_MIB / reading, "openssl speed aes-256-gcm 16 KiB", openssl, "MiB/s"),
-        _row("vault read of 4 KiB at random", ranges, "os.pread of a plain file", plain, "reads/s"),
+        row(
+            "vault write, streaming",
+            SIZE_MIB / writing,
+            "MiB/s",
+            peer="openssl speed aes-256-gcm 16 KiB",
+            peer_value=openssl,
+            higher=True,
+        ),
+        row(
+            "vault read, streaming",
+            SIZE_MIB / reading,
+            "MiB/s",
+            peer="openssl speed aes-256-gcm 16 KiB",
+            peer_value=openssl,
+            higher=True,
+        ),
+        row(
+            "vault read of 4 KiB at random",
+            ranges,
+            "reads/s",
+            peer="os.pread of a plain file",
+            peer_value=plain,
+            higher=True,
+        ),
     ]
 
 
@@ -84,20 +105,5 @@ def _openssl_mib_s() -> float:
     return float(match[1]) * 1000 / (1 << 20)
 
 
-def _row(name: str, ours: float, peer: str, peer_value: float, unit: str) -> dict[str, object]:
-    return {
-        "name": name,
-        "ours": round(ours, 1),
-        "peer": peer,
-        "peer_value": round(peer_value, 1),
-        "ratio": round(ours / peer_value, 3),
-        "higher_is_better": True,
-        "unit": unit,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-
-
 if __name__ == "__main__":
-    for row in run():
-        print(f"{row['name']}: {row['ours']} {row['unit']}; {row['peer']}: {row['peer_value']}; ratio {row['ratio']}")
+    print(json.dumps(run(), indent=2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from tidegate.agent.errors import UnknownRefusal
-from tidegate.base.errors import Rejected, registered_codes
+from tidegate.base.errors import TidegateError, registered_codes
 from tidegate.boot.measure import BootLogEntry, Measurement, Refusal, Started
 from tidegate.events import catalogue
 from tidegate.events.model import Event
@@ -26,9 +26,9 @@ def plan_boot_events(entries: Iterable[BootLogEntry]) -> Iterator[Event]:
             yield catalogue.boot_fell_back(from_slot=refused.slot, to_slot=entry.slot, reason=refused.code)
 
 
-def _error_of(entry: Refusal) -> Rejected:
+def _error_of(entry: Refusal) -> TidegateError:
     """Return the refusal as the error that it was when a boot stage raised it."""
     kind = registered_codes().get(entry.code)
-    if kind is None or not issubclass(kind, Rejected):
+    if kind is None:
         return UnknownRefusal(f"{entry.code}: {entry.message}")
     return kind(f"slot {entry.slot}: {entry.message}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from tidegate.base.errors import Rejected
+from tidegate.base.errors import Rejected, StorageFailed
 from tidegate.boot.control import RecordBootControl
 from tidegate.boot.errors import ApplicationCorrupt, NoBootableSlot, OsCorrupt, Stage2Corrupt
 from tidegate.boot.measure import BootLogEntry, Measurement, Refusal
@@ -65,8 +65,9 @@ def choose_slot(
 ) -> tuple[str, VerifiedImage, bytes]:
     """First stage: return the first slot in boot order that verifies, its attempt counted and durable.
 
-    A slot that does not verify is logged with its code, marked failed, and never tried again. The security floor is
-    the higher one of ``rule`` and the boot state. Raises ``boot.slot.none-bootable`` when none is left.
+    A slot that does not verify is logged with its code, marked failed, and never tried again. So is one whose storage
+    does not answer: what cannot be read cannot be verified, and the other slot may be on a good block. The security
+    floor is the higher one of ``rule`` and the boot state. Raises ``boot.slot.none-bootable`` when none is left.
     """
     control.settle()
     floor = max(rule.security_floor, control.state().security_floor)
@@ -74,7 +75,7 @@ def choose_slot(
     for name in boot_order(control.state()):
         try:
             image, program = verify_stage2(slots[name], rule, log)
-        except Rejected as error:
+        except (Rejected, StorageFailed) as error:
             log(Refusal(stage="stage1", slot=name, code=error.code, message=error.message))
             control.refuse(name)
             continue

@@ -11,6 +11,7 @@ from tidegate.base.blockdev import BlockDevice
 from tidegate.base.record import AlternatingRecord
 from tidegate.boot.errors import NotProvisioned, TrialUnconfirmed
 from tidegate.boot.slots import (
+    MAX_TRIES,
     BootState,
     SlotEvent,
     SlotState,
@@ -18,6 +19,7 @@ from tidegate.boot.slots import (
     after_confirm,
     after_event,
     after_exhausted,
+    boot_order,
     fresh_state,
     parse_state,
 )
@@ -52,11 +54,15 @@ class RecordBootControl:
     def begin_write(self, slot: str) -> None:
         """Make ``slot`` unbootable before its first byte changes.
 
-        Raises ``boot.slot.trial-unconfirmed`` while the running slot is on trial: ``slot`` is what it falls back to.
+        Raises ``boot.slot.trial-unconfirmed`` while the running slot is on trial, and after it was rejected until the
+        reboot that leaves it: ``slot`` is what it falls back to.
         """
         state = self.state()
-        if state.started is not None and state.slots[state.started].state is SlotState.TRIAL:
-            raise TrialUnconfirmed(f"slot {state.started} runs on trial; slot {slot} is its fall-back", slot=slot)
+        running = None if state.started is None else state.slots[state.started].state
+        if running is SlotState.TRIAL or (running is SlotState.FAILED and slot in boot_order(state)):
+            raise TrialUnconfirmed(
+                f"slot {state.started}, started last, is {running.value}; slot {slot} is its fall-back", slot=slot
+            )
         self._store(after_event(state, slot, SlotEvent.BEGIN_WRITE, tries_left=0, version="", security_version=0))
 
     def mark_written(self, slot: str, *, version: str, security_version: int) -> None:
@@ -66,7 +72,9 @@ class RecordBootControl:
         self._store(after_event(state, slot, SlotEvent.VERIFIED, **changes))
 
     def activate(self, slot: str, *, tries: int) -> None:
-        """Have the next boot try ``slot``, at most ``tries`` times."""
+        """Have the next boot try ``slot``, at most ``tries`` times (1 to 7)."""
+        if not 1 <= tries <= MAX_TRIES:  # a boot could not read the state that more would make
+            raise ValueError(f"a slot is tried 1 to {MAX_TRIES} times, not {tries}")
         self._store(after_event(self.state(), slot, SlotEvent.ACTIVATE, tries_left=tries))
 
     def boot_attempt(self, slot: str) -> None:

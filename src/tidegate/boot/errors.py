@@ -30,7 +30,7 @@ class SlotTransition(Misuse):
 
 class TrialUnconfirmed(Misuse):
     code = "boot.slot.trial-unconfirmed"
-    advice = "The running system is still on trial and the other slot is its only fall-back: confirm it first."
+    advice = "The other slot is the only fall-back of a system on trial: confirm it, or reboot if it was rejected."
 
 
 class NotProvisioned(Fault):

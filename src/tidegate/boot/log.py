@@ -12,7 +12,7 @@ import msgspec
 
 from tidegate.base.durable import read_file_bounded, translate_os_errors
 from tidegate.boot.errors import StateMalformed
-from tidegate.boot.measure import BootLogEntry
+from tidegate.boot.measure import Began, BootLogEntry
 
 MAX_LOG_BYTES = 262_144  # 32 payloads and both slots refused leave a hundredth of it
 _DECODER: msgspec.json.Decoder[BootLogEntry] = msgspec.json.Decoder(BootLogEntry)
@@ -25,12 +25,15 @@ class BootLog:
         self.path = folder / "boot.jsonl"
 
     def __call__(self, entry: BootLogEntry) -> None:
-        """Append one entry."""
-        with translate_os_errors(self.path), self.path.open("ab") as stream:
-            stream.write(msgspec.json.encode(entry) + b"\n")
+        """Append one entry. A board that resets without end must not fill its memory: its oldest boots give way."""
+        with translate_os_errors(self.path):
+            if isinstance(entry, Began) and self.path.exists() and self.path.stat().st_size > MAX_LOG_BYTES // 2:
+                self.path.unlink()
+            with self.path.open("ab") as stream:
+                stream.write(msgspec.json.encode(entry) + b"\n")
 
     def read(self) -> list[BootLogEntry]:
-        """Return every entry of this boot; raise ``boot.state.malformed``."""
+        """Return every entry since power came on (or the log gave way); raise ``boot.state.malformed``."""
         if not self.path.exists():
             return []
         lines = read_file_bounded(self.path, limit_bytes=MAX_LOG_BYTES).splitlines()

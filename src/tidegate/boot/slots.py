@@ -104,7 +104,7 @@ def parse_state(raw: bytes) -> BootState:
         state = msgspec.convert(cbor.decode(raw, limit_bytes=MAX_STATE_BYTES), BootState, strict=True)
     except msgspec.ValidationError as error:
         raise StateMalformed(f"boot state: {error}") from error
-    if tuple(sorted(state.slots)) != SLOT_NAMES or state.preferred not in SLOT_NAMES:
+    if tuple(sorted(state.slots)) != SLOT_NAMES or not {state.preferred, state.started} <= {*SLOT_NAMES, None}:
         raise StateMalformed("the boot state names other slots than a and b")
     return state
 

@@ -40,8 +40,8 @@ def main() -> int:
     arguments = parser.parse_args()
     storage = DeviceStorage(arguments.storage)
     log = BootLog(arguments.run)
-    log(Began())
     try:
+        log(Began())
         with storage.opened(writable=True) as parts:
             rule = storage.maker_rule()
             control = RecordBootControl(parts.state)

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from tidegate.base.blockdev import FileBlockDevice
-from tidegate.base.errors import Rejected, TidegateError
+from tidegate.base.errors import Rejected, StorageFailed, TidegateError
 from tidegate.boot.chain import verify_system
 from tidegate.boot.control import RecordBootControl
 from tidegate.boot.errors import OsCorrupt
@@ -25,7 +25,7 @@ from tidegate.boot.measure import Refusal, Started
 from tidegate.boot.storage import STATE_BYTES
 from tidegate.crypto.trust import TrustPolicy, parse_trust
 from tidegate.image.manifest import Manifest, PayloadKind
-from tidegate.image.verify import AcceptanceRule
+from tidegate.image.verify import AcceptanceRule, VerifiedImage
 
 INIT = "/sbin/init"
 ANCHORS = "anchors.cbor"
@@ -40,8 +40,7 @@ def main() -> int:
     log = BootLog(Path(arguments.run))
     try:
         rule = AcceptanceRule(trust=_own_anchors(), hardware=arguments.hardware, security_floor=int(arguments.floor))
-        with FileBlockDevice(Path(arguments.image)) as source:
-            image, loaded = verify_system(source, rule, log)
+        image, loaded = _verify_slot(Path(arguments.image), rule, log)
         if image.digest.hex() != arguments.manifest:
             raise OsCorrupt("the manifest changed between the stages")
         _mount(image.manifest, loaded, arguments)
@@ -54,6 +53,15 @@ def main() -> int:
         print(f"stage2: {error.message} [{error.code}]", file=sys.stderr)  # noqa: T201  # the console of the device
         return error.exit_status
     return 0
+
+
+def _verify_slot(path: Path, rule: AcceptanceRule, log: BootLog) -> tuple[VerifiedImage, dict[str, bytes]]:
+    """Verify the system in a slot; storage that does not answer is a slot that does not verify, as in stage 1."""
+    try:
+        with FileBlockDevice(path) as source:
+            return verify_system(source, rule, log)
+    except StorageFailed as error:
+        raise OsCorrupt(f"the slot cannot be read: {error.message}") from error
 
 
 def _refuse_slot(data: Path, slot: str) -> None:

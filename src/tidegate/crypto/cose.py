@@ -22,7 +22,7 @@ from tidegate.crypto.errors import (
 from tidegate.crypto.signing import KeyId, PublicKey, Signer
 from tidegate.crypto.trust import TrustPolicy
 
-MAX_ENVELOPE_BYTES = 61_440  # what the head of a slot has room for (docs/formats/slot.md); a policy fits as well
+MAX_ENVELOPE_BYTES = 61_440  # what the head of a slot has room for (docs/formats/image.md); a policy fits as well
 MAX_SIGNATURES = 8
 _TAG_COSE_SIGN = 98
 _ALG, _KID, _TYP = 1, 4, 16

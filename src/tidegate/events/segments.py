@@ -6,11 +6,9 @@ gap records) and ``.kept`` (evidence), which hold their checkpoints themselves; 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import stat
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +23,7 @@ from tidegate.base.durable import (
 from tidegate.base.errors import StorageMissing
 from tidegate.events.chain import VerifiedLog, verify_chain
 from tidegate.events.checkpoint import CHECKPOINT_START
-from tidegate.events.errors import LineMalformed, SpoolBusy
+from tidegate.events.errors import LineMalformed
 from tidegate.events.lines import StoredLine
 from tidegate.events.retention import Segment, SegmentKind
 
@@ -76,31 +74,6 @@ class AppendFile:
 
     def close(self) -> None:
         """Give the descriptor back; harmless when repeated."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-class WriterLock:
-    """The right to write into the folder; one process has it at a time, and it goes when the process does."""
-
-    def __init__(self, folder: Path, *, wait_s: float) -> None:
-        path = folder / "lock"
-        with translate_os_errors(path):
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            for attempt in range(int(wait_s / _LOCK_POLL_S) + 1):
-                if attempt:
-                    time.sleep(_LOCK_POLL_S)
-                try:
-                    fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                return
-        self.release()
-        raise SpoolBusy(f"{folder} has another writer (waited {wait_s:g} s)", folder=str(folder))
-
-    def release(self) -> None:
-        """Let the next writer in; harmless when repeated."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Self
 from tidegate.base.clock import Clock, SystemClock
 from tidegate.base.durable import sync_folder, translate_os_errors
 from tidegate.base.errors import Fault, Rejected, StorageFull
+from tidegate.base.lock import FolderLock
 from tidegate.events import catalogue
 from tidegate.events.chain import verify_segment
 from tidegate.events.checkpoint import Checkpoint, parse_checkpoint_line, sign_checkpoint
-from tidegate.events.errors import LogEmpty
+from tidegate.events.errors import LogEmpty, SpoolBusy
 from tidegate.events.lines import NO_HEAD, StoredLine, first_link, hash_line
 from tidegate.events.model import Event, EventId, Link, check_identifier, encode_line
 from tidegate.events.retention import Segment, SegmentKind, ThinSegments, last_entry, plan_next, thin_entries
 from tidegate.events.segments import (
     MAX_SEGMENT_BYTES,
     AppendFile,
-    WriterLock,
     checkpoints_path,
     events_path,
     list_segments,
@@ -93,7 +93,7 @@ class EventLog:
             if not folder.exists():
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 sync_folder(folder.parent)
-        self._lock = WriterLock(folder, wait_s=wait_s)
+        self._lock = FolderLock(folder, wait_s=wait_s, busy=SpoolBusy)
         try:
             self._open()
         except BaseException:

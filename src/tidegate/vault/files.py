@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +19,7 @@ from tidegate.base.clock import Entropy
 from tidegate.base.durable import sync_folder, translate_os_errors, write_all
 from tidegate.base.errors import StorageMissing
 from tidegate.crypto.aead import NONCE_BYTES, Secret
-from tidegate.vault.errors import FileMissing, ItemTooLarge, VaultBusy
+from tidegate.vault.errors import FileMissing, ItemTooLarge
 from tidegate.vault.format import (
     BODY_OFFSET,
     CHUNK_OVERHEAD,
@@ -41,31 +39,6 @@ from tidegate.vault.format import (
 
 _BATCH_CHUNKS = 16  # chunks a system call reads or writes: 256 KiB, so that streaming is not a call per 16 KiB
 _LOCK_POLL_S = 0.02
-
-
-class FolderLock:
-    """The right to use the vault; one process has it at a time, and it goes when the process does."""
-
-    def __init__(self, folder: Path, *, wait_s: float) -> None:
-        path = folder / "lock"
-        with translate_os_errors(path):
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            for attempt in range(int(wait_s / _LOCK_POLL_S) + 1):
-                if attempt:
-                    time.sleep(_LOCK_POLL_S)
-                try:
-                    fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                return
-        self.release()
-        raise VaultBusy(f"{folder} is in use (waited {wait_s:g} s)", folder=str(folder))
-
-    def release(self) -> None:
-        """Let the next one in; harmless when repeated."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
 
 def item_path(folder: Path, item: Expected) -> Path:

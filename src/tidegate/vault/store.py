@@ -26,6 +26,7 @@ from tidegate.base.durable import (
     write_file_atomic,
 )
 from tidegate.base.errors import Rejected
+from tidegate.base.lock import FolderLock
 from tidegate.crypto import cbor
 from tidegate.crypto.aead import NONCE_BYTES, Secret
 from tidegate.vault.errors import (
@@ -33,11 +34,11 @@ from tidegate.vault.errors import (
     ManifestMissing,
     RecordMalformed,
     UnlockRefused,
+    VaultBusy,
     VaultClosed,
     VaultExists,
 )
 from tidegate.vault.files import (
-    FolderLock,
     ItemReader,
     erase_file,
     item_path,
@@ -86,7 +87,7 @@ class Vault:
         self._entropy = entropy
         require_private(folder)
         require_vault_folder(folder)
-        self._lock = FolderLock(folder, wait_s=wait_s)
+        self._lock = FolderLock(folder, wait_s=wait_s, busy=VaultBusy)
         try:
             raw = read_file_bounded(folder / "vault.cbor", limit_bytes=MAX_RECORD_BYTES)
             self._id, slots = _parse_record(raw)
