@@ -11,7 +11,7 @@ use crate::error::CaptureError;
 
 /// The largest captured length that libpcap itself writes or accepts (`MAXIMUM_SNAPLEN`).
 pub const MAX_RECORD_BYTES: usize = 262_144;
-/// A record, its header and the options that may follow.
+/// A record, its header and the options that may follow; well below the ring's share of the smallest memory number.
 const BUFFER_BYTES: usize = MAX_RECORD_BYTES + 65_536;
 /// Interfaces of one pcapng section whose descriptions we keep; captures have a handful.
 const MAX_INTERFACES: usize = 256;

@@ -126,6 +126,14 @@ def test_each_scan_is_reported_once_and_ends(capture_file, packets, detector):
     assert alerts(events) == expected
 
 
+def test_a_scan_over_ipv6_is_seen_too(capture_file):
+    scanner, device = "2001:db8::7", "2001:db8::1"
+    packets = [(1000 + port / 1000, tcp(scanner, device, 40_000, port, SYN)) for port in range(1, 31)]
+    events, stats = replay(capture_file([*packets, (1003.0, tcp(device, scanner, 9, 9, ACK))]))
+    assert alerts(events) == [("scan.syn", "start", scanner), ("scan.syn", "end", scanner)]
+    assert stats["decoder"]["ipv6"] == 31
+
+
 def test_a_flood_of_invented_sources_names_only_the_victim(capture_file):
     packets = [(1000 + n / 1000, tcp(f"10.{n % 200}.{n // 200}.1", DEVICE, 9, 80, SYN)) for n in range(2000)]
     events, stats = replay(capture_file(packets))
