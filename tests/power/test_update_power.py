@@ -143,6 +143,10 @@ def drill(
         yield outage, storage.after(outage)
 
 
+def say(text: str) -> None:
+    print(text)  # noqa: T201  # how much was tried: pytest shows it with -s
+
+
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory) -> Bench:
     return Bench(tmp_path_factory.mktemp("maker"))
@@ -170,7 +174,7 @@ def test_install_cut_at_every_write(bench: Bench) -> None:
         assert storage.control.state().slots["b"].state is SlotState.WRITTEN
         storage.control.activate("b", tries=1)
         assert bench.boot(storage) == "2.0.0", outage
-    print(f"install: {len(points)} cut points, {cuts} outages, {resumed} resumed from the journal")
+    say(f"install: {len(points)} cut points, {cuts} outages, {resumed} resumed from the journal")
     assert len(points) > 40
     assert resumed > cuts / 2
 
@@ -205,7 +209,7 @@ def test_cut_again_while_resuming(bench: Bench) -> None:
             bench.install(storage)
             assert storage.read_all().a == bench.start.a
             assert verify_image(storage.slots["b"], bench.rule).manifest.version == "2.0.0", (outage, second)
-    print(f"cut again while resuming: {cuts} pairs of outages")
+    say(f"cut again while resuming: {cuts} pairs of outages")
     assert cuts == 600
 
 
@@ -226,7 +230,7 @@ def test_another_bundle_after_a_cut(bench: Bench) -> None:
             assert bench.boot(storage) == "1.0.0", (outage, second)
             bench.install(storage)
             assert verify_image(storage.slots["b"], bench.rule).manifest.version == "2.0.0", (outage, second)
-    print(f"another bundle after a cut: {cuts} pairs of outages")
+    say(f"another bundle after a cut: {cuts} pairs of outages")
     assert cuts > 80
 
 
@@ -259,7 +263,7 @@ def test_activation_trial_and_confirmation_cut_at_every_write(bench: Bench) -> N
         assert final.slots["a"].state is SlotState.CONFIRMED
         assert final.security_floor == 1, "the fall-back slot must stay bootable"
         assert bench.boot(storage) == "2.0.0"
-    print(f"activation, trial, confirmation: {cuts} outages, booted {sorted(booted)}")
+    say(f"activation, trial, confirmation: {cuts} outages, booted {sorted(booted)}")
     assert booted == {"1.0.0", "2.0.0"}
 
 
@@ -291,7 +295,7 @@ def test_factory_image_cut_at_every_write(bench: Bench) -> None:
         bench.install(storage, bench.first)
         storage.control.activate("a", tries=3)
         assert bench.boot(storage) == "1.0.0", outage
-    print(f"factory image: {cuts} outages")
+    say(f"factory image: {cuts} outages")
 
 
 @pytest.mark.parametrize("defect", ["journal ahead of its data", "slot stays bootable", "written before it is whole"])

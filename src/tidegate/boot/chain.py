@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tidegate.base.errors import Rejected, StorageFailed
 from tidegate.boot.control import RecordBootControl
-from tidegate.boot.errors import ApplicationCorrupt, NoBootableSlot, OsCorrupt, Stage2Corrupt
+from tidegate.boot.errors import ApplicationCorrupt, NoBootableSlot, OsCorrupt, Stage2Corrupt, TrialExhausted
 from tidegate.boot.measure import BootLogEntry, Measurement, Refusal
 from tidegate.boot.slots import boot_order
 from tidegate.image.errors import PayloadCorrupt, TreeCorrupt
@@ -66,10 +66,13 @@ def choose_slot(
     """First stage: return the first slot in boot order that verifies, its attempt counted and durable.
 
     A slot that does not verify is logged with its code, marked failed, and never tried again. So is one whose storage
-    does not answer: what cannot be read cannot be verified, and the other slot may be on a good block. The security
-    floor is the higher one of ``rule`` and the boot state. Raises ``boot.slot.none-bootable`` when none is left.
+    does not answer: what cannot be read cannot be verified, and the other slot may be on a good block. One whose tries
+    are used up is logged (``boot.slot.exhausted``) and passed by. The security floor is the higher one of ``rule`` and
+    the boot state. Raises ``boot.slot.none-bootable`` when none is left.
     """
-    control.settle()
+    for name in control.settle():
+        message = "the tries are used up and nobody confirmed the system"
+        log(Refusal(stage="stage1", slot=name, code=TrialExhausted.code, message=message))
     floor = max(rule.security_floor, control.state().security_floor)
     rule = AcceptanceRule(trust=rule.trust, hardware=rule.hardware, security_floor=floor)
     for name in boot_order(control.state()):

@@ -81,12 +81,13 @@ class RecordBootControl:
         """Count a boot of ``slot``; durable before it starts."""
         self._store(after_boot_attempt(self.state(), slot))
 
-    def settle(self) -> None:
-        """Fail every slot whose tries are used up; writes only if there is one."""
+    def settle(self) -> list[str]:
+        """Fail every slot whose tries are used up and return their names; writes only if there is one."""
         state = self.state()
         settled = after_exhausted(state)
         if settled != state:
             self._store(settled)
+        return [name for name, slot in settled.slots.items() if slot != state.slots[name]]
 
     def refuse(self, slot: str) -> None:
         """Record that ``slot`` did not verify; it is not tried again."""

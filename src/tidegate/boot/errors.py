@@ -33,6 +33,11 @@ class TrialUnconfirmed(Misuse):
     advice = "The other slot is the only fall-back of a system on trial: confirm it, or reboot if it was rejected."
 
 
+class TrialExhausted(Rejected):
+    code = "boot.slot.exhausted"
+    advice = "The new system never proved healthy in the boots it had; read its log, then install a corrected release."
+
+
 class NotProvisioned(Fault):
     code = "boot.device.not-provisioned"
     advice = "Provision the device's storage first with `tidegate boot provision`."
