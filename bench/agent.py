@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from bench.machine import row
 from tidegate.demo.board import Board
-from tidegate.demo.lab import built_lab
+from tidegate.demo.lab import build_lab
 from tidegate.demo.making import tell_factory, tell_maker
 from tidegate.demo.report import Report
 from tidegate.testing.netns import make_unique
@@ -26,7 +27,8 @@ SETTLE_S = 3.0
 
 def run() -> list[dict[str, Any]]:
     report = Report(quiet=True, stepping=False)
-    with tempfile.TemporaryDirectory() as folder, built_lab(make_unique("tgb")) as lab:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        lab = build_lab(make_unique("tgb"), stack)
         storage, _ = tell_factory(report, tell_maker(report, Path(folder)))
         board = Board(storage, lab.device, Path(folder) / "console")
         try:

@@ -15,8 +15,15 @@ from tidegate.events import catalogue
 from tidegate.events.spool import EventLog
 from tidegate.firewall.commit import PendingChange, apply_section, effective_digest, restore_last_confirmed
 from tidegate.firewall.nft import Nft
+from tidegate.firewall.section import FirewallSection, Management, Protocol, Service
 from tidegate.policy.document import Policy
 from tidegate.policy.sign import PolicyRule, VerifiedPolicy, verify_policy
+
+# What a device does that has no policy to follow: nothing comes in, it is managed on the machine itself.
+CLOSED = FirewallSection(
+    management=Management(peers=("127.0.0.1",), service="local"),
+    services={"local": Service(protocol=Protocol.TCP, ports=(22,), peers=("127.0.0.1",))},
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +56,9 @@ class PolicyKeeper:
         The ruleset confirmed last comes first, as it stands: it protects the device even if the policy is refused, and
         a change that was pending when the power went is dropped.
         """
-        restore_last_confirmed(self._home.firewall_state, nft=self._nft)
+        if restore_last_confirmed(self._home.firewall_state, nft=self._nft) is None:
+            # Nothing was ever confirmed: closed until the policy has been verified and says otherwise.
+            apply_section(CLOSED, state_dir=self._home.firewall_state, nft=self._nft).confirm()
         verified = self._verify(self._home.read_policy())
         if verified.policy.firewall is not None:
             change = apply_section(verified.policy.firewall, state_dir=self._home.firewall_state, nft=self._nft)

@@ -65,11 +65,17 @@ class Secret:
 
 def seal_aes256gcm(key: bytes | memoryview, nonce: bytes, plaintext: bytes | memoryview, aad: bytes) -> bytes:
     """Return ciphertext and tag; ``key`` has 32 bytes, ``nonce`` 12 that this key never sees again."""
+    _check_key(key)
+    if len(nonce) != NONCE_BYTES:
+        raise ValueError(f"a nonce has {NONCE_BYTES} bytes")
     return AESGCM(key).encrypt(nonce, plaintext, aad)
 
 
 def open_aes256gcm(key: bytes | memoryview, nonce: bytes, ciphertext: bytes | memoryview, aad: bytes) -> bytes:
     """Return the plaintext, or raise ``crypto.aead.failed`` if key, nonce, ciphertext or ``aad`` is another one."""
+    _check_key(key)
+    if len(nonce) != NONCE_BYTES:
+        raise AeadFailed("the nonce has the wrong length")
     try:
         return AESGCM(key).decrypt(nonce, ciphertext, aad)
     except (InvalidTag, ValueError) as error:
@@ -85,3 +91,9 @@ def argon2id(passphrase: bytes | memoryview, *, salt: bytes, iterations: int, la
     """Return a 32-byte key from a passphrase; the caller bounds parameters that come from outside."""
     kdf = Argon2id(salt=salt, length=KEY_BYTES, iterations=iterations, lanes=lanes, memory_cost=memory_kib)
     return kdf.derive(bytes(passphrase))
+
+
+def _check_key(key: bytes | memoryview) -> None:
+    """Refuse what the library would take for a key of AES-128 or AES-192: the caller's mistake, never the data's."""
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"a key has {KEY_BYTES} bytes")

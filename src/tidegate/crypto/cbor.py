@@ -46,7 +46,7 @@ def encode(value: object) -> bytes:
     if isinstance(value, (list, tuple)):
         return _head(4, len(value)) + b"".join(encode(item) for item in value)
     if isinstance(value, dict):
-        pairs = sorted((encode(key), encode(item)) for key, item in value.items())
+        pairs = sorted((_encode_key(key), encode(item)) for key, item in value.items())
         return _head(5, len(pairs)) + b"".join(key + item for key, item in pairs)
     if isinstance(value, Tagged):
         return _head(6, value.tag) + encode(value.value)
@@ -66,6 +66,12 @@ def decode(raw: bytes, *, limit_bytes: int) -> Value:
     if reader.position != len(raw):
         raise reader.malformed("bytes behind the value")
     return value
+
+
+def _encode_key(key: object) -> bytes:
+    if not isinstance(key, (int, str, bytes)) or isinstance(key, bool):
+        raise TypeError(f"{type(key).__name__} is no key in deterministic CBOR")
+    return encode(key)
 
 
 def _head(major: int, number: int) -> bytes:

@@ -14,6 +14,8 @@ from tidegate.crypto.errors import (
     AlgorithmUnknown,
     EnvelopeContext,
     EnvelopeMalformed,
+    EnvelopeSigners,
+    EnvelopeTooLarge,
     SignatureDuplicate,
     SignatureMissingClass,
     SignatureThreshold,
@@ -44,16 +46,25 @@ class VerifiedEnvelope:
 
 
 def sign_envelope(context: str, payload: bytes, signers: Sequence[Signer]) -> bytes:
-    """Return ``payload`` signed by every one of ``signers`` for the role ``context``, and for no other."""
+    """Return ``payload`` signed by every one of ``signers`` for the role ``context``, and for no other.
+
+    Nothing comes out that ``verify_envelope`` would refuse for its form: raises ``crypto.envelope.signers`` for no key,
+    too many or one key twice, ``crypto.envelope.too-large`` over 60 KiB.
+    """
     if not 1 <= len(signers) <= MAX_SIGNATURES:
-        raise ValueError(f"an envelope has 1 to {MAX_SIGNATURES} signatures")
+        raise EnvelopeSigners(f"{len(signers)} keys; an envelope has 1 to {MAX_SIGNATURES} signatures")
+    if len({signer.public_key.key_id for signer in signers}) != len(signers):
+        raise EnvelopeSigners("one key is to sign twice")
     body = cbor.encode({_TYP: context})
     signatures: list[cbor.Value] = []
     for signer in signers:
         key = signer.public_key
         protected = cbor.encode({_ALG: int(key.algorithm), _KID: key.key_id.digest})
         signatures.append([protected, {}, signer.sign(_to_be_signed(body, protected, payload))])
-    return cbor.encode(cbor.Tagged(tag=_TAG_COSE_SIGN, value=[body, {}, payload, signatures]))
+    envelope = cbor.encode(cbor.Tagged(tag=_TAG_COSE_SIGN, value=[body, {}, payload, signatures]))
+    if len(envelope) > MAX_ENVELOPE_BYTES:
+        raise EnvelopeTooLarge(f"the envelope has {len(envelope)} bytes, over {MAX_ENVELOPE_BYTES}", size=len(envelope))
+    return envelope
 
 
 def verify_envelope(raw: bytes, *, context: str, trust: TrustPolicy) -> VerifiedEnvelope:

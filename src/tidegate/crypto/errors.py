@@ -66,3 +66,13 @@ class AeadFailed(Rejected):
 class TrustPolicyEmpty(Misuse):
     code = "crypto.trust.empty"
     advice = "Name at least one trusted key and a threshold that these keys can reach."
+
+
+class EnvelopeSigners(Misuse):
+    code = "crypto.envelope.signers"
+    advice = "Sign with 1 to 8 keys, each named once."
+
+
+class EnvelopeTooLarge(Misuse):
+    code = "crypto.envelope.too-large"
+    advice = "No device would accept an envelope of this size: say less, or sign with fewer keys."

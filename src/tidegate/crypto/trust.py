@@ -67,8 +67,11 @@ def parse_trust(raw: bytes) -> TrustPolicy:
     known = {member.value: member for member in AlgorithmClass}
     if not all(isinstance(name, str) and name in known for name in classes):
         raise PublicKeyMalformed("trust anchors name an unknown class of algorithm")
-    return TrustPolicy(
+    policy = TrustPolicy(
         keys=tuple(parse_public_key(key if isinstance(key, bytes) else b"") for key in keys),
         threshold=threshold,
         required_classes=frozenset(known[str(name)] for name in classes),
     )
+    if policy.encode() != raw:
+        raise PublicKeyMalformed("trust anchors name a class twice or out of order, or a threshold that is no number")
+    return policy

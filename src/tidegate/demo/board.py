@@ -29,6 +29,8 @@ from tidegate.testing.netns import Namespace
 BOOT_TIMEOUT_S = 20.0
 AGENT_TIMEOUT_S = 20.0
 MAX_RESETS = 4
+RUN_PARENT = Path("/dev/shm")  # memory
+RUN_PREFIX = "tidegate-run-"
 
 
 class Board:
@@ -47,7 +49,7 @@ class Board:
 
         A stage that refuses ends; the watchdog then resets the board, memory kept, and the first stage runs again.
         """
-        self.run = Path(tempfile.mkdtemp(prefix="tidegate-run-", dir="/dev/shm"))
+        self.run = Path(tempfile.mkdtemp(prefix=f"{RUN_PREFIX}{self._netns.name}-", dir=RUN_PARENT))
         (self.run / "root").mkdir()
         for _ in range(MAX_RESETS):
             started = self._reset()

@@ -5,11 +5,10 @@ Touches: network namespaces.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 
-from tidegate.testing.netns import Namespace, join
+from tidegate.testing.netns import NETNS_FOLDER, Namespace, join
 
 DEVICE_ADDRESS = "192.0.2.1"  # RFC 5737: addresses for documentation
 OPERATOR_ADDRESS = "192.0.2.10"
@@ -26,16 +25,26 @@ class Lab:
     attacker: Namespace
 
 
-@contextmanager
-def built_lab(prefix: str) -> Iterator[Lab]:
-    """Make the namespaces ``PREFIX-device``, ``-operator``, ``-attacker`` and their switch; all gone at the end.
+ROLES = ("switch", "device", "operator", "attacker")
 
-    Raises ``testing.netns.busy`` if one of the names is taken, ``base.privilege.missing`` without root.
+
+def delete_lab(prefix: str) -> list[str]:
+    """Delete what a lab of this prefix left behind, processes included; return the names."""
+    left = [name for name in (f"{prefix}-{role}" for role in ROLES) if (NETNS_FOLDER / name).exists()]
+    for name in left:
+        Namespace(name).delete()
+    return left
+
+
+def build_lab(prefix: str, stack: ExitStack) -> Lab:
+    """Make the namespaces ``PREFIX-device``, ``-operator``, ``-attacker`` and their switch; ``stack`` deletes them.
+
+    Raises ``testing.netns.busy`` if one of the names is taken, ``base.privilege.missing`` without root; nothing is
+    left then.
     """
-    with ExitStack() as stack:
+    with ExitStack() as made:
         switch, device, operator, attacker = (
-            stack.enter_context(Namespace.create(f"{prefix}-{role}"))
-            for role in ("switch", "device", "operator", "attacker")
+            made.enter_context(Namespace.create(f"{prefix}-{role}")) for role in ROLES
         )
         switch.run(["ip", "link", "add", "br0", "type", "bridge"])
         switch.run(["ip", "link", "set", "br0", "up"])
@@ -43,4 +52,5 @@ def built_lab(prefix: str) -> Iterator[Lab]:
         for port, (address, host) in enumerate(hosts.items()):
             join(host, switch, interfaces=(INTERFACE, f"port{port}"), addresses_a=[f"{address}/24"])
             switch.run(["ip", "link", "set", f"port{port}", "master", "br0"])
-        yield Lab(device=device, operator=operator, attacker=attacker)
+        stack.push(made.pop_all())
+        return Lab(device=device, operator=operator, attacker=attacker)

@@ -14,17 +14,18 @@ from pathlib import Path
 
 from tidegate.base.errors import NotRoot, TidegateError
 from tidegate.base.program import find_program
-from tidegate.demo.board import Board
+from tidegate.demo.board import RUN_PARENT, RUN_PREFIX, Board
 from tidegate.demo.booting import tell_boot
 from tidegate.demo.defending import required_programs, tell_attacks, tell_policy
 from tidegate.demo.keeping import tell_evidence, tell_vault
-from tidegate.demo.lab import built_lab
+from tidegate.demo.lab import build_lab, delete_lab
 from tidegate.demo.making import tell_factory, tell_maker
 from tidegate.demo.report import Report
 from tidegate.demo.updating import tell_fallback, tell_update
 from tidegate.demo.witness import EventReader, OperatorShell
 from tidegate.firewall.nft import require_kernel
 
+WORK_PREFIX = "tidegate-demo-"
 _PROGRAMS = (
     "ip",
     "mksquashfs",
@@ -59,10 +60,10 @@ def run_story(options: DemoOptions) -> tuple[Report, TidegateError | None]:
     _check_machine()
     report = Report(quiet=options.quiet, stepping=options.stepping)
     with ExitStack() as stack:
-        work = Path(tempfile.mkdtemp(prefix="tidegate-demo-"))
+        work = Path(tempfile.mkdtemp(prefix=f"{WORK_PREFIX}{options.prefix}-"))
         lab_stack = stack.enter_context(ExitStack())
         lab_stack.callback(shutil.rmtree, work, ignore_errors=True)
-        lab = lab_stack.enter_context(built_lab(options.prefix))
+        lab = build_lab(options.prefix, lab_stack)
         failure = None
         board: Board | None = None
         try:
@@ -84,9 +85,21 @@ def run_story(options: DemoOptions) -> tuple[Report, TidegateError | None]:
         except TidegateError as error:
             failure = error
         if options.keep:
-            lab_stack.pop_all()  # everything stays: the caller says how to look around and how to clean up
+            lab_stack.pop_all()  # never closed: everything stays; the caller says how to look around and to clean up
             report.kept = work
     return report, failure
+
+
+def clean_up(prefix: str) -> list[str]:
+    """Remove what a demo with ``keep`` left: processes, namespaces, folders; return what there was."""
+    left = delete_lab(prefix)
+    for folder in Path(tempfile.gettempdir()).glob(f"{WORK_PREFIX}{prefix}-*"):
+        left.append(str(folder))
+        shutil.rmtree(folder)
+    for folder in RUN_PARENT.glob(f"{RUN_PREFIX}{prefix}-device-*"):
+        left.append(str(folder))
+        shutil.rmtree(folder)
+    return left
 
 
 def _check_machine() -> None:
