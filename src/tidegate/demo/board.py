@@ -29,7 +29,7 @@ from tidegate.testing.netns import Namespace
 BOOT_TIMEOUT_S = 20.0
 AGENT_TIMEOUT_S = 20.0
 MAX_RESETS = 4
-RUN_PARENT = Path("/dev/shm")  # memory
+RUN_PARENT = Path("/dev/shm")  # noqa: S108  # memory; mkdtemp makes a private folder in it
 RUN_PREFIX = "tidegate-run-"
 
 
