@@ -24,6 +24,7 @@ def plan_boot_events(entries: Iterable[BootLogEntry]) -> Iterator[Event]:
             yield catalogue.boot_stage_refused(stage=entry.stage, error=_error_of(entry))
         elif isinstance(entry, Started) and refused is not None and refused.slot != entry.slot:
             yield catalogue.boot_fell_back(from_slot=refused.slot, to_slot=entry.slot, reason=refused.code)
+            refused = None  # the boots after this one fall back no further
 
 
 def _error_of(entry: Refusal) -> TidegateError:
