@@ -62,7 +62,7 @@ def parse_trust(raw: bytes) -> TrustPolicy:
     if not isinstance(document, dict) or set(document) != {"keys", "threshold", "classes"}:
         raise PublicKeyMalformed("trust anchors are a map of keys, threshold and classes")
     keys, threshold, classes = document["keys"], document["threshold"], document["classes"]
-    if not isinstance(keys, list) or not isinstance(threshold, int) or not isinstance(classes, list):
+    if not isinstance(keys, list) or type(threshold) is not int or not isinstance(classes, list):
         raise PublicKeyMalformed("trust anchors have members of the wrong type")
     known = {member.value: member for member in AlgorithmClass}
     if not all(isinstance(name, str) and name in known for name in classes):
@@ -73,5 +73,5 @@ def parse_trust(raw: bytes) -> TrustPolicy:
         required_classes=frozenset(known[str(name)] for name in classes),
     )
     if policy.encode() != raw:
-        raise PublicKeyMalformed("trust anchors name a class twice or out of order, or a threshold that is no number")
+        raise PublicKeyMalformed("trust anchors are not in the one form that they have")
     return policy
