@@ -66,7 +66,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             memory_bytes: 24 << 20,
-            scan: ScanConfig { ports: 20, window_s: 10, flag_packets: 5 },
+            scan: ScanConfig { ports: 8, window_s: 10, flag_packets: 5 },
             flood: FloodConfig {
                 high_per_s: 200,
                 low_per_s: 50,

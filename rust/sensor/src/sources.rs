@@ -16,9 +16,10 @@ use crate::siphash::SipKey;
 pub(crate) const MAX_PORTS: usize = 64;
 /// Slots that a source may occupy.
 pub(crate) const BUCKET: usize = 8;
-/// A SYN unanswered for this long counts as ignored: above the round trip of any wired or mobile link, and twice this
-/// is still below the second in which a scan is to be reported.
-const GRACE_US: u64 = 500_000;
+/// A SYN unanswered for this long, at most twice as long, counts as ignored. The device's own answers leave within
+/// milliseconds; to ask `ports` different ports over a slower link than this, and get every answer late, takes a scanner.
+/// An answer that comes later still takes its port off the list.
+const GRACE_US: u64 = 250_000;
 
 const DETECTORS: [Detector; 5] =
     [Detector::SynScan, Detector::XmasScan, Detector::NullScan, Detector::FinScan, Detector::SynFinScan];

@@ -45,9 +45,12 @@ class FlowEvents(StrEnum):
 
 
 class Scan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """When a source counts as a scanner: distinct ports that refused or ignored it, or packets with illegal flags."""
+    """When a source counts as a scanner: distinct ports that refused or ignored it, or packets with illegal flags.
 
-    ports: Annotated[int, Meta(ge=3, le=64)] = 20
+    nmap asks 10 ports before it waits a second for a host that drops; 8 leave room for two that answer.
+    """
+
+    ports: Annotated[int, Meta(ge=3, le=64)] = 8
     window_s: Annotated[int, Meta(ge=1, le=3600)] = 10
     flag_packets: Annotated[int, Meta(ge=1, le=1_000_000)] = 5
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tidegate.ids.errors import SensorMissing
-from tidegate.ids.section import IdsSection, plan_sensor
+from tidegate.ids.section import IdsSection, Scan, plan_sensor
 from tidegate.ids.sensor import Replay, load_module, translate_sensor_errors
 
 pytest.importorskip("tidegate.ids._sensor", reason="the Rust module is not built")
@@ -72,7 +72,7 @@ def capture_file(tmp_path: Path) -> Callable[[Iterable[Packet]], Path]:
     return write
 
 
-CONFIG = plan_sensor(IdsSection(memory="4MiB"), flow_events_per_s=100_000).config_json
+CONFIG = plan_sensor(IdsSection(memory="4MiB", scan=Scan(ports=20)), flow_events_per_s=100_000).config_json
 SCANNER, DEVICE = "198.51.100.7", "192.0.2.1"
 
 
