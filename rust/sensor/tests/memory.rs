@@ -3,6 +3,7 @@
 use sensor::{Config, Direction, FlowEvents, Frame, Link, Sensor, SipKey};
 
 const MEMORY_BYTES: usize = 8 << 20;
+const PACKETS: u64 = 1_000_000; // some thirty times the slots of the flow table
 
 fn resident_bytes() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -38,7 +39,7 @@ fn a_hostile_stream_does_not_grow_the_process() {
     let config = Config { memory_bytes: MEMORY_BYTES, flow_events: FlowEvents::All, ..Config::default() };
     let Ok(mut sensor) = Sensor::new(config, SipKey([1, 2])) else { panic!("the configuration is valid") };
     let (mut random, mut packet, mut halfway) = (Random(1), [0; 54], 0);
-    for number in 0..2_000_000_u64 {
+    for number in 0..PACKETS {
         hostile(&mut random, &mut packet);
         let time_us = 1_000_000 + number * 10; // 100,000 a second
         sensor.packet(&Frame {
@@ -48,7 +49,7 @@ fn a_hostile_stream_does_not_grow_the_process() {
             link: Link::Ethernet,
             direction: Direction::In,
         });
-        if number == 1_000_000 {
+        if number == PACKETS / 2 {
             halfway = resident_bytes();
         }
     }
@@ -58,15 +59,15 @@ fn a_hostile_stream_does_not_grow_the_process() {
     assert!(after - before <= share, "grew by {} bytes, share {share}", after - before);
     assert!(after <= halfway + (64 << 10), "still growing: {halfway} to {after}");
     let counters = sensor.counters();
-    assert!(counters.flows_evicted > 1_000_000 && counters.sources_evicted > 100_000);
+    assert!(counters.flows_evicted > PACKETS / 2 && counters.sources_evicted > 100_000);
     assert!(counters.events_refused > 0, "nobody reads: the queue is full and says so");
     let mut line = String::new();
     let mut alerts = 0;
     while sensor.next_line(&mut line) {
         alerts += usize::from(line.contains("\"event_type\":\"alert\""));
     }
-    assert!((1..=500).contains(&alerts), "{alerts} alerts of 2,000,000 packets in 20 s");
-    assert_eq!(counters_sum(&sensor), 2_000_000, "every packet is counted as one thing");
+    assert!((1..=250).contains(&alerts), "{alerts} alerts in 10 s");
+    assert_eq!(counters_sum(&sensor), PACKETS, "every packet is counted as one thing");
 }
 
 fn counters_sum(sensor: &Sensor) -> u64 {
