@@ -51,3 +51,8 @@ class UnlockRefused(Rejected):
 class SealedMalformed(Rejected):
     code = "keys.sealed.malformed"
     advice = "The sealed bytes are damaged or belong to another key or purpose; restore them from the backup."
+
+
+class StoreClosed(Misuse):
+    code = "keys.store.closed"
+    advice = "The program used a key store after closing it; open the store again."

@@ -40,6 +40,7 @@ from tidegate.keys.errors import (
     KeyMissing,
     KeyPurposeWrong,
     SealedMalformed,
+    StoreClosed,
     StoreMalformed,
     UnlockRefused,
 )
@@ -48,6 +49,7 @@ from tidegate.keys.store import Capabilities, KeyInfo, KeyPurpose, KeySpec, chec
 _MAX_FILE_BYTES = 8192  # an ML-DSA-87 public key and a seed
 _MAX_MEMORY_KIB = 1 << 20  # 1 GiB: more would let an altered file exhaust the device
 _MAX_ITERATIONS = 16
+_SALT_BYTES = 32
 _FORMAT = "tidegate.keystore.v1"
 
 
@@ -82,6 +84,7 @@ class PassphraseUnlock:
         match parameters:
             case {"memory": int() as memory, "iterations": int() as iterations, "lanes": int() as lanes} if (
                 len(parameters) == 3
+                and not any(isinstance(value, bool) for value in parameters.values())
                 and 8 * lanes <= memory <= _MAX_MEMORY_KIB
                 and 1 <= iterations <= _MAX_ITERATIONS
                 and 1 <= lanes <= 16
@@ -140,7 +143,7 @@ class SoftwareKeyStore:
     def __init__(self, folder: Path, unlock: Unlock, *, entropy: Entropy | None = None) -> None:
         self._folder = folder
         self._entropy = entropy or SystemEntropy()
-        require_private(folder)
+        self._closed = False
         document = self._read_document(folder / "store.cbor")
         match document:
             case {
@@ -149,7 +152,7 @@ class SoftwareKeyStore:
                 "salt": bytes() as salt,
                 "parameters": dict() as parameters,
                 "check": bytes() as check,
-            } if form == _FORMAT and len(document) == 5:
+            } if form == _FORMAT and len(document) == 5 and len(salt) == _SALT_BYTES:
                 pass
             case _:
                 raise StoreMalformed(f"{folder} holds no key store of this version")
@@ -168,7 +171,7 @@ class SoftwareKeyStore:
         require_private(folder)
         if (folder / "store.cbor").exists():
             raise KeyExists(f"{folder} holds a key store already")
-        salt, parameters = entropy.random_bytes(32), unlock.parameters()
+        salt, parameters = entropy.random_bytes(_SALT_BYTES), unlock.parameters()
         key = unlock.derive(salt, parameters)
         nonce = entropy.random_bytes(NONCE_BYTES)
         document = {
@@ -234,8 +237,10 @@ class SoftwareKeyStore:
                 raise SealedMalformed(f"key {name!r} does not open these bytes", key=name) from error
 
     def counter_read(self, name: str) -> int:
+        path = self._path(name, ".counter")
         try:
-            raw = read_file_bounded(self._path(name, ".counter"), limit_bytes=64)
+            self._require_private(path)
+            raw = read_file_bounded(path, limit_bytes=64)
         except StorageMissing:
             return 0
         with self._open(raw, b"counter " + name.encode()) as value:
@@ -253,7 +258,10 @@ class SoftwareKeyStore:
     def destroy(self, name: str) -> None:
         """Overwrite and remove the key's file; flash may keep old blocks, which the sealing makes useless."""
         path = self._path(name)
-        self._load(name)
+        try:
+            self._require_private(path)
+        except StorageMissing as error:
+            raise KeyMissing(f"no key {name!r} in {self._folder}", key=name) from error
         with translate_os_errors(path):
             with path.open("r+b") as stream:
                 stream.write(bytes(path.stat().st_size))
@@ -262,14 +270,19 @@ class SoftwareKeyStore:
             sync_folder(self._folder)
 
     def close(self) -> None:
-        """Wipe the store's own key; every later use of a private key is refused."""
+        """Wipe the store's own key; every later use raises ``keys.store.closed``."""
+        self._closed = True
         self._key.wipe()
 
     def _path(self, name: str, suffix: str = ".key") -> Path:
         return self._folder / (check_key_name(name) + suffix)
 
-    def _read_document(self, path: Path) -> dict[cbor.Value, cbor.Value]:
+    def _require_private(self, path: Path) -> None:
+        require_private(self._folder)
         require_private(path)
+
+    def _read_document(self, path: Path) -> dict[cbor.Value, cbor.Value]:
+        self._require_private(path)
         try:
             document = cbor.decode(read_file_bounded(path, limit_bytes=_MAX_FILE_BYTES), limit_bytes=_MAX_FILE_BYTES)
         except (CborMalformed, CborLimit) as error:
@@ -279,7 +292,11 @@ class SoftwareKeyStore:
         return document
 
     def _load(self, name: str) -> tuple[KeyInfo, Callable[[], Secret]]:
-        """Return what is known of a key and a way to its private half; nothing secret is opened yet."""
+        """Return what is known of a key, and a way to its private half.
+
+        The public half counts only after the private one opened, which it is bound to: else whoever can write the file
+        could have his own key exported as a trust anchor.
+        """
         try:
             document = self._read_document(self._path(name))
         except StorageMissing as error:
@@ -295,7 +312,10 @@ class SoftwareKeyStore:
         head = {"purpose": document["purpose"], "public": document["public"]}
         spec = KeySpec(purpose=purpose, algorithm=public.algorithm if public else None)
         info = KeyInfo(name=name, spec=spec, public_key=public)
-        return info, lambda: self._open(sealed, _key_context(name, head))
+        context = _key_context(name, head)
+        with self._open(sealed, context):
+            pass
+        return info, lambda: self._open(sealed, context)
 
     def _private(self, name: str, purpose: KeyPurpose) -> Secret:
         info, unseal = self._load(name)
@@ -303,13 +323,19 @@ class SoftwareKeyStore:
             raise KeyPurposeWrong(f"key {name!r} is for {info.spec.purpose.value}, not {purpose.value}", key=name)
         return unseal()
 
+    def _store_key(self) -> memoryview:
+        """Return the store's own key; never the zeros that are left of it after ``close``."""
+        if self._closed:
+            raise StoreClosed(f"the key store {self._folder} was closed", path=str(self._folder))
+        return self._key.view()
+
     def _close(self, secret: bytes, context: bytes) -> bytes:
         nonce = self._entropy.random_bytes(NONCE_BYTES)
-        return nonce + seal_aes256gcm(self._key.view(), nonce, secret, context)
+        return nonce + seal_aes256gcm(self._store_key(), nonce, secret, context)
 
     def _open(self, sealed: bytes, context: bytes) -> Secret:
         try:
-            return Secret(open_aes256gcm(self._key.view(), sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], context))
+            return Secret(open_aes256gcm(self._store_key(), sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], context))
         except AeadFailed as error:
             raise UnlockRefused(f"{self._folder} does not open with this unlocker", path=str(self._folder)) from error
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from tidegate.base.durable import read_file_bounded, require_private
 from tidegate.crypto.aead import Secret
-from tidegate.keys.errors import KeyUriMalformed, ProviderUnknown
+from tidegate.keys.errors import KeyUriMalformed, ProviderUnknown, UnlockRefused
 from tidegate.keys.store import KeyStore, check_key_name
 
 _MAX_PASSPHRASE_BYTES = 1024
@@ -30,18 +30,31 @@ class KeyUri:
 
 
 def parse_key_uri(text: str) -> KeyUri:
-    """Return the parts of a key URI; raise ``keys.uri.malformed`` or ``keys.provider.unknown``."""
-    parts = urlsplit(text)
+    """Return the parts of a key URI; raise ``keys.uri.malformed`` or ``keys.provider.unknown``.
+
+    Percent signs are decoded, ``+`` is itself. Messages show nothing behind the ``?``, where somebody may have written
+    a secret although there is no place for one.
+    """
+    shown = text.partition("?")[0].partition(";")[0]
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise KeyUriMalformed(f"{shown!r} is no key URI", uri=shown) from error
     if parts.scheme != "file":
-        raise ProviderUnknown(f"no provider for {parts.scheme or text!r} keys in this build", uri=text)
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    unknown = sorted(set(options) - _OPTIONS)
-    if unknown or not parts.path or parts.netloc or parts.fragment:
-        raise KeyUriMalformed(f"{text!r} is no key URI" + (f": unknown {unknown[0]!r}" if unknown else ""), uri=text)
+        raise ProviderUnknown(f"no provider for {parts.scheme or shown!r} keys in this build", uri=shown)
+    options = {}
+    for pair in parts.query.split("&") if parts.query else []:
+        option, _, value = pair.partition("=")
+        if option not in _OPTIONS or option in options:
+            raise KeyUriMalformed(f"{shown!r} with an unknown or repeated option {option!r} is no key URI", uri=shown)
+        options[option] = unquote(value)
+    location = unquote(parts.path)
+    if not location or parts.netloc or parts.fragment or not "".join((text, location, *options.values())).isprintable():
+        raise KeyUriMalformed(f"{shown!r} is no key URI", uri=shown)
     name = options.pop("key", "")
     if name:
         check_key_name(name)
-    return KeyUri(scheme=parts.scheme, location=Path(parts.path), name=name, options=options)
+    return KeyUri(scheme=parts.scheme, location=Path(location), name=name, options=options)
 
 
 def open_store(uri: KeyUri, *, create: bool = False) -> KeyStore:
@@ -62,7 +75,10 @@ def open_store(uri: KeyUri, *, create: bool = False) -> KeyStore:
 
 
 def read_passphrase(path: Path) -> Secret:
-    """Return the first line of a private file (or of a descriptor under /dev/fd) as a secret."""
+    """Return the first line of a private file (or of a descriptor under /dev/fd) as a secret, never an empty one."""
     if path.parent != Path("/dev/fd"):
         require_private(path)
-    return Secret(read_file_bounded(path, limit_bytes=_MAX_PASSPHRASE_BYTES).split(b"\n", 1)[0])
+    line = read_file_bounded(path, limit_bytes=_MAX_PASSPHRASE_BYTES).split(b"\n", 1)[0]
+    if not line:
+        raise UnlockRefused(f"{path} holds no passphrase", path=str(path))
+    return Secret(line)
