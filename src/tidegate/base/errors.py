@@ -28,8 +28,9 @@ class TidegateError(Exception):
         code = cls.__dict__.get("code", "")
         if not code:
             return
-        if code in _REGISTRY and _REGISTRY[code].__qualname__ != cls.__qualname__:
-            raise RuntimeError(f"error code {code!r} is already taken by {_REGISTRY[code].__qualname__}")
+        taken = _REGISTRY.get(code, cls)  # the same class again is its module, reloaded
+        if (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise RuntimeError(f"error code {code!r} is already taken by {taken.__module__}.{taken.__qualname__}")
         _REGISTRY[code] = cls
 
     def describe(self) -> dict[str, object]:
