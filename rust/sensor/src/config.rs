@@ -65,7 +65,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Config {
         Config {
-            memory_bytes: 24 << 20,
+            memory_bytes: 8 << 20,
             scan: ScanConfig { ports: 8, window_s: 10, flag_packets: 5 },
             flood: FloodConfig {
                 high_per_s: 200,

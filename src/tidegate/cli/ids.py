@@ -100,7 +100,7 @@ def _show_replay(
 
 
 def _add_settings(parser: argparse.ArgumentParser, *, flows: str) -> None:
-    parser.add_argument("--memory", default="24MiB", metavar="SIZE", help="bounds the whole sensor; default 24MiB")
+    parser.add_argument("--memory", default="8MiB", metavar="SIZE", help="bounds the whole sensor; default 8MiB")
     parser.add_argument("--policy", type=Path, metavar="FILE", help="take the [ids] section of this policy instead")
     parser.add_argument(
         "--flows", choices=("off", "answered", "all"), default=flows, help=f"which flows to report; default {flows}"

@@ -68,7 +68,6 @@ memory = "8MiB"
 respond = "ban"
 ban_s = 60
 allow = ["{operator}/32"]
-scan = {{ ports = 10 }}
 
 [watch]
 paths = ["{watched}"]

@@ -73,7 +73,7 @@ class IdsSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     enabled: bool = True
     interfaces: Annotated[tuple[Interface, ...], Meta(max_length=MAX_INTERFACES)] = ()
-    memory: Annotated[str, Meta(max_length=16)] = "24MiB"
+    memory: Annotated[str, Meta(max_length=16)] = "8MiB"  # with the agent below 60 MB in all (bench/agent.py)
     scan: Scan = field(default_factory=Scan)
     flood: Flood = field(default_factory=Flood)
     flow_events: FlowEvents = FlowEvents.ANSWERED

@@ -15,7 +15,7 @@ sensor_module = pytest.importorskip("tidegate.ids._sensor", reason="the Rust mod
 
 def test_the_default_section_is_a_valid_plan():
     plan = plan_sensor(IdsSection(allow=("192.0.2.0/24", "2001:db8::1")))
-    assert plan.memory_bytes == 24 << 20
+    assert plan.memory_bytes == 8 << 20
     assert [str(network) for network in plan.allow] == ["192.0.2.0/24", "2001:db8::1/128"]
     assert json.loads(plan.config_json)["scan"] == {"ports": 8, "window_s": 10, "flag_packets": 5}
 
