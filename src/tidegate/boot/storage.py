@@ -10,14 +10,16 @@ Touches: the files that stand for partitions and fuses. Layout: docs/formats/sto
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate.base.blockdev import FileBlockDevice, create_device_file
 from tidegate.base.clock import Entropy
 from tidegate.base.durable import read_file_bounded, translate_os_errors, write_file_atomic
+from tidegate.base.errors import StorageFailed
 from tidegate.base.program import run_program
 from tidegate.boot.control import RecordBootControl
 from tidegate.boot.errors import NotProvisioned
@@ -56,24 +58,20 @@ class DeviceStorage:
         hardware: str,
         entropy: Entropy,
     ) -> DeviceStorage:
-        """Create slots, data image (formatted) and ROM; a fresh device secret is drawn into the ROM."""
+        """Create slots, data image (formatted) and ROM, all or nothing; a fresh device secret is drawn into the ROM.
+
+        Raises ``base.storage.failed`` where any of them exists already, ``base.storage.*``, ``base.program.*``.
+        """
         storage = cls(folder)
-        with translate_os_errors(folder):
-            storage.rom.mkdir(mode=0o700, parents=True)
-        write_file_atomic(storage.rom / "anchors.cbor", maker.encode(), mode=0o444)
-        write_file_atomic(storage.rom / "policy-anchors.cbor", owner.encode(), mode=0o444)
-        write_file_atomic(storage.rom / "hardware", hardware.encode(), mode=0o444)
-        write_file_atomic(storage.rom / "device-secret", entropy.random_bytes(32), mode=0o400)
-        with translate_os_errors(storage.rom):
-            storage.rom.chmod(0o500)
-        for name in SLOT_NAMES:
-            create_device_file(storage.slot_path(name), sizes.slot)
-        create_device_file(storage.data_path, max(sizes.data, MIN_DATA_BYTES))
-        run_program(
-            ["mkfs.ext4", "-q", "-F", "-E", f"offset={STATE_BYTES}", str(storage.data_path), storage.data_kib()]
-        )
-        with FileBlockDevice(storage.data_path, writable=True) as device:
-            RecordBootControl.provision(device)
+        for path in storage._parts():
+            if path.exists():
+                raise StorageFailed(f"{path} exists already; no part of a device is replaced", path=str(path))
+        try:
+            storage._make_rom(maker, owner, hardware, entropy.random_bytes(32))
+            storage._make_devices(sizes)
+        except BaseException:
+            storage._remove_parts()
+            raise
         return storage
 
     @property
@@ -106,13 +104,43 @@ class DeviceStorage:
         """Open every part; closed again at the end."""
         if not self.data_path.exists():
             raise NotProvisioned(f"{self.folder} holds no provisioned storage", path=str(self.folder))
-        devices = [FileBlockDevice(self.slot_path(name), writable=writable) for name in SLOT_NAMES]
-        data = FileBlockDevice(self.data_path, writable=writable)
-        try:
-            yield OpenStorage(slots=dict(zip(SLOT_NAMES, devices, strict=True)), state=data)
-        finally:
-            for device in (*devices, data):
-                device.close()
+        with ExitStack() as stack:
+            slots = {
+                name: stack.enter_context(FileBlockDevice(self.slot_path(name), writable=writable))
+                for name in SLOT_NAMES
+            }
+            yield OpenStorage(
+                slots=slots, state=stack.enter_context(FileBlockDevice(self.data_path, writable=writable))
+            )
+
+    def _parts(self) -> tuple[Path, ...]:
+        return (self.rom, self.data_path, *(self.slot_path(name) for name in SLOT_NAMES))
+
+    def _make_rom(self, maker: TrustPolicy, owner: TrustPolicy, hardware: str, secret: bytes) -> None:
+        with translate_os_errors(self.rom):
+            self.rom.mkdir(mode=0o700, parents=True)
+        write_file_atomic(self.rom / "anchors.cbor", maker.encode(), mode=0o444)
+        write_file_atomic(self.rom / "policy-anchors.cbor", owner.encode(), mode=0o444)
+        write_file_atomic(self.rom / "hardware", hardware.encode(), mode=0o444)
+        write_file_atomic(self.rom / "device-secret", secret, mode=0o400)
+        with translate_os_errors(self.rom):
+            self.rom.chmod(0o500)
+
+    def _make_devices(self, sizes: StorageSizes) -> None:
+        for name in SLOT_NAMES:
+            create_device_file(self.slot_path(name), sizes.slot)
+        create_device_file(self.data_path, max(sizes.data, MIN_DATA_BYTES))
+        run_program(["mkfs.ext4", "-q", "-F", "-E", f"offset={STATE_BYTES}", str(self.data_path), self.data_kib()])
+        with FileBlockDevice(self.data_path, writable=True) as device:
+            RecordBootControl.provision(device)
+
+    def _remove_parts(self) -> None:
+        """Take back what was made; it was not there before."""
+        if self.rom.exists():
+            self.rom.chmod(0o700)
+            shutil.rmtree(self.rom)
+        for path in self._parts():
+            path.unlink(missing_ok=True)
 
     def _anchors(self, name: str) -> TrustPolicy:
         return parse_trust(read_file_bounded(self._rom_file(name), limit_bytes=MAX_TRUST_BYTES))
