@@ -18,6 +18,7 @@ from tidegate.agent.errors import AgentBusy, RequestMalformed, UnexpectedFailure
 from tidegate.agent.health import prove_health
 from tidegate.agent.home import SOCKET, DeviceHome
 from tidegate.agent.policies import PolicyKeeper
+from tidegate.agent.reporting import report, sign_off
 from tidegate.agent.sensing import Sensing
 from tidegate.agent.updates import install_update, running_version, settle_trial
 from tidegate.base.clock import Clock, Entropy
@@ -70,7 +71,7 @@ class Agent:
         self._nft = Nft.open()
         with self._home.open_events(keys, self._clock, self._entropy) as self._events:
             report_boot(self._home, self._events)
-            self._events.append(catalogue.agent_started())
+            report(self._events, catalogue.agent_started())
             self._policies = PolicyKeeper(self._home, self._events, self._clock, self._nft)
             self._start_policy()
             self._bans = Bans(self._nft)
@@ -94,7 +95,7 @@ class Agent:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._events.append(catalogue.agent_stopped(reason="asked to stop"))
+            report(self._events, catalogue.agent_stopped(reason="asked to stop"))
         self._nft.close()
         keys.close()
         return 0
@@ -105,23 +106,23 @@ class Agent:
         try:
             self._policies.start()
         except TidegateError as error:  # without a policy the device stays reachable by what the kernel holds
-            self._events.append(catalogue.policy_refused(error=error))
+            report(self._events, catalogue.policy_refused(error=error))
 
     async def _guarded(self, name: str, work: Awaitable[None]) -> None:
         """Run one task; whatever ends it becomes an event and the agent lives on without it."""
         try:
             await work
         except TidegateError as error:
-            self._events.append(catalogue.agent_failed(part=name, error=error))
+            report(self._events, catalogue.agent_failed(part=name, error=error))
         except Exception as error:  # noqa: BLE001  # the outermost loop: an unknown failure is an event, not silence
-            self._events.append(catalogue.agent_failed(part=name, error=_unexpected(error)))
+            report(self._events, catalogue.agent_failed(part=name, error=_unexpected(error)))
 
     async def _settle_trial(self) -> None:
         policy = self._policies.policy
         section = policy.update if policy is not None and policy.update is not None else UpdateSection()
         complaint = await prove_health(section, running_version(self._home.storage))
         if settle_trial(self._home.storage, complaint, self._events):
-            self._events.sync()
+            sign_off(self._events)
             self._options.reboot_request.touch()
 
     async def _keep_house(self) -> None:
@@ -131,7 +132,7 @@ class Agent:
             if self._policies.notice_expiry():
                 self._sensing.policy_changed()
             if self._clock.monotonic_s() - last_s >= CHECKPOINT_EVERY_S:
-                self._events.checkpoint()
+                sign_off(self._events)
                 last_s = self._clock.monotonic_s()
 
     # -- local API ----------------------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ class Agent:
         try:
             candidate = self._policies.apply(raw)
         except TidegateError as error:
-            self._events.append(catalogue.policy_refused(error=error))
+            report(self._events, catalogue.policy_refused(error=error))
             raise
         self._sensing.policy_changed()
         firewall = candidate.verified.policy.firewall
@@ -186,13 +187,13 @@ class Agent:
         if not isinstance(seconds, int):
             raise RequestMalformed("`seconds` is a whole number")
         self._bans.ban(address, seconds)
-        self._events.append(catalogue.firewall_banned(address=address, duration_s=seconds, reason="operator"))
+        report(self._events, catalogue.firewall_banned(address=address, duration_s=seconds, reason="operator"))
         return {"banned": address, "seconds": seconds}
 
     async def _unban(self, request: dict[str, object]) -> dict[str, object]:
         address = _text_field(request, "address")
         self._bans.unban(address)
-        self._events.append(catalogue.firewall_unbanned(address=address, reason="operator"))
+        report(self._events, catalogue.firewall_unbanned(address=address, reason="operator"))
         return {"unbanned": address}
 
     async def _install_update(self, request: dict[str, object]) -> dict[str, object]:
@@ -206,13 +207,14 @@ class Agent:
             # The event log has one thread: the installer runs in another one and reports nothing by itself.
             installed = await asyncio.to_thread(install_update, self._home.storage, bundle, None, tries=tries)
         except TidegateError as error:
-            self._events.append(catalogue.update_refused(source=bundle.name, error=error))
+            report(self._events, catalogue.update_refused(source=bundle.name, error=error))
             raise
         finally:
             self._updating = False
         version = installed.image.manifest.version
-        self._events.append(
-            catalogue.update_progress(version=version, step=f"written to slot {installed.slot} and verified")
+        report(
+            self._events,
+            catalogue.update_progress(version=version, step=f"written to slot {installed.slot} and verified"),
         )
         return {"slot": installed.slot, "version": version, "resumed_at": installed.resumed_at}
 
@@ -226,7 +228,7 @@ def report_boot(home: DeviceHome, events: EventLog) -> None:
     reported = home.run / "boot-reported"
     if not reported.exists():
         for event in plan_boot_events(home.boot_log.read()):
-            events.append(event)
+            report(events, event)
         reported.touch()
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tidegate.agent.errors import NothingPending
 from tidegate.agent.home import DeviceHome
+from tidegate.agent.reporting import report
 from tidegate.base.clock import Clock
 from tidegate.base.durable import write_file_atomic
 from tidegate.events import catalogue
@@ -114,7 +115,7 @@ class PolicyKeeper:
         if self.candidate is not None:
             version = self.candidate.verified.policy.policy.version
             self.candidate = None
-            self._events.append(catalogue.policy_rolled_back(version=version, reason=reason))
+            report(self._events, catalogue.policy_rolled_back(version=version, reason=reason))
 
     def _verify(self, raw: bytes) -> VerifiedPolicy:
         rule = PolicyRule(
@@ -127,4 +128,4 @@ class PolicyKeeper:
 
     def _report_applied(self, verified: VerifiedPolicy) -> None:
         event = catalogue.policy_applied(version=verified.policy.policy.version, digest=self.effective_digest())
-        self._events.append(event)
+        report(self._events, event)

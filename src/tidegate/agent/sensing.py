@@ -10,7 +10,10 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 
+from msgspec import structs
+
 from tidegate.agent.errors import SensorEnded
+from tidegate.agent.reporting import report
 from tidegate.base.clock import Clock
 from tidegate.base.errors import TidegateError
 from tidegate.events import catalogue
@@ -20,7 +23,7 @@ from tidegate.firewall.bans import Bans
 from tidegate.ids.files import FileWatcher
 from tidegate.ids.filestate import ChangeKind
 from tidegate.ids.response import Action, decide_response
-from tidegate.ids.section import IdsSection, WatchSection, plan_sensor
+from tidegate.ids.section import FlowEvents, IdsSection, WatchSection, plan_sensor
 from tidegate.policy.document import Policy
 
 MAX_LINE_BYTES = 65_536  # an EVE line of ours has below 2 KiB
@@ -78,7 +81,7 @@ class Sensing:
                     if follower.done():
                         follower.result()
             except TidegateError as error:
-                self._events.append(catalogue.agent_failed(part="sensor", error=error))
+                report(self._events, catalogue.agent_failed(part="sensor", error=error))
                 await asyncio.sleep(RESTART_PAUSE_S)
             finally:
                 for task in (*followers, changed):
@@ -100,7 +103,7 @@ class Sensing:
                     watcher = FileWatcher(section) if section is not None and section.paths else None
                 if watcher is not None:
                     for change in watcher.wait(0):
-                        self._events.append(catalogue.file_changed(path=change.path, change=_CHANGES[change.kind]))
+                        report(self._events, catalogue.file_changed(path=change.path, change=_CHANGES[change.kind]))
                 await asyncio.sleep(WATCH_LOOK_S)
         finally:
             if watcher is not None:
@@ -131,7 +134,8 @@ class Sensing:
         try:
             if worker.stdin is None or worker.stdout is None:
                 raise SensorEnded("the sensor's process has no pipes", interface=interface)
-            worker.stdin.write(plan_sensor(section).config_json.encode() + b"\n")
+            quiet = structs.replace(section, flow_events=FlowEvents.OFF)  # nobody here reads them
+            worker.stdin.write(plan_sensor(quiet).config_json.encode() + b"\n")
             await worker.stdin.drain()
             while line := await worker.stdout.readline():
                 self._handle_line(interface, json.loads(line), section)
@@ -157,7 +161,8 @@ class Sensing:
         if not isinstance(alert, Mapping) or not isinstance(metadata, Mapping):
             return
         evidence: dict[str, Json] = {name: metadata[name] for name in _EVIDENCE if name in metadata}
-        self._events.append(
+        report(
+            self._events,
             catalogue.ids_detected(
                 rule=str(alert.get("signature_id")),
                 title=str(alert.get("signature")),
@@ -165,7 +170,7 @@ class Sensing:
                 destination=str(line["dest_ip"]) if "dest_ip" in line else None,
                 severity=Severity.HIGH if metadata.get("state") == "start" else Severity.LOW,
                 evidence=evidence,
-            )
+            ),
         )
         decision = decide_response(line, section, self._clock.now_s())
         if decision is None or decision.action is not Action.BAN or decision.address is None:
@@ -173,8 +178,9 @@ class Sensing:
         try:
             self._bans.ban(decision.address, decision.duration_s)
         except TidegateError as error:
-            self._events.append(catalogue.agent_failed(part=f"ban of {decision.address}", error=error))
+            report(self._events, catalogue.agent_failed(part=f"ban of {decision.address}", error=error))
             return
-        self._events.append(
-            catalogue.firewall_banned(address=decision.address, duration_s=decision.duration_s, reason=decision.reason)
+        report(
+            self._events,
+            catalogue.firewall_banned(address=decision.address, duration_s=decision.duration_s, reason=decision.reason),
         )

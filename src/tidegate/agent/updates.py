@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tidegate.agent.reporting import report
 from tidegate.base.blockdev import FileBlockDevice
 from tidegate.base.durable import translate_os_errors
 from tidegate.base.errors import TidegateError
@@ -57,11 +58,11 @@ def install_update(
             control.activate(installed.slot, tries=tries)
     except TidegateError as error:
         if events is not None:
-            events.append(catalogue.update_refused(source=bundle.name, error=error))
+            report(events, catalogue.update_refused(source=bundle.name, error=error))
         raise
     if events is not None:
         version = installed.image.manifest.version
-        events.append(catalogue.update_progress(version=version, step=f"written to slot {installed.slot}, verified"))
+        report(events, catalogue.update_progress(version=version, step=f"written to slot {installed.slot}, verified"))
     return installed
 
 
@@ -79,11 +80,11 @@ def settle_trial(storage: DeviceStorage, complaint: str | None, events: EventLog
         version = state.slots[name].version
         if complaint is None:
             control.confirm(name)
-            events.append(catalogue.update_confirmed(version=version, slot=name))
+            report(events, catalogue.update_confirmed(version=version, slot=name))
             return False
         control.reject(name)
         previous = state.slots[state.preferred].version
-        events.append(catalogue.update_rolled_back(version=version, to_version=previous, reason=complaint))
+        report(events, catalogue.update_rolled_back(version=version, to_version=previous, reason=complaint))
         return True
 
 
