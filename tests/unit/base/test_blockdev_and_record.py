@@ -79,7 +79,7 @@ class MemoryDevice:
 
     size_bytes = 4 * BLOCK_BYTES
 
-    def __init__(self, content=bytes(4 * BLOCK_BYTES)) -> None:  # noqa: B008  # bytes do not change
+    def __init__(self, content=bytes(4 * BLOCK_BYTES)) -> None:
         self.content = bytearray(content)
         self.tear_at = None
         self.flushed = 0

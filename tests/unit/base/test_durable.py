@@ -3,12 +3,12 @@
 import errno
 import os
 import stat
-import subprocess
 
 import pytest
 
 from tidegate.base.durable import read_file_bounded, require_private, translate_os_errors, write_all, write_file_atomic
 from tidegate.base.errors import Fault, Rejected, TidegateError
+from tidegate.base.program import run_program
 
 
 def code_of(call, *arguments, **named):
@@ -24,9 +24,9 @@ def tiny_disk(tmp_path):
         pytest.skip("mounting needs root")
     place = tmp_path / "disk"
     place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], check=True)
+    run_program(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)])
     yield place
-    subprocess.run(["umount", place], check=True)
+    run_program(["umount", str(place)])
 
 
 def test_new_and_replaced(tmp_path):
@@ -94,7 +94,7 @@ def test_full_disk(tiny_disk):
 def test_read_only_disk(tiny_disk):
     path = tiny_disk / "file"
     write_file_atomic(path, b"old")
-    subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
+    run_program(["mount", "-o", "remount,ro", str(tiny_disk)])
     assert code_of(write_file_atomic, path, b"new") == "base.storage.failed"
     assert path.read_bytes() == b"old"
 
