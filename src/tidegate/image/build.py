@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from tidegate.base.blockdev import BLOCK_BYTES
 from tidegate.crypto.cose import sign_envelope
+from tidegate.crypto.errors import CborLimit
 from tidegate.crypto.signing import Signer
 from tidegate.image.errors import ImageDescription, ManifestMalformed
 from tidegate.image.layout import encode_head
@@ -59,7 +60,7 @@ def write_bundle(
     encoded = manifest.encode()
     try:
         parse_manifest(encoded)
-    except ManifestMalformed as error:
+    except (ManifestMalformed, CborLimit) as error:
         raise ImageDescription(error.message) from error
     out.write(encode_head(sign_envelope(CONTEXT, encoded, signers)))
     for source, (_, tree) in zip(sources, described, strict=True):

@@ -19,10 +19,13 @@ CONTEXT = "tidegate.image.v1"
 MAX_MANIFEST_BYTES = 32_768
 MAX_PAYLOADS = 32
 MAX_PAYLOAD_BYTES = 2 << 30  # 2 GiB: its leaf digests take 16 MiB of memory while it is verified
-_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}\Z"  # "$" would let a newline follow
+_LABEL = r"^[^\x00-\x1f\x7f-\x9f]+\Z"  # shown to people before anything is verified: no terminal escapes
 _VERSION = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
 
 Name = Annotated[str, msgspec.Meta(pattern=_NAME)]
+Label = Annotated[str, msgspec.Meta(max_length=128, pattern=_LABEL)]
+Argument = Annotated[str, msgspec.Meta(pattern=r"^[^\0]+\Z")]
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
@@ -63,14 +66,14 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     sha256: Digest
     verity_root: Digest
     verity_salt: Digest
-    start: Annotated[tuple[str, ...], msgspec.Meta(max_length=32)] = ()
+    start: Annotated[tuple[Argument, ...], msgspec.Meta(max_length=32)] = ()
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the device must hold. ``security_version`` only ever rises, with each fixed vulnerability."""
 
-    vendor: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-    product: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    vendor: Label
+    product: Label
     hardware: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=64)]
     version: str
     security_version: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
