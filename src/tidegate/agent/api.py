@@ -7,6 +7,7 @@ docs/agent.md names every operation.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
@@ -64,12 +65,13 @@ def _require_root(peer: socket.socket) -> None:
 
 
 def ask_agent(path: Path, request: dict[str, object], *, timeout_s: float = REQUEST_TIMEOUT_S) -> dict[str, object]:
-    """Return the agent's answer to one request; raise ``agent.absent`` if nobody listens at ``path``."""
+    """Return the agent's answer to one request; raise ``agent.absent`` if nobody at ``path`` gives a whole one."""
     with socket.socket(socket.AF_UNIX) as peer:
         peer.settimeout(timeout_s)
         try:
             peer.connect(str(path))
-            peer.sendall(json.dumps(request).encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError):  # refused before it was read: the answer says why
+                peer.sendall(json.dumps(request).encode() + b"\n")
             raw = b""
             while not raw.endswith(b"\n"):
                 piece = peer.recv(65_536)
@@ -78,5 +80,7 @@ def ask_agent(path: Path, request: dict[str, object], *, timeout_s: float = REQU
                 raw += piece
         except OSError as error:
             raise AgentAbsent(f"no agent answers at {path}: {error}", path=str(path)) from error
-    answer: dict[str, object] = json.loads(raw or b"{}")
+    if not raw.endswith(b"\n"):
+        raise AgentAbsent(f"the agent at {path} ended before its answer did", path=str(path))
+    answer: dict[str, object] = json.loads(raw)
     return answer

@@ -22,6 +22,7 @@ from tidegate.agent.reporting import report, sign_off
 from tidegate.agent.sensing import Sensing
 from tidegate.agent.updates import install_update, running_version, settle_trial
 from tidegate.base.clock import Clock, Entropy
+from tidegate.base.durable import read_file_bounded, write_file_atomic
 from tidegate.base.errors import TidegateError
 from tidegate.events import catalogue
 from tidegate.events.spool import EventLog
@@ -70,7 +71,7 @@ class Agent:
         keys = self._home.open_keys()
         self._nft = Nft.open()
         with self._home.open_events(keys, self._clock, self._entropy) as self._events:
-            report_boot(self._home, self._events)
+            self._report_boot()
             report(self._events, catalogue.agent_started())
             self._policies = PolicyKeeper(self._home, self._events, self._clock, self._nft)
             self._start_policy()
@@ -101,6 +102,12 @@ class Agent:
         return 0
 
     # -- life ---------------------------------------------------------------------------------------------------------
+
+    def _report_boot(self) -> None:
+        try:
+            report_boot(self._home, self._events)
+        except TidegateError as error:  # a damaged log of the boot must not keep the policy from being enforced
+            report(self._events, catalogue.agent_failed(part="boot report", error=error))
 
     def _start_policy(self) -> None:
         try:
@@ -141,7 +148,14 @@ class Agent:
         operation = self._operations.get(str(request["op"]))
         if operation is None:
             raise RequestMalformed(f"no operation {request['op']!r}; there are {', '.join(self._operations)}")
-        return await operation(request)
+        try:
+            return await operation(request)
+        except TidegateError:
+            raise
+        except Exception as error:  # the outermost loop: the asker is answered, and it is an event
+            failure = _unexpected(error)
+            report(self._events, catalogue.agent_failed(part=f"answer to {request['op']}", error=failure))
+            raise failure from error
 
     async def _status(self, _: dict[str, object]) -> dict[str, object]:
         confirmed, candidate = self._policies.confirmed, self._policies.candidate
@@ -166,10 +180,9 @@ class Agent:
             report(self._events, catalogue.policy_refused(error=error))
             raise
         self._sensing.policy_changed()
-        firewall = candidate.verified.policy.firewall
         return {
             "policy_pending": candidate.verified.policy.policy.version,
-            "confirm_within_s": firewall.confirm_timeout_s if firewall else None,
+            "confirm_within_s": round(candidate.deadline_s - self._clock.monotonic_s()),
         }
 
     async def _confirm_policy(self, _: dict[str, object]) -> dict[str, object]:
@@ -224,12 +237,16 @@ class Agent:
 
 
 def report_boot(home: DeviceHome, events: EventLog) -> None:
-    """Turn the boot log into events, once a boot."""
-    reported = home.run / "boot-reported"
-    if not reported.exists():
-        for event in plan_boot_events(home.boot_log.read()):
-            report(events, event)
-        reported.touch()
+    """Turn what the boot log has gained since the last report into events.
+
+    The log outlives a watchdog's reset, and so does the note of how much of it was reported.
+    """
+    noted = home.run / "boot-reported"
+    done = int(read_file_bounded(noted, limit_bytes=20)) if noted.exists() else 0
+    entries = home.boot_log.read()
+    for event in plan_boot_events(entries[done if done <= len(entries) else 0 :]):  # the oldest boots give way
+        report(events, event)
+    write_file_atomic(noted, str(len(entries)).encode())
 
 
 def _unexpected(error: Exception) -> UnexpectedFailure:

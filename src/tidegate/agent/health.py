@@ -21,15 +21,18 @@ async def ask_http(probe: HttpProbe, version: str) -> str | None:
         async with asyncio.timeout(_PROBE_TIMEOUT_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", probe.port, limit=_ANSWER_LIMIT_BYTES)
             try:
-                writer.write(f"GET {probe.path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+                request = f"GET {probe.path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                writer.write(request.encode())
                 await writer.drain()
-                answer = await reader.read(_ANSWER_LIMIT_BYTES)
+                answer = b""
+                while len(answer) < _ANSWER_LIMIT_BYTES and (piece := await reader.read(_ANSWER_LIMIT_BYTES)):
+                    answer += piece  # a server may send head and body apart
             finally:
                 writer.close()
     except (OSError, TimeoutError) as error:
-        return f"port {probe.port}: {error or 'no answer in time'}"
+        return f"port {probe.port}: {str(error) or 'no answer in time'}"
     status, _, body = answer.partition(b"\r\n\r\n")
-    if b" 200 " not in status.split(b"\r\n", 1)[0]:
+    if status.split(b"\r\n", 1)[0].split(b" ")[1:2] != [b"200"]:
         return f"port {probe.port}{probe.path}: {status[:64].decode(errors='replace')!r}"
     if wanted and wanted not in body.decode(errors="replace"):
         return f"port {probe.port}{probe.path}: the answer lacks {wanted!r}"
@@ -37,12 +40,15 @@ async def ask_http(probe: HttpProbe, version: str) -> str | None:
 
 
 async def prove_health(section: UpdateSection, version: str) -> str | None:
-    """Return None once every probe has passed, or the last complaint when the deadline is over."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + section.deadline_s
-    for probe in section.http:
-        while complaint := await ask_http(probe, version):
-            if loop.time() >= deadline:
-                return complaint
-            await asyncio.sleep(_PAUSE_S)
+    """Return None if every probe passed before the deadline, else the last complaint."""
+    complaint = "no probe was answered in time"
+    try:
+        async with asyncio.timeout(section.deadline_s):
+            for probe in section.http:
+                while found := await ask_http(probe, version):
+                    complaint = found
+                    await asyncio.sleep(_PAUSE_S)
+                complaint = f"port {probe.port} passed, the probes after it did not in time"
+    except TimeoutError:
+        return complaint
     return None

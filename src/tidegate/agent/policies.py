@@ -15,11 +15,13 @@ from tidegate.base.durable import write_file_atomic
 from tidegate.events import catalogue
 from tidegate.events.spool import EventLog
 from tidegate.firewall.commit import PendingChange, apply_section, effective_digest, restore_last_confirmed
+from tidegate.firewall.errors import Expired
 from tidegate.firewall.nft import Nft
 from tidegate.firewall.section import FirewallSection, Management, Protocol, Service
 from tidegate.policy.document import Policy
 from tidegate.policy.sign import PolicyRule, VerifiedPolicy, verify_policy
 
+CONFIRM_TIMEOUT_S = 30  # of a policy without a [firewall] section; the section's own default
 # What a device does that has no policy to follow: nothing comes in, it is managed on the machine itself.
 CLOSED = FirewallSection(
     management=Management(peers=("127.0.0.1",), service="local"),
@@ -29,11 +31,16 @@ CLOSED = FirewallSection(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A policy in force but not confirmed."""
+    """A policy in force but not confirmed; ``deadline_s`` is the clock's, for one that changes no firewall."""
 
     raw: bytes
     verified: VerifiedPolicy
     change: PendingChange | None
+    deadline_s: float
+
+    def is_pending(self, now_s: float) -> bool:
+        """Return whether it can still be confirmed; with a firewall its guard decides, else the time alone."""
+        return now_s < self.deadline_s if self.change is None else self.change.is_pending
 
 
 class PolicyKeeper:
@@ -73,10 +80,12 @@ class PolicyKeeper:
         Raises ``policy.*``, ``crypto.*``, ``firewall.*`` with nothing changed.
         """
         verified = self._verify(raw)
-        change = None
+        change, timeout_s = None, CONFIRM_TIMEOUT_S
         if verified.policy.firewall is not None:
             change = apply_section(verified.policy.firewall, state_dir=self._home.firewall_state, nft=self._nft)
-        self.candidate = Candidate(raw=raw, verified=verified, change=change)
+            timeout_s = verified.policy.firewall.confirm_timeout_s
+        deadline_s = self._clock.monotonic_s() + timeout_s
+        self.candidate = Candidate(raw=raw, verified=verified, change=change, deadline_s=deadline_s)
         return self.candidate
 
     def confirm(self) -> VerifiedPolicy:
@@ -86,6 +95,8 @@ class PolicyKeeper:
             raise NothingPending("no policy waits for a confirmation")
         if candidate.change is not None:
             candidate.change.confirm()
+        elif not candidate.is_pending(self._clock.monotonic_s()):
+            raise Expired("the policy was not confirmed in time")
         write_file_atomic(self._home.policy_path, candidate.raw)
         self.confirmed, self.candidate = candidate.verified, None
         self._report_applied(candidate.verified)
@@ -102,7 +113,7 @@ class PolicyKeeper:
     def notice_expiry(self) -> bool:
         """Return whether the armed rollback has acted since the last look, and report it."""
         candidate = self.candidate
-        if candidate is None or candidate.change is None or candidate.change.is_pending:
+        if candidate is None or candidate.is_pending(self._clock.monotonic_s()):
             return False
         self._forget_candidate("not confirmed in time")
         return True

@@ -119,7 +119,13 @@ class Sensing:
         return section.interfaces or ((self._interface,) if self._interface else ())
 
     async def _follow(self, interface: str, section: IdsSection) -> None:
-        """Run one worker and handle its lines until it ends; raise ``agent.sensor.ended``."""
+        """Run one worker and handle its lines until it ends, however it ends; raise ``agent.sensor.ended``."""
+        try:
+            await self._run_worker(interface, section)
+        except (OSError, ValueError) as error:  # it could not start, took no configuration, or died within a line
+            raise SensorEnded(f"the sensor of {interface}: {error}", interface=interface) from error
+
+    async def _run_worker(self, interface: str, section: IdsSection) -> None:
         worker = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -138,7 +144,10 @@ class Sensing:
             worker.stdin.write(plan_sensor(quiet).config_json.encode() + b"\n")
             await worker.stdin.drain()
             while line := await worker.stdout.readline():
-                self._handle_line(interface, json.loads(line), section)
+                event = json.loads(line)
+                if not isinstance(event, dict):
+                    raise ValueError("a line that is no event")
+                self._handle_line(interface, event, section)
             raise SensorEnded(f"the sensor of {interface} ended", interface=interface)
         finally:
             self._workers.pop(interface, None)
