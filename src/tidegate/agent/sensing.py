@@ -151,9 +151,12 @@ class Sensing:
             raise SensorEnded(f"the sensor of {interface} ended", interface=interface)
         finally:
             self._workers.pop(interface, None)
-            if worker.returncode is None:
-                worker.terminate()
-                await worker.wait()
+            ending = asyncio.create_task(_end_worker(worker))
+            try:
+                await asyncio.shield(ending)
+            except asyncio.CancelledError:  # asked to stop within these milliseconds: no orphan all the same
+                await ending
+                raise
 
     def _handle_line(self, interface: str, line: Mapping[str, object], section: IdsSection) -> None:
         kind = line.get("event_type")
@@ -193,3 +196,11 @@ class Sensing:
             self._events,
             catalogue.firewall_banned(address=decision.address, duration_s=decision.duration_s, reason=decision.reason),
         )
+
+
+async def _end_worker(worker: asyncio.subprocess.Process) -> None:
+    if worker.returncode is None:
+        worker.kill()  # it has nothing to save, and it may hang
+    while worker.stdout is not None and await worker.stdout.read(MAX_LINE_BYTES):
+        pass  # what it still said: its pipe is given back only at the end
+    await worker.wait()
