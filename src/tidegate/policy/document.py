@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import fnmatch
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,13 +22,21 @@ if TYPE_CHECKING:
     from msgspec import inspect
 
 MAX_POLICY_BYTES = 262_144  # 10,000 peers in one list leave room
+MAX_NAMED_KEYS = 20  # unknown keys in one message: more than a person corrects in one go
+MAX_KEY_PARTS = 16  # the deepest key of ours has 6; the parser's time grows with the square
+_PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""
+_DEEP_KEY = rf"(?<![\w-])(?:{_PART}\.[ \t]*+){{{MAX_KEY_PARTS}}}"
+
+
+# no "?" and no brackets: fnmatch would give them a meaning that the policy does not promise
+DevicePattern = Annotated[str, Meta(max_length=128, pattern=r"^[^?\[\]]+\Z")]
 
 
 class PolicyHeader(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which policy this is. ``version`` only ever rises; ``devices`` are ids or patterns with ``*``."""
 
     version: Annotated[int, Meta(ge=1, le=2**32 - 1)]
-    devices: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=128)], ...], Meta(min_length=1)] = ("*",)
+    devices: Annotated[tuple[DevicePattern, ...], Meta(min_length=1)] = ("*",)
     description: Annotated[str, Meta(max_length=256)] = ""
     expires: datetime.datetime | None = None
 
@@ -63,68 +72,127 @@ class UnknownKey:
 def parse_policy(text: str, *, name: str = "policy") -> Policy:
     """Return the policy that ``text`` writes; ``name`` is the file's, for messages.
 
-    Raises ``policy.syntax``; ``policy.key.unknown`` naming every unknown key with its line and the nearest valid one;
-    ``policy.value.invalid`` with line and reason. Whether the values make sense together is each room's to check
-    (``tidegate policy check`` asks them all).
+    Raises ``policy.syntax``; ``policy.key.unknown`` naming the first 20 unknown keys, each with its line and the
+    nearest valid one; ``policy.value.invalid`` with line and reason. Whether the values make sense together is each
+    room's to check (``tidegate policy check`` asks them all).
     """
-    import tomllib  # here and below: only who writes a policy pays for reading one, not the device that follows it
 
     from msgspec import inspect
 
-    if len(text.encode()) > MAX_POLICY_BYTES:
-        raise PolicySyntax(f"{name} is larger than {MAX_POLICY_BYTES} bytes")
-    try:
-        document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise PolicySyntax(f"{name}: {error}") from error
+    document = _load_toml(text, name)
     lines = KeyLines(text)
-    unknown = [
-        UnknownKey(path=".".join(path), line=lines.find(path), nearest=nearest)
-        for path, nearest in _unknown_keys(document, inspect.type_info(Policy), ())
-    ]
+    found = itertools.islice(_unknown_keys(document, inspect.type_info(Policy), ()), MAX_NAMED_KEYS)
+    unknown = [UnknownKey(path=".".join(path)[:200], line=lines.find(path), nearest=nearest) for path, nearest in found]
     if unknown:
         listed = "; ".join(str(key) for key in unknown)
         raise PolicyUnknownKey(f"{name}: {listed}", line=unknown[0].line, nearest=unknown[0].nearest)
     try:
         return msgspec.convert(document, Policy, strict=True)
     except msgspec.ValidationError as error:
-        reason, _, where = str(error).partition(" - at `$.")
-        path = tuple(part for part in re.split(r"[.\[\]`]+", where) if part and part != "...")
+        path = _locate(document, error)
+        reason = str(error).partition(" - at `")[0][:300]
         line = lines.find(path)
-        raise PolicyValue(f"{name}: line {line}: {'.'.join(path)}: {reason}", line=line) from error
+        raise PolicyValue(f"{name}: line {line}: {'.'.join(path)[:200]!r}: {reason}", line=line) from error
+
+
+def _load_toml(text: str, name: str) -> dict[str, object]:
+    import tomllib  # here and below: only who writes a policy pays for reading one, not the device that follows it
+
+    if re.search(_DEEP_KEY, text):
+        raise PolicySyntax(f"{name}: a dotted key has more than {MAX_KEY_PARTS} parts")
+    try:
+        if len(text.encode()) > MAX_POLICY_BYTES:
+            raise PolicySyntax(f"{name} is larger than {MAX_POLICY_BYTES} bytes")
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits, a lone surrogate
+        raise PolicySyntax(f"{name}: {str(error)[:300]}") from error
 
 
 class KeyLines:
-    """Finds the line on which a key of a TOML text stands; only for messages, so near is good enough."""
+    """Finds the line on which a key of a TOML text stands; only for messages, so near is good enough.
 
-    _TABLE = re.compile(r"\s*\[\[?\s*([^\]]+?)\s*\]\]?")
-    _KEY = re.compile(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=""")
+    A table of an array of tables is counted: the second ``[[update.http]]`` is ``("update", "http", "1")``.
+    """
+
+    _TABLE = re.compile(r"\s*(\[\[?)([^\[\]]+)\]")
+    _KEY = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
 
     def __init__(self, text: str) -> None:
-        self._lines: dict[tuple[str, ...], int] = {}
-        self._texts = text.splitlines()
+        self._exact: dict[tuple[str, ...], int] = {}
+        self._below: dict[tuple[str, ...], int] = {}
+        self._tables: dict[tuple[str, ...], int] = {}
         table: tuple[str, ...] = ()
-        for number, line in enumerate(self._texts, start=1):
+        for number, line in enumerate(text.split("\n"), start=1):
             if match := self._TABLE.match(line):
-                table = self._split(match[1])
-                self._lines.setdefault(table, number)
+                table = self._enter(self._split(match[2]), is_array=match[1] == "[[")
+                self._add(table, number)
             elif match := self._KEY.match(line):
-                self._lines.setdefault((*table, *self._split(match[1])), number)
+                self._add((*table, *self._split(match[1])), number)
 
     def find(self, path: tuple[str, ...]) -> int:
         """Return the line of ``path``, or of the nearest key above it; 1 if nothing of it is there."""
         for length in range(len(path), 0, -1):
-            line = self._lines.get(path[:length])
+            line = self._exact.get(path[:length]) or self._below.get(path[:length])
             if line is not None:
                 return line
-            below = [line for key, line in self._lines.items() if key[:length] == path[:length]]
-            if below:
-                return min(below)
         return 1
+
+    def _enter(self, parts: tuple[str, ...], *, is_array: bool) -> tuple[str, ...]:
+        """Return the table that a header opens, with the numbers of the arrays on its way."""
+        table: tuple[str, ...] = ()
+        for position, part in enumerate(parts, start=1):
+            table = (*table, part)
+            if is_array and position == len(parts):
+                self._tables[table] = self._tables.get(table, -1) + 1
+            if table in self._tables:
+                table = (*table, str(self._tables[table]))
+        return table
+
+    def _add(self, path: tuple[str, ...], number: int) -> None:
+        self._exact.setdefault(path, number)
+        for length in range(1, len(path)):
+            self._below.setdefault(path[:length], number)
 
     @staticmethod
     def _split(dotted: str) -> tuple[str, ...]:
-        return tuple(part.strip().strip("\"'") for part in dotted.split("."))
+        return tuple(part.strip("\"'") for part in re.findall(r"""[\w-]+|"[^"]*"|'[^']*'""", dotted))
+
+
+def _locate(document: dict[str, object], error: msgspec.ValidationError) -> tuple[str, ...]:
+    """Return the path of the value that ``error`` is about.
+
+    msgspec writes ``[...]`` for a table's key that is not a field's name: it is found again by trying the members.
+    """
+    message = str(error)
+    where = re.search(r"(` in )?`\$([^`]*)`\Z", message)
+    if where is None:
+        return ()
+    path: list[str] = []
+    place: object = document
+    for index, field in re.findall(r"\[(\.\.\.|\d+)\]|([^.\[\]]+)", where[2] + ("[...]" if where[1] else "")):
+        step: str | None = index or field
+        if step == "..." and isinstance(place, dict):
+            step = next((key for key in place if _repeats(message, (*path, key), place[key])), None)
+        if step is None:
+            break
+        path.append(step)
+        if isinstance(place, list):
+            place = place[int(step)]
+        elif isinstance(place, dict):
+            place = place.get(step)
+    return tuple(path)
+
+
+def _repeats(message: str, path: tuple[str, ...], value: object) -> bool:
+    """Return whether a policy with nothing but ``value`` at ``path`` is refused in the same words."""
+    for step in reversed(path):
+        value = {step: value}
+    header: dict[str, object] = {"policy": {"version": 1}}
+    try:
+        msgspec.convert(header | value if isinstance(value, dict) else header, Policy, strict=True)
+    except msgspec.ValidationError as error:
+        return str(error) == message
+    return False
 
 
 def _unknown_keys(
@@ -156,5 +224,5 @@ def _unknown_keys(
         for key, item in value.items():
             yield from _unknown_keys(item, kind.value_type, (*path, key))
     elif isinstance(kind, inspect.CollectionType) and isinstance(value, list):
-        for item in value:
-            yield from _unknown_keys(item, kind.item_type, path)
+        for number, item in enumerate(value):
+            yield from _unknown_keys(item, kind.item_type, (*path, str(number)))
