@@ -15,9 +15,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.x509.oid import NameOID
 
 from tidegate.crypto.signing import PublicKey, SignatureAlgorithm, Signer, curve_of
-from tidegate.pki.errors import CertificateMalformed
+from tidegate.pki.errors import CertificateMalformed, IssuerMismatch, KeyUnsupported, NameInvalid
 
 MAX_PEM_BYTES = 65_536  # a certificate with ML-DSA keys and many extensions has a tenth of it
+_MAX_NAME = 64  # RFC 5280, appendix A: ub-common-name, ub-serial-number
 _NO_EXPIRY = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
 _HASHES: dict[SignatureAlgorithm, type[hashes.SHA256 | hashes.SHA384]] = {
     SignatureAlgorithm.ECDSA_P256: hashes.SHA256,
@@ -82,22 +83,29 @@ class KeyStoreEcKey(ec.EllipticCurvePrivateKey):
 
 
 def load_ec_public(key: PublicKey) -> ec.EllipticCurvePublicKey:
-    """Return an ECDSA public key as the library's object."""
+    """Return an ECDSA public key as the library's object; raise ``pki.key.unsupported`` for any other."""
+    if key.algorithm not in _HASHES:
+        raise KeyUnsupported(f"key {key.key_id} is {key.algorithm.label}, not ECDSA", key=str(key.key_id))
     curve, _, _ = curve_of(key.algorithm)
     return ec.EllipticCurvePublicKey.from_encoded_point(curve, key.raw)
 
 
 def issue_factory_ca(signer: Signer, *, organization: str, issuance: Issuance) -> x509.Certificate:
-    """Return a self-signed CA certificate that may issue device certificates and nothing below them."""
+    """Return a self-signed CA certificate that may issue device certificates and nothing below them.
+
+    Raises ``pki.key.unsupported`` and ``pki.name.invalid``.
+    """
+    public = load_ec_public(signer.public_key)
+    common_name = f"{_check_name(organization)} factory CA"
     name = x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization),
-            x509.NameAttribute(NameOID.COMMON_NAME, f"{organization} factory CA"),
+            x509.NameAttribute(NameOID.COMMON_NAME, _check_name(common_name)),
         ]
     )
     key = KeyStoreEcKey(signer)
     usage = _key_usage(key_cert_sign=True, crl_sign=True)
-    builder = _builder(name, name, key.public_key(), issuance)
+    builder = _builder(name, name, public, issuance)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(usage, critical=True)
     return builder.sign(key, _HASHES[signer.public_key.algorithm]())
@@ -106,11 +114,16 @@ def issue_factory_ca(signer: Signer, *, organization: str, issuance: Issuance) -
 def issue_idevid(
     ca: x509.Certificate, signer: Signer, device_key: PublicKey, *, serial_number: str, issuance: Issuance
 ) -> x509.Certificate:
-    """Return the initial identity of a device: its key and serial number, vouched for by the factory CA, for life."""
+    """Return the initial identity of a device: its key and serial number, vouched for by the factory CA, for life.
+
+    Raises ``pki.issuer.mismatch`` unless ``ca`` is a CA certificate of ``signer``'s key, ``pki.key.unsupported`` and
+    ``pki.name.invalid``. Whether the CA certificate itself is to be trusted is not checked.
+    """
+    _check_issuer(ca, signer)
     subject = x509.Name(
         [
             *ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME),
-            x509.NameAttribute(NameOID.SERIAL_NUMBER, serial_number),
+            x509.NameAttribute(NameOID.SERIAL_NUMBER, _check_name(serial_number)),
         ]
     )
     builder = _builder(subject, ca.subject, load_ec_public(device_key), issuance)
@@ -134,6 +147,24 @@ def parse_pem(raw: bytes) -> x509.Certificate:
     except ValueError as error:
         raise CertificateMalformed(f"no single certificate: {error}") from error
     return certificate
+
+
+def _check_issuer(ca: x509.Certificate, signer: Signer) -> None:
+    """Refuse a pair that would give a whole line of devices identities that nobody can verify."""
+    if ca.public_key() != load_ec_public(signer.public_key):
+        raise IssuerMismatch("the CA certificate is for another key than the one that is to sign")
+    try:
+        constraints = ca.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except (x509.ExtensionNotFound, ValueError) as error:
+        raise IssuerMismatch("the certificate says nothing of being a CA") from error
+    if not constraints.ca:
+        raise IssuerMismatch("the certificate is no CA's")
+
+
+def _check_name(text: str) -> str:
+    if not 1 <= len(text) <= _MAX_NAME or not text.isprintable():
+        raise NameInvalid(f"{text[:_MAX_NAME]!r} is empty, too long or not printable")
+    return text
 
 
 def _builder(
