@@ -72,6 +72,8 @@ class FileBlockDevice:
     def flush(self) -> None:
         with translate_os_errors(self.path):
             os.fdatasync(self._descriptor)
+            # What is read back afterwards comes from the medium, not from memory, as far as the kernel lets go of it.
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         """Give the descriptor back; harmless when repeated."""

@@ -55,6 +55,25 @@ def write_file_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         sync_folder(path.parent)
 
 
+def write_file_new(path: Path, data: bytes, *, mode: int) -> None:
+    """Create ``path`` with ``data``, whole and durable; raise ``FileExistsError`` if there is one already.
+
+    Of two writers at once exactly one succeeds. Raises ``base.storage.*`` otherwise.
+    """
+    complete = path.with_name(f".{path.name}.{os.getpid()}.whole")
+    write_file_atomic(complete, data, mode=mode)
+    try:
+        os.link(complete, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise StorageFailed(f"{path}: {error.strerror}", path=str(path), errno=error.errno) from error
+    finally:
+        complete.unlink()
+    with translate_os_errors(path):
+        sync_folder(path.parent)
+
+
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Write every byte of ``data`` to ``descriptor``, however short the kernel's single writes are."""
     rest = memoryview(data)

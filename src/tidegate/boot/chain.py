@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from tidegate.base.errors import Rejected, StorageFailed
+from tidegate.base.errors import Fault, Rejected
 from tidegate.boot.control import RecordBootControl
 from tidegate.boot.errors import ApplicationCorrupt, NoBootableSlot, OsCorrupt, Stage2Corrupt, TrialExhausted
 from tidegate.boot.measure import BootLogEntry, Measurement, Refusal
@@ -65,9 +65,9 @@ def choose_slot(
 ) -> tuple[str, VerifiedImage, bytes]:
     """First stage: return the first slot in boot order that verifies, its attempt counted and durable.
 
-    A slot that does not verify is logged with its code, marked failed, and never tried again. So is one whose storage
-    does not answer: what cannot be read cannot be verified, and the other slot may be on a good block. One whose tries
-    are used up is logged (``boot.slot.exhausted``) and passed by. The security floor is the higher one of ``rule`` and
+    A slot that does not verify is logged with its code, marked failed, and never tried again. One whose storage does
+    not answer is logged and passed by this time only: the fault may be gone at the next boot. One whose tries are used
+    up is logged (``boot.slot.exhausted``) and passed by. The security floor is the higher one of ``rule`` and
     the boot state. Raises ``boot.slot.none-bootable`` when none is left.
     """
     for name in control.settle():
@@ -78,9 +78,10 @@ def choose_slot(
     for name in boot_order(control.state()):
         try:
             image, program = verify_stage2(slots[name], rule, log)
-        except (Rejected, StorageFailed) as error:
+        except (Rejected, Fault) as error:
             log(Refusal(stage="stage1", slot=name, code=error.code, message=error.message))
-            control.refuse(name)
+            if isinstance(error, Rejected):
+                control.refuse(name)
             continue
         control.boot_attempt(name)
         return name, image, program

@@ -51,3 +51,18 @@ class MountFailed(Fault):
 class StateMalformed(Rejected):
     code = "boot.state.malformed"
     advice = "The boot state is of another version; provision the device again."
+
+
+class DeviceNameInvalid(Misuse):
+    code = "boot.device.name"
+    advice = "Name hardware with 1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit."
+
+
+class DeviceSizeInvalid(Misuse):
+    code = "boot.device.size"
+    advice = "Give a slot at least 1 MiB, and room for the largest image that the product will have."
+
+
+class DeviceIdBurnt(Misuse):
+    code = "boot.device.id-burnt"
+    advice = "A device gets its id once, at the factory; provision a blank storage."

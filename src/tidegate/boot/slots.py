@@ -41,6 +41,7 @@ class SlotEvent(enum.Enum):
     EXHAUSTED = "exhausted"
     REFUSED = "refused"
     REJECT = "reject"
+    SUPERSEDED = "superseded"
 
 
 _S, _E = SlotState, SlotEvent
@@ -63,6 +64,7 @@ TRANSITIONS: dict[tuple[SlotState, SlotEvent], SlotState] = {
     (_S.PENDING, _E.REFUSED): _S.FAILED,
     (_S.TRIAL, _E.REFUSED): _S.FAILED,
     (_S.CONFIRMED, _E.REFUSED): _S.FAILED,
+    (_S.CONFIRMED, _E.SUPERSEDED): _S.FAILED,
 }
 
 
@@ -152,10 +154,13 @@ def after_exhausted(state: BootState) -> BootState:
 def after_confirm(state: BootState, name: str) -> BootState:
     """Return the state after the running slot proved healthy.
 
-    The security floor rises to the lowest security version among the confirmed slots, so that the slot we may have to
-    fall back to always stays bootable.
+    The security floor rises to its security version. A slot below the floor is no fall-back any more: who holds the
+    storage could have it booted by damaging the newer one. A release that closes no hole keeps its security version,
+    and then the older slot stays.
     """
     state = after_event(state, name, SlotEvent.CONFIRM, tries_left=0)
-    versions = [slot.security_version for slot in state.slots.values() if slot.state is SlotState.CONFIRMED]
-    floor = max(state.security_floor, min(versions))
+    floor = max(state.security_floor, state.slots[name].security_version)
+    for other, slot in state.slots.items():
+        if slot.state is SlotState.CONFIRMED and slot.security_version < floor:
+            state = after_event(state, other, SlotEvent.SUPERSEDED)
     return msgspec.structs.replace(state, preferred=name, security_floor=floor)

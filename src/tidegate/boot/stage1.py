@@ -42,10 +42,10 @@ def main() -> int:
     log = BootLog(arguments.run)
     try:
         log(Began())
-        with storage.opened(writable=True) as parts:
+        with storage.opened_for_boot() as (slots, state):
             rule = storage.maker_rule()
-            control = RecordBootControl(parts.state)
-            slot, image, program = choose_slot(control, dict(parts.slots), rule, log)
+            control = RecordBootControl(state)
+            slot, image, program = choose_slot(control, slots, rule, log)
             floor = max(rule.security_floor, control.state().security_floor)
     except TidegateError as error:
         print(f"stage1: {error.message} [{error.code}]", file=sys.stderr)  # noqa: T201  # the console of the device

@@ -12,22 +12,26 @@ import argparse
 import pkgutil
 import shlex
 import sys
+import time
 from pathlib import Path
 
 from tidegate.base.blockdev import FileBlockDevice
-from tidegate.base.errors import Rejected, StorageFailed, TidegateError
+from tidegate.base.errors import Fault, Rejected, TidegateError
 from tidegate.boot.chain import verify_system
 from tidegate.boot.control import RecordBootControl
 from tidegate.boot.errors import OsCorrupt
 from tidegate.boot.linux import SystemRoot, enter_root
 from tidegate.boot.log import BootLog
 from tidegate.boot.measure import Refusal, Started
+from tidegate.boot.slots import boot_order
 from tidegate.boot.storage import STATE_BYTES
 from tidegate.crypto.trust import TrustPolicy, parse_trust
 from tidegate.image.manifest import Manifest, PayloadKind
 from tidegate.image.verify import AcceptanceRule, VerifiedImage
 
 INIT = "/sbin/init"
+READ_TRIES = 3  # a bus that hiccups answers the second time; a dead one has cost two seconds
+READ_PAUSE_S = 1.0
 ANCHORS = "anchors.cbor"
 
 
@@ -47,27 +51,36 @@ def main() -> int:
         log(Started(stage="stage2", slot=arguments.slot, version=image.manifest.version))
         enter_root(Path(arguments.run) / "root", [INIT])
     except TidegateError as error:
-        if isinstance(error, Rejected):
-            log(Refusal(stage="stage2", slot=arguments.slot, code=error.code, message=error.message))
-            _refuse_slot(Path(arguments.data), arguments.slot)
+        log(Refusal(stage="stage2", slot=arguments.slot, code=error.code, message=error.message))
+        _refuse_slot(Path(arguments.data), arguments.slot, for_good=isinstance(error, Rejected))
         print(f"stage2: {error.message} [{error.code}]", file=sys.stderr)  # noqa: T201  # the console of the device
         return error.exit_status
     return 0
 
 
 def _verify_slot(path: Path, rule: AcceptanceRule, log: BootLog) -> tuple[VerifiedImage, dict[str, bytes]]:
-    """Verify the system in a slot; storage that does not answer is a slot that does not verify, as in stage 1."""
-    try:
-        with FileBlockDevice(path) as source:
-            return verify_system(source, rule, log)
-    except StorageFailed as error:
-        raise OsCorrupt(f"the slot cannot be read: {error.message}") from error
+    """Verify the system in a slot, again if its storage does not answer; ``base.storage.*`` when it never does."""
+    for _ in range(READ_TRIES - 1):
+        try:
+            with FileBlockDevice(path) as source:
+                return verify_system(source, rule, log)
+        except Fault as error:
+            print(f"stage2: {error.message}; once more", file=sys.stderr)  # noqa: T201  # the console of the device
+            time.sleep(READ_PAUSE_S)
+    with FileBlockDevice(path) as source:
+        return verify_system(source, rule, log)
 
 
-def _refuse_slot(data: Path, slot: str) -> None:
-    """Have the next boot take the other slot: this one will not verify then either."""
+def _refuse_slot(data: Path, slot: str, *, for_good: bool) -> None:
+    """Have the next boot take the other slot.
+
+    What does not verify will not verify then either. What only failed (storage, a mount) may heal: it is given up
+    only where another slot can start instead.
+    """
     with FileBlockDevice(data, writable=True) as state:
-        RecordBootControl(state).refuse(slot)
+        control = RecordBootControl(state)
+        if for_good or any(other != slot for other in boot_order(control.state())):
+            control.refuse(slot)
 
 
 def _own_anchors() -> TrustPolicy:

@@ -10,6 +10,7 @@ Touches: the files that stand for partitions and fuses. Layout: docs/formats/sto
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,17 +19,19 @@ from pathlib import Path
 
 from tidegate.base.blockdev import FileBlockDevice, create_device_file
 from tidegate.base.clock import Entropy
-from tidegate.base.durable import read_file_bounded, translate_os_errors, write_file_atomic
-from tidegate.base.errors import StorageFailed
+from tidegate.base.durable import read_file_bounded, translate_os_errors, write_file_atomic, write_file_new
+from tidegate.base.errors import Fault, StorageFailed
 from tidegate.base.program import run_program
 from tidegate.boot.control import RecordBootControl
-from tidegate.boot.errors import NotProvisioned
+from tidegate.boot.errors import DeviceIdBurnt, DeviceNameInvalid, DeviceSizeInvalid, NotProvisioned
 from tidegate.boot.slots import SLOT_NAMES
 from tidegate.crypto.trust import MAX_TRUST_BYTES, TrustPolicy, parse_trust
-from tidegate.image.verify import AcceptanceRule
+from tidegate.image.manifest import NAME_PATTERN
+from tidegate.image.verify import AcceptanceRule, ImageSource
 
 STATE_BYTES = 1 << 20
 JOURNAL_OFFSET = 65_536
+MIN_SLOT_BYTES = 1 << 20
 MIN_DATA_BYTES = STATE_BYTES + (4 << 20)  # ext4 with its journal needs some room
 
 
@@ -63,6 +66,10 @@ class DeviceStorage:
         Raises ``base.storage.failed`` where any of them exists already, ``base.storage.*``, ``base.program.*``.
         """
         storage = cls(folder)
+        if not re.fullmatch(NAME_PATTERN, hardware):
+            raise DeviceNameInvalid(f"{hardware!r} is no hardware id", hardware=hardware)
+        if sizes.slot < MIN_SLOT_BYTES:
+            raise DeviceSizeInvalid(f"a slot of {sizes.slot} bytes holds no image", size=sizes.slot)
         for path in storage._parts():
             if path.exists():
                 raise StorageFailed(f"{path} exists already; no part of a device is replaced", path=str(path))
@@ -91,7 +98,7 @@ class DeviceStorage:
         """Return what the ROM accepts as an image; the floor is 0 here, the boot state may raise it."""
         return AcceptanceRule(
             trust=self._anchors("anchors.cbor"),
-            hardware=read_file_bounded(self._rom_file("hardware"), limit_bytes=64).decode(),
+            hardware=self._text("hardware", limit_bytes=64),
             security_floor=0,
         )
 
@@ -112,6 +119,29 @@ class DeviceStorage:
             yield OpenStorage(
                 slots=slots, state=stack.enter_context(FileBlockDevice(self.data_path, writable=writable))
             )
+
+    @contextmanager
+    def opened_for_boot(self) -> Iterator[tuple[dict[str, ImageSource], FileBlockDevice]]:
+        """Open the slots for reading and the state for writing; a slot that is not there answers with its fault."""
+        with ExitStack() as stack:
+            slots: dict[str, ImageSource] = {}
+            for name in SLOT_NAMES:
+                try:
+                    slots[name] = stack.enter_context(FileBlockDevice(self.slot_path(name)))
+                except Fault as error:
+                    slots[name] = _AbsentSlot(error)
+            yield slots, stack.enter_context(FileBlockDevice(self.data_path, writable=True))
+
+    def device_id(self) -> str:
+        """Return the id that the factory burnt in; raise ``boot.device.not-provisioned``."""
+        return self._text("device-id", limit_bytes=64)
+
+    def burn_device_id(self, device: str) -> None:
+        """Write the device's id into the ROM, once; raise ``boot.device.id-burnt`` if it has one."""
+        try:
+            write_file_new(self.rom / "device-id", device.encode(), mode=0o444)
+        except FileExistsError as error:
+            raise DeviceIdBurnt(f"this device is {self.device_id()} already") from error
 
     def _parts(self) -> tuple[Path, ...]:
         return (self.rom, self.data_path, *(self.slot_path(name) for name in SLOT_NAMES))
@@ -145,11 +175,30 @@ class DeviceStorage:
     def _anchors(self, name: str) -> TrustPolicy:
         return parse_trust(read_file_bounded(self._rom_file(name), limit_bytes=MAX_TRUST_BYTES))
 
+    def _text(self, name: str, *, limit_bytes: int) -> str:
+        raw = read_file_bounded(self._rom_file(name), limit_bytes=limit_bytes)
+        try:
+            return raw.decode("ascii")
+        except UnicodeDecodeError as error:
+            raise NotProvisioned(f"{self.rom / name} holds no name", path=str(self.rom / name)) from error
+
     def _rom_file(self, name: str) -> Path:
         path = self.rom / name
         if not os.access(path, os.R_OK):
             raise NotProvisioned(f"{path} is missing: the device was not provisioned", path=str(path))
         return path
+
+
+class _AbsentSlot:
+    """A slot whose storage could not even be opened: every read raises why."""
+
+    size_bytes = 0
+
+    def __init__(self, error: Fault) -> None:
+        self._error = error
+
+    def read_at(self, offset: int, count: int) -> bytes:  # noqa: ARG002  # the interface's
+        raise self._error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

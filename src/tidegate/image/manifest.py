@@ -19,11 +19,11 @@ CONTEXT = "tidegate.image.v1"
 MAX_MANIFEST_BYTES = 32_768
 MAX_PAYLOADS = 32
 MAX_PAYLOAD_BYTES = 2 << 30  # 2 GiB: its leaf digests take 16 MiB of memory while it is verified
-_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}\Z"  # "$" would let a newline follow
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}\Z"  # "$" would let a newline follow
 _LABEL = r"^[^\x00-\x1f\x7f-\x9f]+\Z"  # shown to people before anything is verified: no terminal escapes
 _VERSION = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
 
-Name = Annotated[str, msgspec.Meta(pattern=_NAME)]
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 Label = Annotated[str, msgspec.Meta(max_length=128, pattern=_LABEL)]
 Argument = Annotated[str, msgspec.Meta(pattern=r"^[^\0]+\Z")]
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]

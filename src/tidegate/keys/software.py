@@ -7,6 +7,7 @@ Bytes: docs/formats/keystore.md.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from tidegate.base.durable import (
     sync_folder,
     translate_os_errors,
     write_file_atomic,
+    write_file_new,
 )
 from tidegate.base.errors import StorageMissing
 from tidegate.crypto import cbor
@@ -207,7 +209,10 @@ class SoftwareKeyStore:
             "public": public.encode() if public else None,
         }
         document = {**head, "sealed": self._close(private, _key_context(name, head))}
-        write_file_atomic(path, cbor.encode(document), mode=0o600)
+        try:
+            write_file_new(path, cbor.encode(document), mode=0o600)
+        except FileExistsError as error:  # somebody was quicker than the look above
+            raise KeyExists(f"there is a key {name!r} already", key=name) from error
         return KeyInfo(name=name, spec=spec, public_key=public)
 
     def list_keys(self) -> list[KeyInfo]:
@@ -256,7 +261,11 @@ class SoftwareKeyStore:
         raise CapabilityMissing("a software store has no platform to vouch for", nonce_bytes=len(nonce))
 
     def destroy(self, name: str) -> None:
-        """Overwrite and remove the key's file; flash may keep old blocks, which the sealing makes useless."""
+        """Overwrite and remove the key's file, durably.
+
+        Flash and journals may keep old blocks; who finds one *and* holds the store's unlocker can open it still
+        (docs/threat-model.md).
+        """
         path = self._path(name)
         try:
             self._require_private(path)
@@ -266,6 +275,7 @@ class SoftwareKeyStore:
             with path.open("r+b") as stream:
                 stream.write(bytes(path.stat().st_size))
                 stream.flush()
+                os.fsync(stream.fileno())
             path.unlink()
             sync_folder(self._folder)
 

@@ -81,7 +81,7 @@ def device(works, tmp_path, monkeypatch) -> Device:
     maker, owner, ca = works
     storage = DeviceStorage.provision(
         tmp_path / "device",
-        StorageSizes(slot=192 << 10, data=0),
+        StorageSizes(slot=1 << 20, data=0),
         maker=maker.trust,
         owner=owner.trust,
         hardware=TEST_HARDWARE,

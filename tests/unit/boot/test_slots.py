@@ -39,6 +39,7 @@ EXPECTED: dict[SlotEvent, dict[SlotState, SlotState]] = {
     E.EXHAUSTED: {S.TRIAL: S.FAILED},
     E.REFUSED: {S.PENDING: S.FAILED, S.TRIAL: S.FAILED, S.CONFIRMED: S.FAILED},
     E.REJECT: {S.TRIAL: S.FAILED},
+    E.SUPERSEDED: {S.CONFIRMED: S.FAILED},  # only a fall-back can be too old to be one
 }
 
 
@@ -142,7 +143,7 @@ def test_settle_names_what_failed_and_writes_only_then() -> None:
     ("a", "b", "floor", "expected"),
     [
         # the new one is on trial in b; a is what it replaces
-        (Slot(state=S.CONFIRMED, security_version=1), 2, 1, 1),  # the fall-back must stay bootable
+        (Slot(state=S.CONFIRMED, security_version=1), 2, 1, 2),  # the older one is no fall-back any more
         (Slot(state=S.CONFIRMED, security_version=2), 2, 1, 2),  # both are at 2: nothing below is needed any more
         (Slot(state=S.CONFIRMED, security_version=5), 3, 1, 3),
         (Slot(state=S.CONFIRMED, security_version=1), 2, 2, 2),  # never down
@@ -151,13 +152,14 @@ def test_settle_names_what_failed_and_writes_only_then() -> None:
         (Slot(), 1, 0, 1),
     ],
 )
-def test_floor_rises_to_what_every_confirmed_slot_has(a: Slot, b: int, floor: int, expected: int) -> None:
+def test_floor_rises_to_what_was_confirmed(a: Slot, b: int, floor: int, expected: int) -> None:
     state = make_state(a, Slot(state=S.TRIAL, tries_left=1, security_version=b), started="b", security_floor=floor)
     after = after_confirm(state, "b")
     assert after.security_floor == expected
     assert after.preferred == "b"
     assert after.slots["b"].tries_left == 0
     assert boot_order(after)[0] == "b"
+    assert all(slot.security_version >= expected for slot in after.slots.values() if slot.state is S.CONFIRMED)
 
 
 @pytest.mark.parametrize("event", [event for event in E if event is not E.CONFIRM])

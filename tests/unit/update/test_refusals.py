@@ -39,7 +39,7 @@ needs_mkfs = pytest.mark.skipif(
     shutil.which("mkfs.ext4", path="/usr/sbin:/sbin:/usr/bin:/bin") is None, reason="mkfs.ext4 (e2fsprogs) is missing"
 )
 pytestmark = needs_mkfs
-SLOT_BYTES = 256 << 10
+SLOT_BYTES = 1 << 20
 SPARSE_BYTES = 3 << 30
 RUNNING = TestRelease(version="1.5.0", security_version=2)
 
