@@ -90,7 +90,7 @@ class Agent:
                 asyncio.create_task(self._guarded("trial", self._settle_trial())),
                 asyncio.create_task(self._guarded("housekeeping", self._keep_house())),
             ]
-            self._ready = True
+            self._ready = self._policies.policy is not None
             await self._stop.wait()
             server.close()
             for task in tasks:
@@ -126,8 +126,12 @@ class Agent:
 
     async def _settle_trial(self) -> None:
         policy = self._policies.policy
-        section = policy.update if policy is not None and policy.update is not None else UpdateSection()
-        complaint = await prove_health(section, running_version(self._home.storage))
+        if policy is None:
+            complaint: str | None = "no policy is in force"
+        else:
+            section = policy.update or UpdateSection()
+            complaint = await prove_health(section, running_version(self._home.storage))
+            complaint = complaint or await self._sensing.prove_watching(section.deadline_s)
         if settle_trial(self._home.storage, complaint, self._events):
             sign_off(self._events)
             self._options.reboot_request.touch()

@@ -41,3 +41,13 @@ class UnknownRefusal(Rejected):
 class SensorEnded(Fault):
     code = "agent.sensor.ended"
     advice = "The agent starts the sensor again; if it keeps ending, run `tidegate ids run` by hand and read why."
+
+
+class FloorMalformed(Rejected):
+    code = "agent.policy.floor-malformed"
+    advice = "The note of the newest policy is damaged: remove it on the device itself and apply the current policy."
+
+
+class NoPolicyInForce(Fault):
+    code = "agent.policy.none"
+    advice = "The device is closed: read the event that says why the policy was refused, and apply a good one."

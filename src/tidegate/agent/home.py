@@ -5,9 +5,11 @@ Touches: the folder ``tidegate`` on the data file system, the run folder (memory
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from tidegate.agent.errors import FloorMalformed
 from tidegate.base.clock import Clock, Entropy
 from tidegate.base.durable import read_file_bounded, write_file_atomic
 from tidegate.boot.log import BootLog
@@ -17,6 +19,7 @@ from tidegate.events.spool import EventLog
 from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
 
 SOCKET = "agent.sock"
+_FLOOR = re.compile(rb"([0-9]{1,10}) ([0-9a-f]{64})\n")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +46,14 @@ class DeviceHome:
         return self.folder / "firewall"
 
     @property
-    def policy_path(self) -> Path:
-        """Return the confirmed policy's file."""
-        return self.folder / "policy.cose"
+    def policy_paths(self) -> tuple[Path, Path]:
+        """Return the two copies of the confirmed policy: one damaged block must not close the device."""
+        return self.folder / "policy.cose", self.folder / "policy.copy.cose"
+
+    @property
+    def policy_floor(self) -> Path:
+        """Return where the newest confirmed policy's version and digest are kept."""
+        return self.folder / "policy-floor"
 
     @property
     def vault(self) -> Path:
@@ -58,8 +66,8 @@ class DeviceHome:
         return BootLog(self.run)
 
     def device_id(self) -> str:
-        """Return the id that the factory gave."""
-        return read_file_bounded(self.folder / "device-id", limit_bytes=128).decode()
+        """Return the id that the factory burnt into the ROM."""
+        return self.storage.device_id()
 
     def boot_id(self, entropy: Entropy) -> str:
         """Return the id of this boot: drawn once, kept in memory until the next one."""
@@ -82,6 +90,19 @@ class DeviceHome:
             clock=clock,
         )
 
-    def read_policy(self) -> bytes:
-        """Return the signed policy that was confirmed last."""
-        return read_file_bounded(self.policy_path, limit_bytes=MAX_ENVELOPE_BYTES)
+    def read_policy(self, path: Path) -> bytes:
+        """Return one copy of the signed policy that was confirmed last."""
+        return read_file_bounded(path, limit_bytes=MAX_ENVELOPE_BYTES)
+
+    def read_policy_floor(self) -> tuple[int, str]:
+        """Return version and digest (hex) of the newest policy ever confirmed; (0, "") before the first.
+
+        Not authenticated: who writes to the data partition can put it back (docs/threat-model.md).
+        """
+        if not self.policy_floor.exists():
+            return 0, ""
+        raw = read_file_bounded(self.policy_floor, limit_bytes=128)
+        match = _FLOOR.fullmatch(raw)
+        if match is None:
+            raise FloorMalformed(f"{self.policy_floor} is damaged")
+        return int(match[1]), match[2].decode()

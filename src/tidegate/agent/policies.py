@@ -11,14 +11,17 @@ from tidegate.agent.errors import NothingPending
 from tidegate.agent.home import DeviceHome
 from tidegate.agent.reporting import report
 from tidegate.base.clock import Clock
-from tidegate.base.durable import write_file_atomic
+from tidegate.base.durable import translate_os_errors, write_file_atomic
+from tidegate.base.errors import TidegateError
 from tidegate.events import catalogue
 from tidegate.events.spool import EventLog
-from tidegate.firewall.commit import PendingChange, apply_section, effective_digest, restore_last_confirmed
+from tidegate.firewall.commit import PendingChange, apply_section, drop_pending, effective_digest
 from tidegate.firewall.errors import Expired
 from tidegate.firewall.nft import Nft
 from tidegate.firewall.section import FirewallSection, Management, Protocol, Service
+from tidegate.policy.check import verify_sections
 from tidegate.policy.document import Policy
+from tidegate.policy.errors import PolicyExpired, PolicyRollback
 from tidegate.policy.sign import PolicyRule, VerifiedPolicy, verify_policy
 
 CONFIRM_TIMEOUT_S = 30  # of a policy without a [firewall] section; the section's own default
@@ -61,28 +64,48 @@ class PolicyKeeper:
     def start(self) -> None:
         """Put the confirmed policy in force at boot; its own check is all the confirmation it needs then.
 
-        The ruleset confirmed last comes first, as it stands: it protects the device even if the policy is refused, and
-        a change that was pending when the power went is dropped.
+        The signed policy alone is the authority. Where neither of its two copies holds, the device closes. One that
+        has expired since it was confirmed stays in force and is reported. A change that was pending is undone.
         """
-        if restore_last_confirmed(self._home.firewall_state, nft=self._nft) is None:
-            # Nothing was ever confirmed: closed until the policy has been verified and says otherwise.
-            apply_section(CLOSED, state_dir=self._home.firewall_state, nft=self._nft).confirm()
-        verified = self._verify(self._home.read_policy())
+        drop_pending(self._home.firewall_state)
+        try:
+            verified = self._verify_stored()
+        except TidegateError:
+            self._enforce(CLOSED).confirm()
+            raise
         if verified.policy.firewall is not None:
-            change = apply_section(verified.policy.firewall, state_dir=self._home.firewall_state, nft=self._nft)
-            change.confirm()
+            self._enforce(verified.policy.firewall).confirm()
         self.confirmed = verified
         self._report_applied(verified)
+
+    def _enforce(self, section: FirewallSection) -> PendingChange:
+        return apply_section(section, state_dir=self._home.firewall_state, nft=self._nft)
+
+    def _verify_stored(self) -> VerifiedPolicy:
+        """Return the confirmed policy from whichever of its two copies holds; raise what the first one raised."""
+        first: TidegateError | None = None
+        for path in self._home.policy_paths:
+            try:
+                raw = self._home.read_policy(path)
+                try:
+                    return self._verify(raw, self._clock.now_s())
+                except PolicyExpired as error:
+                    verified = self._verify(raw, 0.0)
+                    report(self._events, catalogue.agent_failed(part="renewal of the policy", error=error))
+                    return verified
+            except TidegateError as error:
+                first = first or error
+        raise first or PolicyRollback("there is no policy")
 
     def apply(self, raw: bytes) -> Candidate:
         """Put a new policy in force; unless ``confirm`` comes in time the one before is in force again.
 
         Raises ``policy.*``, ``crypto.*``, ``firewall.*`` with nothing changed.
         """
-        verified = self._verify(raw)
+        verified = self._verify(raw, self._clock.now_s())
         change, timeout_s = None, CONFIRM_TIMEOUT_S
         if verified.policy.firewall is not None:
-            change = apply_section(verified.policy.firewall, state_dir=self._home.firewall_state, nft=self._nft)
+            change = self._enforce(verified.policy.firewall)
             timeout_s = verified.policy.firewall.confirm_timeout_s
         deadline_s = self._clock.monotonic_s() + timeout_s
         self.candidate = Candidate(raw=raw, verified=verified, change=change, deadline_s=deadline_s)
@@ -93,12 +116,18 @@ class PolicyKeeper:
         candidate = self.candidate
         if candidate is None:
             raise NothingPending("no policy waits for a confirmation")
+        first, second = self._home.policy_paths
+        staged = first.with_name("policy.next")
+        write_file_atomic(staged, candidate.raw)  # room and storage are proved before anything is final
         if candidate.change is not None:
             candidate.change.confirm()
         elif not candidate.is_pending(self._clock.monotonic_s()):
             raise Expired("the policy was not confirmed in time")
-        write_file_atomic(self._home.policy_path, candidate.raw)
         self.confirmed, self.candidate = candidate.verified, None
+        write_file_atomic(self._home.policy_floor, _encode_floor(candidate.verified))
+        with translate_os_errors(first):
+            staged.rename(first)
+        write_file_atomic(second, candidate.raw)
         self._report_applied(candidate.verified)
         return candidate.verified
 
@@ -128,15 +157,25 @@ class PolicyKeeper:
             self.candidate = None
             report(self._events, catalogue.policy_rolled_back(version=version, reason=reason))
 
-    def _verify(self, raw: bytes) -> VerifiedPolicy:
+    def _verify(self, raw: bytes, now_s: float) -> VerifiedPolicy:
+        """Return the policy if this device may follow it and every room can do what it says."""
+        floor, digest = self._home.read_policy_floor()
         rule = PolicyRule(
             trust=self._home.storage.owner_trust(),
             device=self._home.device_id(),
-            min_version=self.confirmed.policy.policy.version if self.confirmed else 1,
-            now_s=self._clock.now_s(),
+            min_version=max(1, floor),
+            now_s=now_s,
         )
-        return verify_policy(raw, rule)
+        verified = verify_policy(raw, rule)
+        if verified.policy.policy.version == floor and verified.digest.hex() != digest:
+            raise PolicyRollback(f"policy version {floor} was confirmed with another content", version=floor)
+        verify_sections(verified.policy)
+        return verified
 
     def _report_applied(self, verified: VerifiedPolicy) -> None:
         event = catalogue.policy_applied(version=verified.policy.policy.version, digest=self.effective_digest())
         report(self._events, event)
+
+
+def _encode_floor(verified: VerifiedPolicy) -> bytes:
+    return f"{verified.policy.policy.version} {verified.digest.hex()}\n".encode()

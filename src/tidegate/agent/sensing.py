@@ -54,6 +54,7 @@ class Sensing:
         self._interface = interface
         self._changed = asyncio.Event()
         self._section: IdsSection | None = None
+        self._watching: set[str] = set()
         self._workers: dict[str, asyncio.subprocess.Process] = {}
         self._stats: dict[str, object] = {}
 
@@ -87,6 +88,15 @@ class Sensing:
                 for task in (*followers, changed):
                     task.cancel()
                 await asyncio.gather(*followers, changed, return_exceptions=True)
+
+    async def prove_watching(self, timeout_s: float) -> str | None:
+        """Return None once every interface of the policy is watched, or a complaint when the time is over."""
+        deadline_s = self._clock.monotonic_s() + timeout_s
+        while missing := set(self._interfaces(self._ids_section())) - self._watching:
+            if self._clock.monotonic_s() >= deadline_s:
+                return f"the sensor does not watch {', '.join(sorted(missing))}"
+            await asyncio.sleep(WATCH_LOOK_S / 5)
+        return None
 
     async def run_watch(self) -> None:
         """Report every change of the watched files."""
@@ -151,6 +161,7 @@ class Sensing:
             raise SensorEnded(f"the sensor of {interface} ended", interface=interface)
         finally:
             self._workers.pop(interface, None)
+            self._watching.discard(interface)
             ending = asyncio.create_task(_end_worker(worker))
             try:
                 await asyncio.shield(ending)
@@ -160,7 +171,9 @@ class Sensing:
 
     def _handle_line(self, interface: str, line: Mapping[str, object], section: IdsSection) -> None:
         kind = line.get("event_type")
-        if kind == "stats":
+        if kind == "ready":
+            self._watching.add(interface)
+        elif kind == "stats":
             self._stats[interface] = line.get("stats")
         elif kind == "error":
             raise SensorEnded(f"the sensor of {interface}: {line.get('message')}", interface=interface)

@@ -136,6 +136,11 @@ class DeviceStorage:
         """Return the id that the factory burnt in; raise ``boot.device.not-provisioned``."""
         return self._text("device-id", limit_bytes=64)
 
+    def require_blank(self) -> None:
+        """Raise ``boot.device.id-burnt`` if the factory has given this device its id already."""
+        if (self.rom / "device-id").exists():
+            raise DeviceIdBurnt(f"this device is {self.device_id()} already")
+
     def burn_device_id(self, device: str) -> None:
         """Write the device's id into the ROM, once; raise ``boot.device.id-burnt`` if it has one."""
         try:

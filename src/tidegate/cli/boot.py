@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -133,13 +132,12 @@ def start_device(arguments: argparse.Namespace, output: Output) -> NoReturn:
     """Replace this process by the first stage in namespaces of its own."""
     from tidegate.base.durable import translate_os_errors
     from tidegate.base.program import find_program
+    from tidegate.boot.power import power_command
 
     run_folder: Path = arguments.run_folder.absolute()
     with translate_os_errors(run_folder):
         (run_folder / "root").mkdir(parents=True, exist_ok=True)
-    command = [find_program("unshare"), "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    command += [sys.executable, "-m", "tidegate.boot.stage1"]
-    command += ["--storage", str(arguments.storage.absolute()), "--run", str(run_folder)]
+    command = power_command(arguments.storage.absolute(), run_folder)
     if arguments.netns:
         command = [find_program("ip"), "netns", "exec", arguments.netns, *command]
     output.line(f"starting {arguments.storage}")
@@ -150,10 +148,14 @@ def show_log(arguments: argparse.Namespace, output: Output) -> int:
     """Show a boot log."""
     import msgspec
 
+    from tidegate.base.errors import StorageMissing
     from tidegate.boot.log import BootLog
     from tidegate.boot.measure import Began, Measurement, Refusal, replay
 
-    entries = BootLog(arguments.run_folder).read()
+    log = BootLog(arguments.run_folder)
+    if not log.path.exists():
+        raise StorageMissing(f"{log.path}: there is no boot log", path=str(log.path))
+    entries = log.read()
     for entry in entries:
         if isinstance(entry, Measurement):
             output.line(f"{entry.stage}  measured  {entry.what:<28} into {entry.register}: {entry.digest[:16]}…")

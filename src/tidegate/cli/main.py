@@ -45,10 +45,13 @@ def build_parser(noun: str | None) -> argparse.ArgumentParser:
         "`tidegate error CODE` explains an error code.",
     )
     parser.add_argument("--version", action="version", version=f"tidegate {__version__}")
+    parser.add_argument("--json", action="store_true", help="answer with one JSON document")
     nouns = parser.add_subparsers(dest="noun", metavar="NOUN", required=True)
     for name, purpose in NOUNS.items():
         child = nouns.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".")
-        child.add_argument("--json", action="store_true", help="answer with one JSON document")
+        child.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help="answer with one JSON document"
+        )
         if name == noun:
             importlib.import_module(f"tidegate.cli.{name}").build(child)
     return parser

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
+
+if TYPE_CHECKING:
+    from tidegate.policy.document import Policy
 
 
 def build(parser: argparse.ArgumentParser) -> None:
@@ -30,20 +34,13 @@ def build(parser: argparse.ArgumentParser) -> None:
 
 def check_policy(arguments: argparse.Namespace, output: Output) -> int:
     """Check one policy and show what the rooms found."""
-    from tidegate.policy.document import MAX_POLICY_BYTES, parse_policy
+    from tidegate.policy.check import check_sections, verify_sections
 
-    text = _read(arguments.policy, MAX_POLICY_BYTES).decode(errors="replace")
-    policy = parse_policy(text, name=str(arguments.policy))
-    findings = []
-    if policy.firewall is not None:
-        from tidegate.firewall.checks import check_ruleset, verify_ruleset
-        from tidegate.firewall.model import plan_ruleset
-
-        ruleset = plan_ruleset(policy.firewall)
-        findings = [f"{finding.severity}: {finding.subject}: {finding.message}" for finding in check_ruleset(ruleset)]
-        for finding in findings:
-            output.line(finding)
-        verify_ruleset(ruleset)
+    policy = _read_policy(arguments.policy)
+    findings = [f"{finding.severity}: {finding.subject}: {finding.message}" for finding in check_sections(policy)]
+    for finding in findings:
+        output.line(finding)
+    verify_sections(policy)
     sections = [name for name in ("firewall", "ids", "watch", "update") if getattr(policy, name) is not None]
     output.line(
         f"{arguments.policy}: policy version {policy.policy.version}, sections: {', '.join(sections) or 'none'}"
@@ -56,11 +53,11 @@ def sign_file(arguments: argparse.Namespace, output: Output) -> int:
     """Check a policy and sign it."""
     from tidegate.base.durable import write_file_atomic
     from tidegate.keys.uri import open_store, parse_key_uri
-    from tidegate.policy.document import MAX_POLICY_BYTES, parse_policy
+    from tidegate.policy.check import verify_sections
     from tidegate.policy.sign import sign_policy
 
-    text = _read(arguments.policy, MAX_POLICY_BYTES).decode(errors="replace")
-    policy = parse_policy(text, name=str(arguments.policy))
+    policy = _read_policy(arguments.policy)
+    verify_sections(policy)
     uris = [parse_key_uri(uri) for uri in arguments.sign]
     signed = sign_policy(policy, [open_store(uri).signer(uri.name) for uri in uris])
     write_file_atomic(arguments.output, signed)
@@ -88,6 +85,17 @@ def verify_file(arguments: argparse.Namespace, output: Output) -> int:
     output.line(f"verified: policy version {version} for {arguments.device}, sha256 {verified.digest.hex()}")
     output.result({"verified": True, "version": version, "sha256": verified.digest.hex()})
     return 0
+
+
+def _read_policy(path: Path) -> Policy:
+    from tidegate.policy.document import MAX_POLICY_BYTES, parse_policy
+    from tidegate.policy.errors import PolicySyntax
+
+    try:
+        text = _read(path, MAX_POLICY_BYTES).decode()
+    except UnicodeDecodeError as error:
+        raise PolicySyntax(f"{path}: byte {error.start} is not UTF-8") from error
+    return parse_policy(text, name=str(path))
 
 
 def _read(path: Path, limit: int) -> bytes:

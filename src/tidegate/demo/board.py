@@ -20,6 +20,7 @@ from tidegate.agent.home import SOCKET, DeviceHome
 from tidegate.base.program import find_program
 from tidegate.boot.log import BootLog
 from tidegate.boot.measure import BootLogEntry, Refusal, Started
+from tidegate.boot.power import power_command
 from tidegate.boot.storage import DeviceStorage
 from tidegate.demo.errors import StepFailed
 from tidegate.demo.lab import INTERFACE
@@ -64,9 +65,7 @@ class Board:
 
     def _reset(self) -> Started | None:
         """Run the first stage; return what was started, or None if the stages ended by themselves."""
-        command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        command += [sys.executable, "-m", "tidegate.boot.stage1"]
-        command += ["--storage", str(self.storage.folder), "--run", str(self.run)]
+        command = power_command(self.storage.folder, self.run)
         with self._console.open("ab") as console:
             self._power = self._netns.popen(command, stdout=console, stderr=console)
         deadline_s = time.monotonic() + BOOT_TIMEOUT_S
@@ -87,6 +86,7 @@ class Board:
             for process in (self._power, *self._helpers):
                 process.wait()
             wait_until(lambda: not self._netns.pids(), "the device does not switch off", timeout_s=5)
+            self._netns.run(["nft", "flush", "ruleset"])  # a kernel that starts anew has no firewall
             self._power, self._helpers = None, []
         if self.run != Path():
             shutil.rmtree(self.run, ignore_errors=True)

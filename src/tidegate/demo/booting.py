@@ -5,6 +5,7 @@ Touches: the device's storage, loop mounts inside the device's namespaces.
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tidegate.demo.lab import DEVICE_ADDRESS, Lab
 from tidegate.demo.making import Bench, create_keys
 from tidegate.demo.product import SERVICE_PORT, Release, build_release
 from tidegate.demo.report import Report, require, wait_until
+from tidegate.demo.witness import EventReader, kind_of
 from tidegate.image.layout import plan_extents
 from tidegate.image.manifest import PayloadKind
 from tidegate.image.verify import verify_head
@@ -55,7 +57,7 @@ class Attempt:
     flip: PayloadKind | None = None
 
 
-def tell_boot(report: Report, bench: Bench, board: Board, lab: Lab) -> None:
+def tell_boot(report: Report, bench: Bench, board: Board, lab: Lab, reader: EventReader) -> None:
     """Chapter 3: one good boot; the refusals; each time the fall-back to the good slot, reported as events."""
     report.chapter("3  Boot")
     with report.step("first stage → second stage → operating system → application") as step:
@@ -68,6 +70,10 @@ def tell_boot(report: Report, bench: Bench, board: Board, lab: Lab) -> None:
             for entry in log
             if isinstance(entry, Measurement)
         ]
+        rom = board.storage.rom / "anchors.cbor"
+        written = subprocess.run(board.inside(["sh", "-c", f"echo x >> {rom}"]), capture_output=True, check=False)
+        require(written.returncode != 0, "the ROM can be written from the device")
+        step.evidence.append("the ROM is read-only on the device, for root too")
         step.evidence.append(f"the log replays to registers {', '.join(map(str, replay(log)))}")
     with report.step("the agent proves the new system healthy and confirms its slot") as step:
         board.start_agent()
@@ -84,6 +90,8 @@ def tell_boot(report: Report, bench: Bench, board: Board, lab: Lab) -> None:
             refusal, started = refused_boot(board, attempt)
             wait_for_version(lab.device, started.version)
             board.report_boot()
+            codes = [event.get("status_code") for event in reader.events() if kind_of(event) == "boot.stage.refused"]
+            require(codes[-1:] == [attempt.code], f"the event log ends with refusals {codes[-1:]}")
             step.evidence.append(f"{refusal.stage}: {refusal.message} [{refusal.code}]")
             step.evidence.append(f"slot {started.slot}, version {started.version}, started instead; event written")
             board.power_off()

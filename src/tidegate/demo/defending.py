@@ -18,7 +18,7 @@ from tidegate.base.program import find_program
 from tidegate.demo.board import Board
 from tidegate.demo.booting import fetch_version
 from tidegate.demo.lab import ATTACKER_ADDRESS, DEVICE_ADDRESS, OPERATOR_ADDRESS, Lab
-from tidegate.demo.making import Bench, write_policy
+from tidegate.demo.making import Bench, config_folder, write_policy
 from tidegate.demo.product import SERVICE_PORT
 from tidegate.demo.report import Report, require, wait_until
 from tidegate.demo.witness import EventReader, OperatorShell, honest_client, kind_of
@@ -27,6 +27,7 @@ from tidegate.policy.sign import sign_policy
 
 DETECT_WITHIN_S = 2.0
 CUT_TIMEOUT_S = 4
+FORBIDDEN_PORT = 9999
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +62,16 @@ def tell_policy(report: Report, bench: Bench, board: Board, lab: Lab, shell: Ope
     """Chapter 4: the policy at work, and one that would cut the operator off."""
     report.chapter("4  Policy")
     with report.step("one signed policy turns on firewall, sensor and file watch") as step:
+        board.start_inside([sys.executable, "-I", "-m", "http.server", str(FORBIDDEN_PORT)])
+        wait_until(lambda: _connects(lab.operator, FORBIDDEN_PORT), "the forbidden port has no listener", timeout_s=5)
         status = board.start_agent()
         shell.serve()
         require(status["policy"] == 1, "policy 1 is not in force")
         step.evidence.append(f"policy 1 in force; nftables ruleset sha256 {str(status['firewall_digest'])[:16]}…")
         require(fetch_version(lab.operator) is not None, "the service does not answer the operator")
-        require(not _connects(lab.operator, 9999), "a port that nobody allowed answers")
+        require(not _connects(lab.operator, FORBIDDEN_PORT), "a port that nobody allowed answers")
         require(not _connects(lab.attacker, 22), "the attacker reaches SSH")
-        step.evidence.append("service answers; SSH only for the operator; everything else is dropped")
+        step.evidence.append(f"service answers; SSH only for the operator; port {FORBIDDEN_PORT}, open before, is shut")
     with report.step("a new policy is applied over SSH and confirmed over SSH") as step:
         shell.run(_tidegate("agent", "apply", "--run", board.run, _signed(bench, board, version=2)))
         shell.run(_tidegate("agent", "confirm", "--run", board.run))
@@ -88,7 +91,7 @@ def tell_policy(report: Report, bench: Bench, board: Board, lab: Lab, shell: Ope
 def tell_attacks(report: Report, board: Board, lab: Lab, reader: EventReader) -> None:
     """Chapter 5: each attack is named within two seconds, its source banned; an honest client notices nothing."""
     report.chapter("5  Attack")
-    with honest_client(lab.operator, SERVICE_PORT) as client_result:
+    with honest_client(lab.visitor, SERVICE_PORT) as client_result:
         for attack in ATTACKS:
             with report.step(f"{attack.title}: reported and banned") as step:
                 step.evidence += _attack(board, lab, reader, attack)
@@ -100,13 +103,11 @@ def tell_attacks(report: Report, board: Board, lab: Lab, reader: EventReader) ->
             require(counted["asked"] > 20 and counted["failed"] == 0, "the honest client was disturbed")
     with report.step("a changed file under watch is reported") as step:
         before = reader.count()
-        watched = board.storage.rom / "hardware"
-        text = watched.read_bytes()
-        write_file_atomic(watched, text + b"x", mode=0o444)
+        watched = config_folder(board.storage) / "gateway.conf"
+        write_file_atomic(watched, b"upstream = 203.0.113.66\n")
         event = reader.wait_for(
             lambda event: kind_of(event) == "ids.file-changed", "the change is not reported", after=before, timeout_s=5
         )
-        write_file_atomic(watched, text, mode=0o444)
         step.evidence.append(str(event["message"]))
 
 
@@ -150,7 +151,7 @@ def _connects(host: Any, port: int) -> bool:
 
 def _signed(bench: Bench, board: Board, *, version: int, peers: str = OPERATOR_ADDRESS, timeout_s: int = 15) -> Path:
     """Have the owner sign one more policy; return its file."""
-    text = write_policy(version=version, watched=board.storage.rom, peers=peers, timeout_s=timeout_s)
+    text = write_policy(version=version, watched=config_folder(board.storage), peers=peers, timeout_s=timeout_s)
     path = bench.work / f"policy-{version}.cose"
     write_file_atomic(path, sign_policy(parse_policy(text, name=f"policy-{version}.toml"), bench.owner.signers))
     return path

@@ -14,13 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tidegate.base.errors import Rejected, TidegateError
+from tidegate.base.errors import Rejected
 from tidegate.crypto.signing import AlgorithmClass, PublicKey
 from tidegate.crypto.trust import TrustPolicy
 from tidegate.demo.board import Board
 from tidegate.demo.report import Report, require
 from tidegate.demo.witness import EventReader, kind_of
 from tidegate.events.segments import events_path, list_segments, verify_folder
+from tidegate.keys.errors import UnlockRefused
 from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.vault.store import Vault
 from tidegate.vault.unlockers import KeyStoreUnlocker
@@ -93,13 +94,14 @@ def _vault(board: Board, words: list[str], data: bytes = b"") -> bytes:
 
 def _stolen(board: Board) -> str:
     """Try to open the vault with the storage as it is but the secret of another device's ROM; return the refusal."""
+    SoftwareKeyStore(board.data() / "keys", DeviceSecretUnlock(board.storage.rom / "device-secret")).close()
     thief = board.storage.folder.with_name("thief-secret")
     thief.write_bytes(secrets.token_bytes(32))
     thief.chmod(0o400)
     try:
         keys = SoftwareKeyStore(board.data() / "keys", DeviceSecretUnlock(thief))
         Vault.open(board.data() / "vault", KeyStoreUnlocker(keys, "vault")).close()
-    except TidegateError as error:
+    except UnlockRefused as error:
         return f"{error.message} [{error.code}]"
     finally:
         thief.unlink()

@@ -12,6 +12,7 @@ from tidegate.testing.netns import NETNS_FOLDER, Namespace, join
 
 DEVICE_ADDRESS = "192.0.2.1"  # RFC 5737: addresses for documentation
 OPERATOR_ADDRESS = "192.0.2.10"
+VISITOR_ADDRESS = "192.0.2.20"  # an honest client without any privilege
 ATTACKER_ADDRESS = "192.0.2.66"
 INTERFACE = "eth0"
 
@@ -22,10 +23,11 @@ class Lab:
 
     device: Namespace
     operator: Namespace
+    visitor: Namespace
     attacker: Namespace
 
 
-ROLES = ("switch", "device", "operator", "attacker")
+ROLES = ("switch", "device", "operator", "visitor", "attacker")
 
 
 def delete_lab(prefix: str) -> list[str]:
@@ -43,14 +45,19 @@ def build_lab(prefix: str, stack: ExitStack) -> Lab:
     left then.
     """
     with ExitStack() as made:
-        switch, device, operator, attacker = (
+        switch, device, operator, visitor, attacker = (
             made.enter_context(Namespace.create(f"{prefix}-{role}")) for role in ROLES
         )
         switch.run(["ip", "link", "add", "br0", "type", "bridge"])
         switch.run(["ip", "link", "set", "br0", "up"])
-        hosts = {DEVICE_ADDRESS: device, OPERATOR_ADDRESS: operator, ATTACKER_ADDRESS: attacker}
+        hosts = {
+            DEVICE_ADDRESS: device,
+            OPERATOR_ADDRESS: operator,
+            VISITOR_ADDRESS: visitor,
+            ATTACKER_ADDRESS: attacker,
+        }
         for port, (address, host) in enumerate(hosts.items()):
             join(host, switch, interfaces=(INTERFACE, f"port{port}"), addresses_a=[f"{address}/24"])
             switch.run(["ip", "link", "set", f"port{port}", "master", "br0"])
         stack.push(made.pop_all())
-        return Lab(device=device, operator=operator, attacker=attacker)
+        return Lab(device=device, operator=operator, visitor=visitor, attacker=attacker)

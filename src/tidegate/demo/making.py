@@ -113,6 +113,11 @@ def write_policy(*, version: int, watched: Path, peers: str = OPERATOR_ADDRESS, 
     )
 
 
+def config_folder(storage: DeviceStorage) -> Path:
+    """Return the folder that stands for the device's settings; the policy has it watched."""
+    return storage.folder / "config"
+
+
 def create_keys(folder: Path) -> MakerKeys:
     """Create a passphrase-sealed store with one Ed25519 and one ML-DSA-65 key."""
     store = SoftwareKeyStore.create(folder, PassphraseUnlock(Secret(secrets.token_bytes(24))))
@@ -161,6 +166,8 @@ def tell_factory(report: Report, bench: Bench) -> tuple[DeviceStorage, Provision
             hardware=HARDWARE,
             entropy=entropy,
         )
+        config_folder(storage).mkdir()
+        write_file_atomic(config_folder(storage) / "gateway.conf", b"upstream = 192.0.2.10\n")
         step.evidence.append("rom: " + ", ".join(sorted(path.name for path in storage.rom.iterdir())))
     with report.step("identity key and certificate, event key, first policy, vault") as step:
         ca_store = SoftwareKeyStore.create(bench.work / "ca-keys", PassphraseUnlock(Secret(secrets.token_bytes(24))))
@@ -173,7 +180,7 @@ def tell_factory(report: Report, bench: Bench) -> tuple[DeviceStorage, Provision
         ca = FactoryCa(
             certificate=issue_factory_ca(signer, organization="Example Maker", issuance=issuance), signer=signer
         )
-        policy = parse_policy(write_policy(version=1, watched=storage.rom), name="policy-1.toml")
+        policy = parse_policy(write_policy(version=1, watched=config_folder(storage)), name="policy-1.toml")
         signed = sign_policy(policy, bench.owner.signers)
         device = provision_identity(storage, DEVICE_ID, ca, signed, clock=clock, entropy=entropy)
         step.evidence.append(f"device {DEVICE_ID}: IDevID {_check_certificate(bench.work, ca, device)}")

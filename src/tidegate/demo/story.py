@@ -74,7 +74,7 @@ def run_story(options: DemoOptions) -> tuple[Report, TidegateError | None]:
             reader = EventReader(board)
             shell = OperatorShell(work, board, lab.operator)
             shell.prepare()
-            tell_boot(report, bench, board, lab)
+            tell_boot(report, bench, board, lab, reader)
             board.power_on()
             tell_policy(report, bench, board, lab, shell)
             tell_attacks(report, board, lab, reader)

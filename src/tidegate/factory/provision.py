@@ -6,6 +6,7 @@ Touches: the device's storage, a mount of its data image.
 from __future__ import annotations
 
 import datetime
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from tidegate.base.program import run_program
 from tidegate.boot.control import RecordBootControl
 from tidegate.boot.storage import JOURNAL_OFFSET, STATE_BYTES, DeviceStorage
 from tidegate.crypto.signing import PublicKey, SignatureAlgorithm, Signer
+from tidegate.factory.errors import DeviceNotBlank
 from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.keys.store import KeyPurpose, KeySpec
 from tidegate.pki.certificate import Issuance, encode_pem, issue_idevid
@@ -64,10 +66,12 @@ def provision_identity(
 
     The policy is verified as the device will verify it, before anything is written. Raises ``policy.*``, ``crypto.*``.
     """
+    storage.require_blank()
     rule = PolicyRule(trust=storage.owner_trust(), device=device, min_version=1, now_s=clock.now_s())
     verified = verify_policy(policy, rule)
     with mounted_data(storage) as data:
         home = data / "tidegate"
+        shutil.rmtree(home, ignore_errors=True)  # of a provisioning that was interrupted: the id comes last
         home.mkdir(mode=0o700)
         keys = SoftwareKeyStore.create(home / "keys", DeviceSecretUnlock(storage.rom / "device-secret"))
         for name, spec in DEVICE_KEYS.items():
@@ -78,10 +82,11 @@ def provision_identity(
             ca.certificate, ca.signer, keys.public_key("identity"), serial_number=device, issuance=issuance
         )
         write_file_atomic(home / "identity.pem", encode_pem(certificate))
-        write_file_atomic(home / "device-id", device.encode())
-        write_file_atomic(home / "policy.cose", policy)
+        for name in ("policy.cose", "policy.copy.cose"):
+            write_file_atomic(home / name, policy)
         Vault.create(home / "vault", KeyStoreUnlocker(keys, "vault")).close()
         event_key = keys.public_key("events")
+    storage.burn_device_id(device)
     return Provisioned(device=device, event_key=event_key, certificate=certificate, policy=verified)
 
 
@@ -89,6 +94,8 @@ def install_first_image(storage: DeviceStorage, bundle: Path) -> Installed:
     """Write the factory image into the first slot and have it tried; the first healthy boot confirms it."""
     with storage.opened(writable=True) as parts, FileBlockDevice(bundle) as source:
         control = RecordBootControl(parts.state)
+        if any(slot.version for slot in control.state().slots.values()) or control.state().started is not None:
+            raise DeviceNotBlank("this device holds an image already; `tidegate update install` replaces it safely")
         target = Target(
             slots=dict(parts.slots),
             control=control,

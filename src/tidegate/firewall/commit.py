@@ -187,6 +187,25 @@ def load_pending(state_dir: Path = DEFAULT_STATE, *, nft: Nft | None = None) -> 
     return PendingChange(state_dir=state_dir, nft=nft or Nft.open())
 
 
+def drop_pending(state_dir: Path = DEFAULT_STATE) -> None:
+    """Forget a change that was pending when the machine went down; undo at once one whose guard still waits.
+
+    For who applies a policy of his own next, as the agent does at its start. Raises ``firewall.commit.*``,
+    ``firewall.nft.*``, ``base.permissions.unsafe``.
+    """
+    if guard.guard_lives(str(state_dir)) and (state_dir / guard.PENDING).exists():
+        load_pending(state_dir).rollback()
+    with _exclusive(state_dir):
+        _drop_leftovers(state_dir)
+
+
+def _drop_leftovers(state_dir: Path) -> None:
+    _await_old_guard(state_dir)
+    for name in (guard.PENDING, guard.ROLLING_BACK):
+        with contextlib.suppress(FileNotFoundError):
+            (state_dir / name).rename(state_dir / guard.ROLLED_BACK)
+
+
 def restore_last_confirmed(state_dir: Path = DEFAULT_STATE, *, nft: Nft | None = None) -> str | None:
     """Put the last confirmed ruleset in force, as at boot, and return the digest of what is effective.
 
@@ -198,10 +217,7 @@ def restore_last_confirmed(state_dir: Path = DEFAULT_STATE, *, nft: Nft | None =
     with _exclusive(state_dir):
         if guard.guard_lives(str(state_dir)) and (state_dir / guard.PENDING).exists():
             raise ChangePending("a change waits for its confirmation; its guard is alive")
-        _await_old_guard(state_dir)
-        for name in (guard.PENDING, guard.ROLLING_BACK):
-            with contextlib.suppress(FileNotFoundError):
-                (state_dir / name).rename(state_dir / guard.ROLLED_BACK)
+        _drop_leftovers(state_dir)
         if not (state_dir / CONFIRMED).exists():
             return None
         text = _unseal(state_dir / CONFIRMED)
