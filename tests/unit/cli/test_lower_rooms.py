@@ -140,7 +140,16 @@ def build(shell, *more):
 
 
 def verify(shell, *more, hardware="board-r1"):
-    return ("image", "verify", shell.root / "bundle", "--anchors", shell.root / "anchors", "--hardware", hardware, *more)
+    return (
+        "image",
+        "verify",
+        shell.root / "bundle",
+        "--anchors",
+        shell.root / "anchors",
+        "--hardware",
+        hardware,
+        *more,
+    )
 
 
 def test_image(shell):
@@ -292,7 +301,9 @@ def test_every_verb_has_a_purpose_and_takes_json():
                 assert verb.get_default("run"), f"{noun} {name}"
 
 
-@pytest.mark.parametrize("words", [(), ("nonsense",), ("keys",), ("keys", "nonsense"), ("--nonsense",), ("image", "verify")])
+@pytest.mark.parametrize(
+    "words", [(), ("nonsense",), ("keys",), ("keys", "nonsense"), ("--nonsense",), ("image", "verify")]
+)
 def test_misuse_of_the_command_line(shell, words):
     status, out, err = shell.run(*words)
     assert (status, out) == (2, "")
