@@ -15,7 +15,13 @@ from tidegate.base.durable import translate_os_errors, write_file_atomic
 from tidegate.base.errors import TidegateError
 from tidegate.events import catalogue
 from tidegate.events.spool import EventLog
-from tidegate.firewall.commit import PendingChange, apply_section, drop_pending, effective_digest
+from tidegate.firewall.commit import (
+    PendingChange,
+    apply_section,
+    drop_pending,
+    effective_digest,
+    restore_last_confirmed,
+)
 from tidegate.firewall.errors import Expired
 from tidegate.firewall.nft import Nft
 from tidegate.firewall.section import FirewallSection, Management, Protocol, Service
@@ -75,6 +81,8 @@ class PolicyKeeper:
             raise
         if verified.policy.firewall is not None:
             self._enforce(verified.policy.firewall).confirm()
+        else:  # a room without a section is left alone: what was in force before the boot is in force again
+            restore_last_confirmed(self._home.firewall_state, nft=self._nft)
         self.confirmed = verified
         self._report_applied(verified)
 

@@ -47,8 +47,7 @@ def build_image(arguments: argparse.Namespace, output: Output) -> int:
     from tidegate.keys.uri import open_store, parse_key_uri
 
     path: Path = arguments.description
-    text = read_file_bounded(path, limit_bytes=MAX_DESCRIPTION_BYTES).decode(errors="replace")
-    described = parse_description(text, name=str(path))
+    described = parse_description(read_file_bounded(path, limit_bytes=MAX_DESCRIPTION_BYTES), name=str(path))
     uris = [parse_key_uri(text) for text in arguments.sign]
     signers = [open_store(uri).signer(uri.name) for uri in uris]
     with ExitStack() as stack:
@@ -126,11 +125,13 @@ def _describe(manifest: Manifest) -> dict[str, object]:
     import msgspec
 
     document: dict[str, object] = msgspec.to_builtins(manifest, builtin_types=(bytes,))
-    return {key: value for key, value in document.items() if key != "payloads"} | {
+    sbom = manifest.sbom_sha256
+    return document | {
+        "sbom_sha256": sbom.hex() if sbom else None,
         "payloads": [
             {"name": payload.name, "kind": payload.kind.value, "size": payload.size, "sha256": payload.sha256.hex()}
             for payload in manifest.payloads
-        ]
+        ],
     }
 
 

@@ -60,10 +60,10 @@ def run_story(options: DemoOptions) -> tuple[Report, TidegateError | None]:
     _check_machine()
     report = Report(quiet=options.quiet, stepping=options.stepping)
     with ExitStack() as stack:
-        work = Path(tempfile.mkdtemp(prefix=f"{WORK_PREFIX}{options.prefix}-"))
         lab_stack = stack.enter_context(ExitStack())
-        lab_stack.callback(shutil.rmtree, work, ignore_errors=True)
         lab = build_lab(options.prefix, lab_stack)
+        work = Path(tempfile.mkdtemp(prefix=f"{WORK_PREFIX}{options.prefix}-"))
+        lab_stack.callback(shutil.rmtree, work, ignore_errors=True)
         failure = None
         board: Board | None = None
         try:

@@ -67,9 +67,9 @@ class ImageDescriptionFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
         )
 
 
-def parse_description(text: str, *, name: str) -> ImageDescriptionFile:
-    """Return the description that ``text`` writes, or raise ``image.build.description`` with the place."""
+def parse_description(raw: bytes, *, name: str) -> ImageDescriptionFile:
+    """Return the description that ``raw`` writes, or raise ``image.build.description`` with the place."""
     try:
-        return msgspec.convert(tomllib.loads(text), ImageDescriptionFile, strict=True)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        return msgspec.convert(tomllib.loads(raw.decode()), ImageDescriptionFile, strict=True)
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:  # TOML's and UTF-8's errors are ValueErrors
         raise ImageDescription(f"{name}: {error}") from error

@@ -94,8 +94,8 @@ def install_first_image(storage: DeviceStorage, bundle: Path) -> Installed:
     """Write the factory image into the first slot and have it tried; the first healthy boot confirms it."""
     with storage.opened(writable=True) as parts, FileBlockDevice(bundle) as source:
         control = RecordBootControl(parts.state)
-        if any(slot.version for slot in control.state().slots.values()) or control.state().started is not None:
-            raise DeviceNotBlank("this device holds an image already; `tidegate update install` replaces it safely")
+        if control.state().started is not None:
+            raise DeviceNotBlank("this device has been started; `tidegate update install` replaces its system safely")
         target = Target(
             slots=dict(parts.slots),
             control=control,

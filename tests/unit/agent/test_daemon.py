@@ -233,10 +233,11 @@ def test_damage_on_the_device_does_not_keep_the_agent_from_running(start, boot, 
     if damage == "boot log":
         device.home.boot_log.path.write_bytes(b"\xff\xfe torn")
     else:
-        device.home.policy_path.write_bytes(b"rubbish")
+        for path in device.home.policy_paths:
+            path.write_bytes(b"rubbish")
     agent = start()
     status = agent.ask(op="status")
-    assert status["ready"]
+    assert status["ready"] == (damage == "boot log"), "without a policy it is closed and not ready"
     assert status["firewall_digest"]
     assert agent.stop() == 0
     failed = [event.get("status_code") for event in device.events()]

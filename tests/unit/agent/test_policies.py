@@ -97,18 +97,19 @@ def refused_rows(device):
 def test_what_is_refused_changes_nothing(keeper, device) -> None:
     keeper.apply(device.policy(2, port=9090))
     keeper.confirm()
-    before, kept = rules(), device.home.policy_path.read_bytes()
+    before, kept = rules(), device.home.policy_paths[0].read_bytes()
     for title, raw, code in refused_rows(device):
         with pytest.raises(TidegateError) as caught:
             keeper.apply(raw)
         assert caught.value.code == code, title
         assert keeper.candidate is None
         assert rules() == before, title
-        assert device.home.policy_path.read_bytes() == kept
+        assert device.home.policy_paths[0].read_bytes() == kept
 
 
 def test_a_policy_for_another_device_is_refused(keeper, device) -> None:
-    (device.home.folder / "device-id").write_text("pump-7")
+    (device.home.storage.rom / "device-id").chmod(0o644)
+    (device.home.storage.rom / "device-id").write_text("pump-7")
     with pytest.raises(TidegateError) as caught:
         keeper.apply(device.policy(2))
     assert caught.value.code == "policy.device.mismatch"
@@ -118,9 +119,9 @@ def test_confirmed_stays_over_a_reboot(keeper, make_keeper, device) -> None:
     candidate = keeper.apply(device.policy(2, port=9090))
     assert candidate.change.is_pending
     assert "9090" in rules()
-    assert device.home.policy_path.read_bytes() != candidate.raw
+    assert device.home.policy_paths[0].read_bytes() != candidate.raw
     keeper.confirm()
-    assert device.home.policy_path.read_bytes() == candidate.raw
+    assert device.home.policy_paths[0].read_bytes() == candidate.raw
     flush()
     again = make_keeper()
     again.start()
@@ -207,30 +208,64 @@ def kill_guard(device) -> None:
     wait_for_guard(device)
 
 
-@pytest.mark.parametrize("fault", ["expired meanwhile", "file damaged", "file gone", "trust anchors gone"])
-def test_a_policy_refused_at_boot_leaves_the_last_confirmed_firewall(make_keeper, device, clock, fault: str) -> None:
+@pytest.fixture
+def second_policy(make_keeper, device) -> None:
+    """Policy 2, confirmed, with an expiry next year; then the power goes."""
     first = make_keeper()
     first.start()
     year = time.gmtime().tm_year + 1
     first.apply(device.policy(2, port=9090, head=f"expires = {year}-01-01T00:00:00Z"))
     first.confirm()
     flush()
-    if fault == "expired meanwhile":
-        clock.ahead_s += 400 * 24 * 3600
-    elif fault == "file damaged":
-        device.home.policy_path.write_bytes(b"rubbish")
-    elif fault == "file gone":
-        device.home.policy_path.unlink()
-    else:
+
+
+def test_an_expired_policy_stays_in_force_and_is_reported(second_policy, make_keeper, device, clock) -> None:
+    clock.ahead_s += 400 * 24 * 3600
+    again = make_keeper()
+    again.start()
+    assert "9090" in rules()
+    assert again.confirmed.policy.policy.version == 2
+    assert "agent.failed" in device.kinds()[-2:]
+
+
+def test_one_damaged_copy_costs_nothing(second_policy, make_keeper, device) -> None:
+    device.home.policy_paths[0].write_bytes(b"rubbish")
+    again = make_keeper()
+    again.start()
+    assert "9090" in rules()
+
+
+@pytest.mark.parametrize("fault", ["files damaged", "files gone", "trust anchors gone", "older copy put back"])
+def test_a_policy_refused_at_boot_closes_the_device(second_policy, make_keeper, device, fault: str) -> None:
+    for path in device.home.policy_paths:
+        if fault == "files damaged":
+            path.write_bytes(b"rubbish")
+        elif fault == "files gone":
+            path.unlink()
+        elif fault == "older copy put back":
+            path.write_bytes(device.policy(1))
+    if fault == "trust anchors gone":
         (device.home.storage.rom / "policy-anchors.cbor").unlink()
     again = make_keeper()
     with pytest.raises(TidegateError):
         again.start()
-    assert "9090" in rules(), "the firewall never falls open"
+    assert again.policy is None
+    assert "policy drop" in rules()
+    assert "9090" not in rules()
+    assert "8080" not in rules()
+
+
+def test_the_same_version_with_another_content_is_refused(keeper, device) -> None:
+    keeper.apply(device.policy(2, port=9090))
+    keeper.confirm()
+    with pytest.raises(TidegateError) as caught:
+        keeper.apply(device.policy(2, port=9191))
+    assert caught.value.code == "policy.version.rollback"
 
 
 def test_without_any_policy_nothing_comes_in(make_keeper, device) -> None:
-    device.home.policy_path.unlink()
+    for path in device.home.policy_paths:
+        path.unlink(missing_ok=True)
     with pytest.raises(TidegateError) as caught:
         make_keeper().start()
     assert caught.value.code == "base.storage.missing"
