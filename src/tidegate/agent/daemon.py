@@ -50,7 +50,7 @@ class Agent:
     def __init__(self, home: DeviceHome, options: AgentOptions, clock: Clock, entropy: Entropy) -> None:
         self._home, self._options, self._clock, self._entropy = home, options, clock, entropy
         self._stop = asyncio.Event()
-        self._ready = False
+        self._started = False
         self._updating = False
         self._operations: dict[str, Operation] = {
             "status": self._status,
@@ -90,7 +90,7 @@ class Agent:
                 asyncio.create_task(self._guarded("trial", self._settle_trial())),
                 asyncio.create_task(self._guarded("housekeeping", self._keep_house())),
             ]
-            self._ready = self._policies.policy is not None
+            self._started = True
             await self._stop.wait()
             server.close()
             for task in tasks:
@@ -171,7 +171,7 @@ class Agent:
             "policy_pending": candidate.verified.policy.policy.version if candidate else None,
             "firewall_digest": self._policies.effective_digest(),
             "sensor": self._sensing.state(),
-            "ready": self._ready,
+            "ready": self._started and self._policies.policy is not None,
         }
 
     async def _apply_policy(self, request: dict[str, object]) -> dict[str, object]:

@@ -46,8 +46,3 @@ class SensorEnded(Fault):
 class FloorMalformed(Rejected):
     code = "agent.policy.floor-malformed"
     advice = "The note of the newest policy is damaged: remove it on the device itself and apply the current policy."
-
-
-class NoPolicyInForce(Fault):
-    code = "agent.policy.none"
-    advice = "The device is closed: read the event that says why the policy was refused, and apply a good one."

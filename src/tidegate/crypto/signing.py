@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, utils
 from tidegate.crypto import cbor
 from tidegate.crypto.errors import AlgorithmUnknown, PublicKeyMalformed, SignatureInvalid
 
-MAX_PUBLIC_KEY_BYTES = 4096  # a COSE_Key with ML-DSA-87 has 2,610
+MAX_PUBLIC_KEY_BYTES = 4096  # a COSE_Key with ML-DSA-87 has 2,602
 
 
 class AlgorithmClass(enum.Enum):

@@ -149,7 +149,10 @@ def kill_writer(storage: DeviceStorage, bundle: Path, kills: int) -> list[str]:
         done += 1
         resumed += _journal_position(storage) > 0
         _finish_on_copy(storage, bundle)
-        booted[_boot_authentic(storage)] += 1
+        version = _boot_authentic(storage)
+        booted[version] += 1
+        if version == "2.0.0":  # killed after the last write: the update is done, and the next trial starts over
+            _copy_parts(pristine, storage.folder)
     installed = install_update(storage, bundle, None, tries=TRIES)
     shutil.rmtree(pristine)
     shutil.rmtree(storage.folder.with_name("after-kill"))
