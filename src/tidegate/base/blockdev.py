@@ -44,8 +44,14 @@ class FileBlockDevice:
     def __init__(self, path: Path, *, writable: bool = False) -> None:
         self.path = path
         with translate_os_errors(path):
-            self._descriptor = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
-            self._size = os.lseek(self._descriptor, 0, os.SEEK_END)
+            # Without O_NONBLOCK a pipe under this name would hold us up until somebody writes to it.
+            flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
+            self._descriptor = os.open(path, flags)
+            try:
+                self._size = os.lseek(self._descriptor, 0, os.SEEK_END)
+            except OSError:  # a pipe or a terminal: nothing that has blocks
+                os.close(self._descriptor)
+                raise
 
     @property
     def size_bytes(self) -> int:

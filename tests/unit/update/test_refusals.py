@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -340,6 +341,8 @@ UPDATE: list[tuple[str, Callable[[Works, Path], Path], str]] = [
     ("no bundle at all", lambda _, p: saved(p, b"#!/bin/sh\n" * 10_000), "image.layout.malformed"),
     ("a missing file", lambda _, p: p, "base.storage.missing"),
     ("a folder", lambda _, p: p.mkdir() or p, "base.storage.failed"),
+    ("a pipe that nobody writes to", lambda _, p: os.mkfifo(p) or p, "base.storage.failed"),
+    ("a device without an end", lambda _, p: p.symlink_to("/dev/zero") or p, "image.layout.malformed"),
 ]
 
 
