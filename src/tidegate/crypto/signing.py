@@ -1,7 +1,8 @@
 """Signature algorithms, public keys and their names.
 
-Source: COSE keys RFC 9052 §7, key thumbprints RFC 9679, Ed25519 and ECDSA identifiers RFC 9864, ML-DSA FIPS 204 with
-the COSE registrations of draft-ietf-cose-dilithium. Signatures are raw: r and s side by side for ECDSA, no DER.
+Source: COSE keys RFC 9052 §7, key thumbprints RFC 9679, Ed25519 and ECDSA identifiers RFC 9864, RSA-PSS RFC 8230,
+ML-DSA FIPS 204 with the COSE registrations of draft-ietf-cose-dilithium. Signatures are raw: r and s side by side
+for ECDSA, no DER.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, utils
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, padding, rsa, utils
 
 from tidegate.crypto import cbor
 from tidegate.crypto.errors import AlgorithmUnknown, PublicKeyMalformed, SignatureInvalid
 
+RSA_GENERATED_BITS = 3072  # NIST SP 800-57: 128 bits of strength
+RSA_EXPONENT = 65_537
+RSA_PSS_SALT_BYTES = 32  # the length of the hash, as RFC 8230 and TLS 1.3 want it
+_RSA_BITS = range(3072, 4097)
 MAX_PUBLIC_KEY_BYTES = 4096  # a COSE_Key with ML-DSA-87 has 2,602
 
 
@@ -37,6 +42,7 @@ class SignatureAlgorithm(enum.IntEnum):
     ECDSA_P384 = -51
     ML_DSA_65 = -49
     ML_DSA_87 = -50
+    RSA_PSS = -37  # SHA-256, 3072 to 4096 bits, exponent 65537: for boot ROMs and peers that know nothing newer
 
     @property
     def algorithm_class(self) -> AlgorithmClass:
@@ -71,7 +77,11 @@ class KeyId:
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """A public key: ``raw`` is 32 bytes for Ed25519, the uncompressed point for ECDSA, FIPS 204 bytes for ML-DSA."""
+    """A public key.
+
+    ``raw`` is 32 bytes for Ed25519, the uncompressed point for ECDSA, FIPS 204 bytes for ML-DSA, the modulus for RSA
+    (big endian, without leading zeros; the exponent is always 65537).
+    """
 
     algorithm: SignatureAlgorithm
     raw: bytes
@@ -139,7 +149,7 @@ def parse_public_key(raw: bytes) -> PublicKey:
     if algorithm in _CURVES:
         parts = [b"\x04", members.get(-2), members.get(-3)]
     else:
-        parts = [members.get(-2 if algorithm is SignatureAlgorithm.ED25519 else -1)]
+        parts = [members.get(-2 if algorithm is SignatureAlgorithm.ED25519 else -1)]  # ML-DSA's key, RSA's modulus
     if not all(isinstance(part, bytes) for part in parts):
         raise PublicKeyMalformed("a coordinate of the COSE_Key is missing")
     key = PublicKey(algorithm, b"".join(part for part in parts if isinstance(part, bytes)))
@@ -158,7 +168,22 @@ def _cose_members(key: PublicKey) -> dict[int, int | bytes]:
     if key.algorithm in _CURVES:
         curve, _, _, size = _CURVES[key.algorithm]
         return {1: 2, 3: key.algorithm, -1: curve, -2: key.raw[1 : 1 + size], -3: key.raw[1 + size :]}
+    if key.algorithm is SignatureAlgorithm.RSA_PSS:
+        return {1: 3, 3: key.algorithm, -1: key.raw, -2: RSA_EXPONENT.to_bytes(3, "big")}
     return {1: 7, 3: key.algorithm, -1: key.raw}
+
+
+def load_rsa_public(raw: bytes) -> rsa.RSAPublicKey:
+    """Return the RSA key with modulus ``raw``; raise ``ValueError`` for a size that is not allowed."""
+    modulus = int.from_bytes(raw, "big")
+    if modulus.bit_length() not in _RSA_BITS or raw[:1] == b"\0":
+        raise ValueError(f"{modulus.bit_length()} bits; RSA keys have {_RSA_BITS[0]} to {_RSA_BITS[-1]}")
+    return rsa.RSAPublicNumbers(RSA_EXPONENT, modulus).public_key()
+
+
+def rsa_pss_padding() -> padding.PSS:
+    """Return the one padding of ``RSA_PSS``: MGF1 with SHA-256 and a salt of 32 bytes."""
+    return padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=RSA_PSS_SALT_BYTES)
 
 
 def _verify_ecdsa(algorithm: SignatureAlgorithm) -> Callable[[bytes, bytes, bytes], None]:
@@ -178,6 +203,9 @@ _VERIFIERS: dict[SignatureAlgorithm, Callable[[bytes, bytes, bytes], None]] = {
     SignatureAlgorithm.ED25519: lambda raw, signature, message: ed25519.Ed25519PublicKey.from_public_bytes(raw).verify(
         signature, message
     ),
+    SignatureAlgorithm.RSA_PSS: lambda raw, signature, message: load_rsa_public(raw).verify(
+        signature, message, rsa_pss_padding(), hashes.SHA256()
+    ),
     SignatureAlgorithm.ECDSA_P256: _verify_ecdsa(SignatureAlgorithm.ECDSA_P256),
     SignatureAlgorithm.ECDSA_P384: _verify_ecdsa(SignatureAlgorithm.ECDSA_P384),
     SignatureAlgorithm.ML_DSA_65: lambda raw, signature, message: mldsa.MLDSA65PublicKey.from_public_bytes(raw).verify(
@@ -194,4 +222,5 @@ _LOADERS: dict[SignatureAlgorithm, Callable[[bytes], object]] = {
     SignatureAlgorithm.ECDSA_P384: lambda raw: ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), raw),
     SignatureAlgorithm.ML_DSA_65: mldsa.MLDSA65PublicKey.from_public_bytes,
     SignatureAlgorithm.ML_DSA_87: mldsa.MLDSA87PublicKey.from_public_bytes,
+    SignatureAlgorithm.RSA_PSS: load_rsa_public,
 }

@@ -56,3 +56,60 @@ class SealedMalformed(Rejected):
 class StoreClosed(Misuse):
     code = "keys.store.closed"
     advice = "The program used a key store after closing it; open the store again."
+
+
+class PinRefused(Rejected):
+    code = "keys.pin.refused"
+    advice = "The PIN is another one; each further wrong try brings the token nearer to locking itself."
+
+
+class PinLocked(Fault):
+    code = "keys.pin.locked"
+    advice = (
+        "Too many wrong PINs: the hardware refuses every PIN now; wait for the time named, or unlock it by its owner."
+    )
+
+
+class PinMissing(Misuse):
+    code = "keys.pin.missing"
+    advice = "Name where the PIN comes from: pin-source=/FILE, pin-source=/dev/fd/3 or pin-source=credential:NAME."
+
+
+class PcrMismatch(Rejected):
+    code = "keys.pcr.mismatch"
+    advice = "The named registers hold other values than at sealing: boot the system it was made for, or make it anew."
+
+
+class TokenMissing(Fault):
+    code = "keys.token.missing"
+    advice = "Plug in the token or start the TPM's service, and check token label, module path or TCTI in the key URI."
+
+
+class ProviderAbsent(Fault):
+    code = "keys.provider.absent"
+    advice = "Install what the message names; `tidegate doctor` lists all that is missing."
+
+
+class ProviderFailed(Fault):
+    code = "keys.provider.failed"
+    advice = "The token or its library failed as quoted; try again, and look into the token's own log if it stays so."
+
+
+class NotExportable(Misuse):
+    code = "keys.key.not-exportable"
+    advice = "The key was made to stay where it is; generate a new one as exportable if that is really meant."
+
+
+class ImportRefused(Rejected):
+    code = "keys.import.refused"
+    advice = "Import an unencrypted PKCS#8 key in DER of an allowed algorithm, named as exportable."
+
+
+class QuoteInvalid(Rejected):
+    code = "keys.quote.invalid"
+    advice = "The quote is not this platform's answer to this nonce: ask again, and distrust the device if it stays so."
+
+
+class GrantRefused(Rejected):
+    code = "keys.grant.refused"
+    advice = "The key process grants this user no such operation on this key; the maker of its grants file can add it."

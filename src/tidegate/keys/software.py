@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, utils
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa, utils
 
 from tidegate.base.clock import Entropy, SystemEntropy
 from tidegate.base.durable import (
@@ -35,18 +36,28 @@ from tidegate.crypto.aead import (
     seal_aes256gcm,
 )
 from tidegate.crypto.errors import AeadFailed, CborLimit, CborMalformed
-from tidegate.crypto.signing import PublicKey, SignatureAlgorithm, curve_of, parse_public_key
+from tidegate.crypto.signing import (
+    RSA_EXPONENT,
+    RSA_GENERATED_BITS,
+    PublicKey,
+    SignatureAlgorithm,
+    curve_of,
+    parse_public_key,
+    rsa_pss_padding,
+)
 from tidegate.keys.errors import (
     CapabilityMissing,
     KeyExists,
     KeyMissing,
     KeyPurposeWrong,
+    KeyUriMalformed,
     SealedMalformed,
     StoreClosed,
     StoreMalformed,
     UnlockRefused,
 )
-from tidegate.keys.store import Capabilities, KeyInfo, KeyPurpose, KeySpec, check_key_name
+from tidegate.keys.store import AskPin, Capabilities, KeyInfo, KeyPurpose, KeySpec, Quote, check_key_name
+from tidegate.keys.uri import KeyUri, read_pin
 
 _MAX_FILE_BYTES = 8192  # an ML-DSA-87 public key and a seed
 _MAX_MEMORY_KIB = 1 << 20  # 1 GiB: more would let an altered file exhaust the device
@@ -188,6 +199,7 @@ class SoftwareKeyStore:
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
+            provider="software",
             hardware=False,
             algorithms=frozenset(SignatureAlgorithm),
             can_seal=True,
@@ -257,8 +269,8 @@ class SoftwareKeyStore:
         write_file_atomic(self._path(name, ".counter"), sealed, mode=0o600)
         return value
 
-    def quote(self, nonce: bytes) -> bytes:
-        raise CapabilityMissing("a software store has no platform to vouch for", nonce_bytes=len(nonce))
+    def quote(self, name: str, nonce: bytes, pcrs: frozenset[int]) -> Quote:  # noqa: ARG002  # the protocol's form
+        raise CapabilityMissing("a software store has no platform to vouch for", key=name)
 
     def destroy(self, name: str) -> None:
         """Overwrite and remove the key's file, durably.
@@ -363,6 +375,13 @@ def _generate(algorithm: SignatureAlgorithm) -> tuple[bytes, PublicKey]:
     if algorithm in (SignatureAlgorithm.ML_DSA_65, SignatureAlgorithm.ML_DSA_87):
         lattice = _ml_dsa(algorithm).generate()
         return lattice.private_bytes_raw(), PublicKey(algorithm, lattice.public_key().public_bytes_raw())
+    if algorithm is SignatureAlgorithm.RSA_PSS:
+        legacy = rsa.generate_private_key(RSA_EXPONENT, RSA_GENERATED_BITS)
+        modulus = legacy.public_key().public_numbers().n
+        der = legacy.private_bytes(
+            serialization.Encoding.DER, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+        )
+        return der, PublicKey(algorithm, modulus.to_bytes((modulus.bit_length() + 7) // 8, "big"))
     curve, _, size = curve_of(algorithm)
     elliptic = ec.generate_private_key(curve)
     numbers = elliptic.private_numbers()
@@ -380,7 +399,25 @@ def _sign(algorithm: SignatureAlgorithm, private: bytes, message: bytes) -> byte
         return ed25519.Ed25519PrivateKey.from_private_bytes(private).sign(message)
     if algorithm in (SignatureAlgorithm.ML_DSA_65, SignatureAlgorithm.ML_DSA_87):
         return _ml_dsa(algorithm).from_seed_bytes(private).sign(message)
+    if algorithm is SignatureAlgorithm.RSA_PSS:
+        legacy = serialization.load_der_private_key(private, password=None, unsafe_skip_rsa_key_validation=True)
+        if not isinstance(legacy, rsa.RSAPrivateKey):
+            raise StoreMalformed("a sealed RSA key is another kind of key")
+        return legacy.sign(message, rsa_pss_padding(), hashes.SHA256())
     curve, digest, size = curve_of(algorithm)
     key = ec.derive_private_key(int.from_bytes(private, "big"), curve)
     r, s = utils.decode_dss_signature(key.sign(message, ec.ECDSA(digest)))
     return r.to_bytes(size, "big") + s.to_bytes(size, "big")
+
+
+def open_uri(uri: KeyUri, *, create: bool, ask: AskPin | None) -> SoftwareKeyStore:
+    """Return the store of a ``file:`` URI, unlocked; raise ``keys.unlock.refused``, ``base.permissions.unsafe``."""
+    if len(uri.options) > 1:
+        raise KeyUriMalformed("name one way to unlock: device-secret=/FILE or passphrase-file=/FILE")
+    if "device-secret" in uri.options:
+        unlock: Unlock = DeviceSecretUnlock(Path(uri.options["device-secret"]))
+    else:
+        what = f"the passphrase of {uri.location}"
+        unlock = PassphraseUnlock(read_pin(uri.options.get("passphrase-file"), ask, what))
+    folder = Path(uri.location)
+    return SoftwareKeyStore.create(folder, unlock) if create else SoftwareKeyStore(folder, unlock)

@@ -22,6 +22,12 @@ def test_parts():
     assert uri.options == {"device-secret": "/run/secret"}
 
 
+def test_parts_of_a_token():
+    uri = parse_key_uri("pkcs11:token=my%20token;object=ca?module-path=/lib/x.so&pin-source=/run/pin")
+    assert (uri.scheme, uri.location, uri.name) == ("pkcs11", "my token", "ca")
+    assert uri.options == {"token": "my token", "module-path": "/lib/x.so", "pin-source": "/run/pin"}
+
+
 def test_a_plus_in_a_path_is_a_plus():
     uri = parse_key_uri("file:/a+b?key=k&passphrase-file=/c+d")
     assert str(uri.location) == "/a+b"
@@ -29,7 +35,7 @@ def test_a_plus_in_a_path_is_a_plus():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "/etc/keys", "pkcs11:token=x", "tpm2:0x81000001", "http://h/x", "key", "FILE2:/x"]
+    "text", ["", "/etc/keys", "http://h/x", "key", "FILE2:/x"]
 )
 def test_providers_that_are_not_there(text):
     assert code_of(parse_key_uri, text) == "keys.provider.unknown"
@@ -39,6 +45,12 @@ def test_providers_that_are_not_there(text):
     "text",
     [
         "file:",
+        "pkcs11:object=k",
+        "pkcs11:token=x;token=y",
+        "pkcs11:token=x?pin-value=1234",
+        "pkcs11:token=x;object=k;id=%01",
+        "tpm2:?key=k",
+        "keyd:/run/keyd.sock?passphrase-file=/f",
         "file:?key=a",
         "file://host/folder?key=a",
         "file:/folder?key=a#b",
