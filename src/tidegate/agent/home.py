@@ -16,7 +16,8 @@ from tidegate.boot.log import BootLog
 from tidegate.boot.storage import DeviceStorage
 from tidegate.crypto.cose import MAX_ENVELOPE_BYTES
 from tidegate.events.spool import EventLog
-from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
+from tidegate.keys.store import KeyStore
+from tidegate.keys.uri import open_store, parse_key_uri
 
 SOCKET = "agent.sock"
 _FLOOR = re.compile(rb"([0-9]{1,10}) ([0-9a-f]{64})\n")
@@ -76,11 +77,11 @@ class DeviceHome:
             write_file_atomic(path, entropy.random_bytes(8).hex().encode())
         return read_file_bounded(path, limit_bytes=64).decode()
 
-    def open_keys(self) -> SoftwareKeyStore:
-        """Return the device's key store, opened with the secret in its ROM."""
-        return SoftwareKeyStore(self.folder / "keys", DeviceSecretUnlock(self.storage.rom / "device-secret"))
+    def open_keys(self) -> KeyStore:
+        """Return the device's key store: the one whose URI the factory burnt into the ROM."""
+        return open_store(parse_key_uri(self.storage.keystore(self.folder)))
 
-    def open_events(self, keys: SoftwareKeyStore, clock: Clock, entropy: Entropy) -> EventLog:
+    def open_events(self, keys: KeyStore, clock: Clock, entropy: Entropy) -> EventLog:
         """Return the event log, its checkpoints signed by the device's event key."""
         return EventLog(
             self.events,

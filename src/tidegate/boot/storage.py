@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from tidegate.base.blockdev import FileBlockDevice, create_device_file
 from tidegate.base.clock import Entropy
@@ -32,6 +33,8 @@ from tidegate.image.verify import AcceptanceRule, ImageSource
 STATE_BYTES = 1 << 20
 JOURNAL_OFFSET = 65_536
 MIN_SLOT_BYTES = 1 << 20
+MAX_KEYSTORE_BYTES = 1024  # of the key URI that says where a device's keys are
+SOFTWARE_KEYSTORE = "file:{data}/keys?device-secret={rom}/device-secret"
 MIN_DATA_BYTES = STATE_BYTES + (4 << 20)  # ext4 with its journal needs some room
 
 
@@ -140,6 +143,21 @@ class DeviceStorage:
         """Raise ``boot.device.id-burnt`` if the factory has given this device its id already."""
         if (self.rom / "device-id").exists():
             raise DeviceIdBurnt(f"this device is {self.device_id()} already")
+
+    def keystore(self, data: Path) -> str:
+        """Return the key URI of the device's key store; ``data`` is our folder on the mounted data file system.
+
+        What the factory burnt in may say ``{data}`` and ``{rom}``; without it the keys are software keys that the ROM's
+        secret opens.
+        """
+        path = self.rom / "keystore"
+        text = self._text("keystore", limit_bytes=MAX_KEYSTORE_BYTES) if path.exists() else SOFTWARE_KEYSTORE
+        return text.replace("{data}", quote(str(data))).replace("{rom}", quote(str(self.rom)))
+
+    def burn_keystore(self, template: str) -> None:
+        """Write into the ROM of a device that is still blank where its keys are; raise ``boot.device.id-burnt``."""
+        self.require_blank()
+        write_file_atomic(self.rom / "keystore", template.encode(), mode=0o444)
 
     def burn_device_id(self, device: str) -> None:
         """Write the device's id into the ROM, once; raise ``boot.device.id-burnt`` if it has one."""

@@ -29,6 +29,12 @@ def build(parser: argparse.ArgumentParser) -> None:
     provision.add_argument("--ca", type=Path, required=True, help="factory CA certificate (PEM)")
     provision.add_argument("--ca-key", required=True, help="key URI of the factory CA")
     provision.add_argument("--policy", type=Path, required=True, help="first policy, signed by the owner")
+    provision.add_argument(
+        "--keys",
+        default=None,
+        help="key URI of the device's own keys, with {data} and {rom} for its folders, e.g. "
+        "tpm2:{data}/keys?tcti=device:/dev/tpmrm0 (default: software keys opened by the ROM's secret)",
+    )
     provision.add_argument("--event-key", type=Path, help="file for the public key that signs the device's event log")
     provision.set_defaults(run=provision_device)
 
@@ -53,9 +59,9 @@ def provision_device(arguments: argparse.Namespace, output: Output) -> int:
     """Give a device its identity."""
     from tidegate.base.clock import SystemClock, SystemEntropy
     from tidegate.base.durable import read_file_bounded, write_file_atomic
-    from tidegate.boot.storage import DeviceStorage
+    from tidegate.boot.storage import SOFTWARE_KEYSTORE, DeviceStorage
     from tidegate.crypto.cose import MAX_ENVELOPE_BYTES
-    from tidegate.factory.provision import FactoryCa, provision_identity
+    from tidegate.factory.provision import DeviceOrder, FactoryCa, provision_identity
     from tidegate.keys.uri import open_store, parse_key_uri
     from tidegate.pki.certificate import MAX_PEM_BYTES, parse_pem
 
@@ -63,9 +69,12 @@ def provision_device(arguments: argparse.Namespace, output: Output) -> int:
     certificate = parse_pem(read_file_bounded(arguments.ca, limit_bytes=MAX_PEM_BYTES))
     device = provision_identity(
         DeviceStorage(arguments.storage),
-        arguments.device,
+        DeviceOrder(
+            device=arguments.device,
+            policy=read_file_bounded(arguments.policy, limit_bytes=MAX_ENVELOPE_BYTES),
+            keystore=arguments.keys or SOFTWARE_KEYSTORE,
+        ),
         FactoryCa(certificate=certificate, signer=open_store(uri).signer(uri.name)),
-        read_file_bounded(arguments.policy, limit_bytes=MAX_ENVELOPE_BYTES),
         clock=SystemClock(),
         entropy=SystemEntropy(),
     )

@@ -20,7 +20,13 @@ from tidegate.crypto.trust import TrustPolicy, hybrid_trust
 from tidegate.demo.lab import OPERATOR_ADDRESS
 from tidegate.demo.product import HARDWARE, SERVICE_PORT, Release, build_release
 from tidegate.demo.report import Report, require
-from tidegate.factory.provision import FactoryCa, Provisioned, install_first_image, provision_identity
+from tidegate.factory.provision import (
+    DeviceOrder,
+    FactoryCa,
+    Provisioned,
+    install_first_image,
+    provision_identity,
+)
 from tidegate.image.layout import plan_extents
 from tidegate.image.manifest import Manifest, PayloadKind
 from tidegate.keys.software import PassphraseUnlock, SoftwareKeyStore
@@ -182,7 +188,9 @@ def tell_factory(report: Report, bench: Bench) -> tuple[DeviceStorage, Provision
         )
         policy = parse_policy(write_policy(version=1, watched=config_folder(storage)), name="policy-1.toml")
         signed = sign_policy(policy, bench.owner.signers)
-        device = provision_identity(storage, DEVICE_ID, ca, signed, clock=clock, entropy=entropy)
+        device = provision_identity(
+            storage, DeviceOrder(device=DEVICE_ID, policy=signed), ca, clock=clock, entropy=entropy
+        )
         step.evidence.append(f"device {DEVICE_ID}: IDevID {_check_certificate(bench.work, ca, device)}")
         step.evidence.append(
             f"policy 1 signed by the owner: {len(signed):,} bytes, sha256 {device.policy.digest.hex()[:16]}…"

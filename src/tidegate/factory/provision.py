@@ -20,11 +20,11 @@ from tidegate.base.clock import Clock, Entropy
 from tidegate.base.durable import write_file_atomic
 from tidegate.base.program import run_program
 from tidegate.boot.control import RecordBootControl
-from tidegate.boot.storage import JOURNAL_OFFSET, STATE_BYTES, DeviceStorage
+from tidegate.boot.storage import JOURNAL_OFFSET, SOFTWARE_KEYSTORE, STATE_BYTES, DeviceStorage
 from tidegate.crypto.signing import PublicKey, SignatureAlgorithm, Signer
 from tidegate.factory.errors import DeviceNotBlank
-from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
-from tidegate.keys.store import KeyPurpose, KeySpec
+from tidegate.keys.store import KeyPurpose, KeySpec, KeyStore
+from tidegate.keys.uri import open_store, parse_key_uri
 from tidegate.pki.certificate import Issuance, encode_pem, issue_idevid
 from tidegate.policy.sign import PolicyRule, VerifiedPolicy, verify_policy
 from tidegate.update.installer import Installed, Target, install_bundle
@@ -33,12 +33,12 @@ from tidegate.vault.store import Vault
 from tidegate.vault.unlockers import KeyStoreUnlocker
 
 FACTORY_TRIES = 3
-# name of the key on the device -> what it is for
-DEVICE_KEYS = {
-    "identity": KeySpec(purpose=KeyPurpose.SIGN, algorithm=SignatureAlgorithm.ECDSA_P256),
-    "events": KeySpec(purpose=KeyPurpose.SIGN, algorithm=SignatureAlgorithm.ED25519),
-    "vault": KeySpec(purpose=KeyPurpose.SEAL),
+# name of the signing key on the device -> algorithms, the best first; a provider gets the first that it has
+DEVICE_SIGNING_KEYS = {
+    "identity": (SignatureAlgorithm.ECDSA_P256, SignatureAlgorithm.ECDSA_P384),
+    "events": (SignatureAlgorithm.ED25519, SignatureAlgorithm.ECDSA_P256, SignatureAlgorithm.ECDSA_P384),
 }
+VAULT_KEY = "vault"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +47,18 @@ class FactoryCa:
 
     certificate: x509.Certificate
     signer: Signer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceOrder:
+    """What the factory makes of a blank device: its id, its first policy, and where its keys are to be.
+
+    ``keystore`` is a key URI in which ``{data}`` and ``{rom}`` stand for the device's folders.
+    """
+
+    device: str
+    policy: bytes
+    keystore: str = SOFTWARE_KEYSTORE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,34 +72,51 @@ class Provisioned:
 
 
 def provision_identity(
-    storage: DeviceStorage, device: str, ca: FactoryCa, policy: bytes, *, clock: Clock, entropy: Entropy
+    storage: DeviceStorage, order: DeviceOrder, ca: FactoryCa, *, clock: Clock, entropy: Entropy
 ) -> Provisioned:
-    """Put keys, certificate, policy and an empty vault on the data image of ``storage``.
+    """Make the keys in the device's key store, and put certificate, policy and an empty vault on its data image.
 
-    The policy is verified as the device will verify it, before anything is written. Raises ``policy.*``, ``crypto.*``.
+    The policy is verified as the device will verify it, before anything is written. Raises ``policy.*``, ``crypto.*``,
+    ``keys.*``.
     """
     storage.require_blank()
-    rule = PolicyRule(trust=storage.owner_trust(), device=device, min_version=1, now_s=clock.now_s())
-    verified = verify_policy(policy, rule)
+    rule = PolicyRule(trust=storage.owner_trust(), device=order.device, min_version=1, now_s=clock.now_s())
+    verified = verify_policy(order.policy, rule)
+    storage.burn_keystore(order.keystore)
     with mounted_data(storage) as data:
         home = data / "tidegate"
         shutil.rmtree(home, ignore_errors=True)  # of a provisioning that was interrupted: the id comes last
         home.mkdir(mode=0o700)
-        keys = SoftwareKeyStore.create(home / "keys", DeviceSecretUnlock(storage.rom / "device-secret"))
-        for name, spec in DEVICE_KEYS.items():
-            keys.generate(name, spec)
+        keys = open_store(parse_key_uri(storage.keystore(home)), create=True)
+        _make_keys(keys)
         moment = datetime.datetime.fromtimestamp(int(clock.now_s()), tz=datetime.UTC)
         issuance = Issuance(not_before=moment, serial=int.from_bytes(entropy.random_bytes(16), "big") | 1)
         certificate = issue_idevid(
-            ca.certificate, ca.signer, keys.public_key("identity"), serial_number=device, issuance=issuance
+            ca.certificate, ca.signer, keys.public_key("identity"), serial_number=order.device, issuance=issuance
         )
         write_file_atomic(home / "identity.pem", encode_pem(certificate))
         for name in ("policy.cose", "policy.copy.cose"):
-            write_file_atomic(home / name, policy)
-        Vault.create(home / "vault", KeyStoreUnlocker(keys, "vault")).close()
+            write_file_atomic(home / name, order.policy)
+        Vault.create(home / "vault", KeyStoreUnlocker(keys, VAULT_KEY)).close()
         event_key = keys.public_key("events")
-    storage.burn_device_id(device)
-    return Provisioned(device=device, event_key=event_key, certificate=certificate, policy=verified)
+        keys.close()
+    storage.burn_device_id(order.device)
+    return Provisioned(device=order.device, event_key=event_key, certificate=certificate, policy=verified)
+
+
+def _make_keys(keys: KeyStore) -> None:
+    """Generate what a device has; what an interrupted provisioning left in a token is made anew."""
+    capabilities = keys.capabilities()
+    specs = {VAULT_KEY: KeySpec(purpose=KeyPurpose.SEAL)}
+    for name, algorithms in DEVICE_SIGNING_KEYS.items():
+        chosen = next((one for one in algorithms if one in capabilities.algorithms), algorithms[0])
+        specs[name] = KeySpec(purpose=KeyPurpose.SIGN, algorithm=chosen)
+    for spec in specs.values():
+        capabilities.require(spec)
+    for left in {info.name for info in keys.list_keys()}.intersection(specs):
+        keys.destroy(left)
+    for name, spec in specs.items():
+        keys.generate(name, spec)
 
 
 def install_first_image(storage: DeviceStorage, bundle: Path) -> Installed:

@@ -98,7 +98,11 @@ def device(works, tmp_path, monkeypatch) -> Device:
         certificate=issue_factory_ca(signer, organization="Test", issuance=issuance), signer=signer
     )
     provision.provision_identity(
-        storage, DEVICE_ID, authority, made.policy(1), clock=SystemClock(), entropy=SystemEntropy()
+        storage,
+        provision.DeviceOrder(device=DEVICE_ID, policy=made.policy(1)),
+        authority,
+        clock=SystemClock(),
+        entropy=SystemEntropy(),
     )
     return made
 

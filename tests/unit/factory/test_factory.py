@@ -21,6 +21,7 @@ from tidegate.boot.storage import STATE_BYTES, DeviceStorage, StorageSizes
 from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.factory.describe import parse_description
 from tidegate.factory.provision import (
+    DeviceOrder,
     FactoryCa,
     install_first_image,
     mounted_data,
@@ -115,7 +116,11 @@ class Bench:
 
     def provision(self, storage: DeviceStorage, policy: bytes):
         return provision_identity(
-            storage, "gateway-1", self.authority, policy, clock=SystemClock(), entropy=SystemEntropy()
+            storage,
+            DeviceOrder(device="gateway-1", policy=policy),
+            self.authority,
+            clock=SystemClock(),
+            entropy=SystemEntropy(),
         )
 
 
