@@ -218,3 +218,18 @@ def _bytes(value: cbor.Value) -> bytes:
     if not isinstance(value, bytes):
         raise TranscriptMalformed("a digest of the transcript is malformed")
     return value
+
+
+def differences(plan: CeremonyPlan, transcript: Transcript) -> list[str]:
+    """Return what a transcript has otherwise than its plan, in words; empty if they agree."""
+    pairs = [
+        ("maker", plan.maker, transcript.maker),
+        ("threshold", plan.threshold, transcript.threshold),
+        ("operators", sorted(plan.operators), sorted(transcript.shares)),
+        (
+            "keys",
+            [(key.name, key.algorithm, key.backup) for key in plan.keys],
+            [(key.name, key.public_key.algorithm.label, key.is_backed_up) for key in transcript.keys],
+        ),
+    ]
+    return [f"{what}: planned {planned}, done {done}" for what, planned, done in pairs if planned != done]

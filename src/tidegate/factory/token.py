@@ -6,7 +6,6 @@ Touches: the tokens of the plan, one new folder.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,42 +67,78 @@ def hold_ceremony(plan: CeremonyPlan, folder: Path, room: CeremonyRoom) -> Trans
     made are destroyed again when a step before 5 fails.
     """
     started_s = int(room.clock.now_s())
-    with translate_os_errors(folder):
-        folder.mkdir(mode=0o700)
-    tokens = _open_tokens(plan, room)  # 1
-    made = []
+    tokens = _open_tokens(_token_uris(plan), room)  # 1
+    made: list[str] = []
     try:
+        for key in plan.keys:
+            tokens.stores["first"].capabilities().require(_spec(plan, key.name))
         for key in plan.keys:  # 2
-            made.append(key.name)
             _generate(plan, tokens, key.name, room)
+            made.append(key.name)
         _back_up(plan, tokens, room)  # 3
-        ceremony = room.entropy.random_bytes(8).hex()
-        heads = [_head(plan, ceremony, operator) for operator in plan.operators]
-        secret, pin = make_pin(room.entropy, plan.pin_letters)  # 4
-        words = divide(secret, heads)
-        shares = {
-            head.operator: seal_share(
-                head, one, room.ask(f"a passphrase for the share of {head.operator}"), room.entropy
-            )
-            for head, one in zip(heads, words, strict=True)
-        }
-        for operator, share in shares.items():
-            write_file_new(folder / share_name(operator), share, mode=0o600)
+        division = _divide(plan, folder, room)  # 4
     except TidegateError:
         _take_back(tokens, made)
-        shutil.rmtree(folder)
         raise
-    for role, store in tokens.stores.items():  # 5
-        store.change_pin(pin)
+    return _hand_over(plan, tokens, division, room, started_s)  # 5 to 7
+
+
+def renew_shares(plan: CeremonyPlan, folder: Path, room: CeremonyRoom) -> Transcript:
+    """Give the tokens of an earlier ceremony a new PIN, divided among the operators of ``plan``; the keys stay.
+
+    For an operator who left, or a share that was lost. ``room.ask`` gives the present PIN. The old shares are worth
+    nothing afterwards. Raises as ``hold_ceremony`` does, and ``keys.key.missing`` for a key that is not there.
+    """
+    started_s = int(room.clock.now_s())
+    tokens = _open_tokens({role: _without_pin(uri) for role, uri in _token_uris(plan).items()}, room)
+    for key in plan.keys:
+        tokens.stores["first"].public_key(key.name)
+    return _hand_over(plan, tokens, _divide(plan, folder, room), room, started_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Division:
+    """A new PIN, its shares in words and as the files that were written."""
+
+    ceremony: str
+    folder: Path
+    pin: Secret
+    words: list[Secret]
+    shares: dict[str, bytes]
+
+
+def _divide(plan: CeremonyPlan, folder: Path, room: CeremonyRoom) -> _Division:
+    """Write the shares of a new PIN into ``folder``, before any token takes it: a cut in between locks nobody out."""
+    ceremony = room.entropy.random_bytes(8).hex()
+    heads = [_head(plan, ceremony, operator) for operator in plan.operators]
+    secret, pin = make_pin(room.entropy, plan.pin_letters)
+    with secret:
+        words = divide(secret, heads)
+    shares = {}
+    for head, one in zip(heads, words, strict=True):
+        with room.ask(f"a passphrase for the share of {head.operator}") as passphrase:
+            shares[head.operator] = seal_share(head, one, passphrase, room.entropy)
+    with translate_os_errors(folder):
+        folder.mkdir(mode=0o700)
+        for operator, share in shares.items():
+            write_file_new(folder / share_name(operator), share, mode=0o600)
+    return _Division(ceremony=ceremony, folder=folder, pin=pin, words=words, shares=shares)
+
+
+def _hand_over(
+    plan: CeremonyPlan, tokens: _Tokens, division: _Division, room: CeremonyRoom, started_s: int
+) -> Transcript:
+    for role, store in tokens.stores.items():
+        store.change_pin(division.pin)
         room.tell(f"the {role} token has a new PIN that nobody has seen")
         store.close()
-    joined = join(words[-plan.threshold :])  # 6
-    keys, raw = _prove(plan, tokens, pin_of(joined, plan.pin_letters), _Story(ceremony, started_s, shares), room)
-    for record in keys:  # 7
-        write_file_new(folder / f"{record.name}.pub", record.public_key.encode(), mode=0o644)
-    write_file_new(folder / TRANSCRIPT, raw, mode=0o644)
-    room.tell(f"wrote {folder}")
-    for one in (secret, pin, joined, *words):
+    with join(division.words[-plan.threshold :]) as secret, pin_of(secret, plan.pin_letters) as pin:
+        keys, raw = _prove(plan, tokens, pin, _Story(division.ceremony, started_s, division.shares), room)
+    for record in keys:
+        write_file_new(division.folder / f"{record.name}.pub", record.public_key.encode(), mode=0o644)
+    write_file_new(division.folder / TRANSCRIPT, raw, mode=0o644)
+    room.tell(f"wrote {division.folder}")
+    for one in (division.pin, *division.words):
         one.wipe()
     return verify_transcript(raw).transcript
 
@@ -115,12 +150,13 @@ class _Story:
     shares: dict[str, bytes]
 
 
-def _open_tokens(plan: CeremonyPlan, room: CeremonyRoom) -> _Tokens:
+def _token_uris(plan: CeremonyPlan) -> dict[str, KeyUri]:
     texts = {"first": plan.token} | ({"backup": plan.backup_token} if plan.backup_token else {})
-    uris = {role: parse_key_uri(text) for role, text in texts.items()}
+    return {role: parse_key_uri(text) for role, text in texts.items()}
+
+
+def _open_tokens(uris: dict[str, KeyUri], room: CeremonyRoom) -> _Tokens:
     stores = {role: open_uri(uri, create=False, ask=room.ask) for role, uri in uris.items()}
-    for key in plan.keys:
-        stores["first"].capabilities().require(_spec(plan, key.name))
     for role, store in stores.items():
         room.tell(f"{role} token: " + ", ".join(f"{name} {text}" for name, text in store.describe().items()))
     return _Tokens(uris=uris, stores=stores)
