@@ -23,7 +23,7 @@ from tidegate.crypto.errors import AlgorithmUnknown, PublicKeyMalformed, Signatu
 RSA_GENERATED_BITS = 3072  # NIST SP 800-57: 128 bits of strength
 RSA_EXPONENT = 65_537
 RSA_PSS_SALT_BYTES = 32  # the length of the hash, as RFC 8230 and TLS 1.3 want it
-_RSA_BITS = range(3072, 4097)
+_RSA_BITS = (3072, 4096)
 MAX_PUBLIC_KEY_BYTES = 4096  # a COSE_Key with ML-DSA-87 has 2,602
 
 
@@ -42,7 +42,7 @@ class SignatureAlgorithm(enum.IntEnum):
     ECDSA_P384 = -51
     ML_DSA_65 = -49
     ML_DSA_87 = -50
-    RSA_PSS = -37  # SHA-256, 3072 to 4096 bits, exponent 65537: for boot ROMs and peers that know nothing newer
+    RSA_PSS = -37  # SHA-256, 3072 or 4096 bits, exponent 65537: for boot ROMs and peers that know nothing newer
 
     @property
     def algorithm_class(self) -> AlgorithmClass:
@@ -176,8 +176,8 @@ def _cose_members(key: PublicKey) -> dict[int, int | bytes]:
 def load_rsa_public(raw: bytes) -> rsa.RSAPublicKey:
     """Return the RSA key with modulus ``raw``; raise ``ValueError`` for a size that is not allowed."""
     modulus = int.from_bytes(raw, "big")
-    if modulus.bit_length() not in _RSA_BITS or raw[:1] == b"\0":
-        raise ValueError(f"{modulus.bit_length()} bits; RSA keys have {_RSA_BITS[0]} to {_RSA_BITS[-1]}")
+    if 8 * len(raw) not in _RSA_BITS or modulus.bit_length() != 8 * len(raw) or modulus % 2 == 0:
+        raise ValueError(f"{modulus.bit_length()} bits; a modulus is odd and has {_RSA_BITS[0]} or {_RSA_BITS[1]}")
     return rsa.RSAPublicNumbers(RSA_EXPONENT, modulus).public_key()
 
 

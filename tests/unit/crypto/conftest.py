@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, utils
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, padding, rsa, utils
 
 from tidegate.crypto import cbor
 from tidegate.crypto.signing import PublicKey, SignatureAlgorithm
@@ -25,6 +25,9 @@ class MemorySigner:
             self._key = ec.generate_private_key(curve)
             point = self._key.public_key().public_numbers()
             raw = b"\x04" + point.x.to_bytes(self._size, "big") + point.y.to_bytes(self._size, "big")
+        elif algorithm is SignatureAlgorithm.RSA_PSS:
+            self._key = rsa.generate_private_key(65537, 3072)
+            raw = self._key.public_key().public_numbers().n.to_bytes(384, "big")
         else:
             makers = {
                 SignatureAlgorithm.ED25519: ed25519.Ed25519PrivateKey,
@@ -36,6 +39,9 @@ class MemorySigner:
         self.public_key = PublicKey(algorithm, raw)
 
     def sign(self, message: bytes) -> bytes:
+        if self.algorithm is SignatureAlgorithm.RSA_PSS:
+            salted = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=32)
+            return self._key.sign(message, salted, hashes.SHA256())
         if self.algorithm not in _EC:
             return self._key.sign(message)
         r, s = utils.decode_dss_signature(self._key.sign(message, ec.ECDSA(self._digest)))

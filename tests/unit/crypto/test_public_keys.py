@@ -7,7 +7,7 @@ from tidegate.crypto import cbor
 from tidegate.crypto.signing import PublicKey, SignatureAlgorithm, parse_algorithm, parse_public_key
 from tidegate.crypto.trust import MAX_TRUST_BYTES, hybrid_trust, parse_trust
 
-LABELS = ["ed25519", "ecdsa-p256", "ecdsa-p384", "ml-dsa-65", "ml-dsa-87"]
+LABELS = ["ed25519", "ecdsa-p256", "ecdsa-p384", "ml-dsa-65", "ml-dsa-87", "rsa-pss"]
 
 
 def code_of(call, *arguments):
@@ -84,6 +84,21 @@ def test_points_off_the_curve(make_signer, label, size):
 def test_a_key_of_one_curve_under_the_other_curve_or_type(make_signer):
     members = cbor.decode(make_signer("ecdsa-p256").public_key.encode(), limit_bytes=4096)
     for change in ({-1: 2}, {3: -51}, {1: 1}, {3: -51, -1: 2}, {-3: True}):
+        assert code_of(parse_public_key, cbor.encode({**members, **change})) == "crypto.key.malformed"
+
+
+def test_rsa_keys_of_other_sizes_and_exponents(make_signer):
+    members = cbor.decode(make_signer("rsa-pss").public_key.encode(), limit_bytes=4096)
+    modulus = members[-1]
+    changes = [
+        {-2: b"\x03"},
+        {-2: b"\x01\x00\x03"},
+        {-1: modulus[:256]},
+        {-1: modulus + b"\x01" * 256},
+        {-1: modulus[:-1] + b"\x02"},
+        {-1: b"\x7f" + modulus[1:]},
+    ]
+    for change in changes:
         assert code_of(parse_public_key, cbor.encode({**members, **change})) == "crypto.key.malformed"
 
 
