@@ -69,7 +69,11 @@ def command_line() -> Iterator[str]:
         if not verbs:
             yield from _command(f"tidegate {noun}", parser, None)
         for verb, child in verbs.items():
-            yield from _command(f"tidegate {noun} {verb}", child, child.description)
+            below = _subparsers(child)
+            if not below:
+                yield from _command(f"tidegate {noun} {verb}", child, child.description)
+            for name, grandchild in below.items():
+                yield from _command(f"tidegate {noun} {verb} {name}", grandchild, grandchild.description)
 
 
 def _command(name: str, parser: argparse.ArgumentParser, description: str | None) -> Iterator[str]:

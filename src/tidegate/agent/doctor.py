@@ -113,10 +113,17 @@ def _examine_keys() -> Iterator[Check]:
     yield Check(
         room="keys",
         what="TPM 2.0",
-        state=State.LIMITED,
-        detail=("there is one, but its provider is not built yet" if tpm else "none")
-        + ": software keys, and counters that do not resist a restored copy of the storage",
+        state=State.OK if tpm else State.LIMITED,
+        detail="/dev/tpmrm0" if tpm else "none: software keys have counters that do not resist a restored copy",
     )
+    for extra, module, what in (("tpm2", "tpm2_pytss", "TPM keys"), ("pkcs11", "pkcs11", "keys in tokens and HSMs")):
+        there = importlib.util.find_spec(module) is not None
+        yield Check(
+            room="keys",
+            what=f"extra [{extra}]",
+            state=State.OK if there else State.LIMITED,
+            detail=what if there else f"missing, no {what}: pip install 'tidegate[{extra}]'",
+        )
 
 
 def _examine_firewall() -> Iterator[Check]:
