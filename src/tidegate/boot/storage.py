@@ -152,7 +152,11 @@ class DeviceStorage:
         """
         path = self.rom / "keystore"
         text = self._text("keystore", limit_bytes=MAX_KEYSTORE_BYTES) if path.exists() else SOFTWARE_KEYSTORE
-        return text.replace("{data}", quote(str(data))).replace("{rom}", quote(str(self.rom)))
+        return self.place(text, data)
+
+    def place(self, template: str, data: Path) -> str:
+        """Return a key URI with this device's folders in the places of ``{data}`` and ``{rom}``."""
+        return template.replace("{data}", quote(str(data))).replace("{rom}", quote(str(self.rom)))
 
     def burn_keystore(self, template: str) -> None:
         """Write into the ROM of a device that is still blank where its keys are; raise ``boot.device.id-burnt``."""

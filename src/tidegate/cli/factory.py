@@ -35,6 +35,11 @@ def build(parser: argparse.ArgumentParser) -> None:
         help="key URI of the device's own keys, with {data} and {rom} for its folders, e.g. "
         "tpm2:{data}/keys?tcti=device:/dev/tpmrm0 (default: software keys opened by the ROM's secret)",
     )
+    provision.add_argument(
+        "--keys-in-use",
+        default=None,
+        help="other key URI by which the running device reaches the same keys, e.g. keyd:/run/tidegate/keyd.sock",
+    )
     provision.add_argument("--event-key", type=Path, help="file for the public key that signs the device's event log")
     provision.set_defaults(run=provision_device)
 
@@ -73,6 +78,7 @@ def provision_device(arguments: argparse.Namespace, output: Output) -> int:
             device=arguments.device,
             policy=read_file_bounded(arguments.policy, limit_bytes=MAX_ENVELOPE_BYTES),
             keystore=arguments.keys or SOFTWARE_KEYSTORE,
+            keystore_in_use=arguments.keys_in_use,
         ),
         FactoryCa(certificate=certificate, signer=open_store(uri).signer(uri.name)),
         clock=SystemClock(),

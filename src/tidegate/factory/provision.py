@@ -53,12 +53,14 @@ class FactoryCa:
 class DeviceOrder:
     """What the factory makes of a blank device: its id, its first policy, and where its keys are to be.
 
-    ``keystore`` is a key URI in which ``{data}`` and ``{rom}`` stand for the device's folders.
+    ``keystore`` is a key URI in which ``{data}`` and ``{rom}`` stand for the device's folders. ``keystore_in_use`` is
+    another way to the same keys that the running device is to take (the key process), if not the same.
     """
 
     device: str
     policy: bytes
     keystore: str = SOFTWARE_KEYSTORE
+    keystore_in_use: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +84,12 @@ def provision_identity(
     storage.require_blank()
     rule = PolicyRule(trust=storage.owner_trust(), device=order.device, min_version=1, now_s=clock.now_s())
     verified = verify_policy(order.policy, rule)
-    storage.burn_keystore(order.keystore)
+    storage.burn_keystore(order.keystore_in_use or order.keystore)
     with mounted_data(storage) as data:
         home = data / "tidegate"
         shutil.rmtree(home, ignore_errors=True)  # of a provisioning that was interrupted: the id comes last
         home.mkdir(mode=0o700)
-        keys = open_store(parse_key_uri(storage.keystore(home)), create=True)
+        keys = open_store(parse_key_uri(storage.place(order.keystore, home)), create=True)
         _make_keys(keys)
         moment = datetime.datetime.fromtimestamp(int(clock.now_s()), tz=datetime.UTC)
         issuance = Issuance(not_before=moment, serial=int.from_bytes(entropy.random_bytes(16), "big") | 1)

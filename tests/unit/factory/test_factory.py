@@ -247,3 +247,31 @@ def test_a_first_image_of_another_maker_is_refused(bench, tmp_path) -> None:
         install_first_image(storage, bundle)
     assert caught.value.code == "crypto.signature.unknown-key"
     assert [path.read_bytes() for path in sorted(storage.folder.glob("*.img"))] == before
+
+
+@needs_root
+@needs_mkfs
+def test_where_the_keys_are_stands_in_the_rom(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    storage = bench.storage(tmp_path / "device")
+    order = DeviceOrder(
+        device="gateway-1",
+        policy=bench.policy(),
+        keystore="file:{data}/keys-elsewhere?device-secret={rom}/device-secret",
+        keystore_in_use="keyd:/run/tidegate/keyd.sock",
+    )
+    provision_identity(storage, order, bench.authority, clock=SystemClock(), entropy=SystemEntropy())
+    assert storage.keystore(Path("/data/tidegate")) == "keyd:/run/tidegate/keyd.sock"
+    with mounted_data(storage) as data:
+        assert (data / "tidegate" / "keys-elsewhere" / "vault.key").exists()
+    with pytest.raises(TidegateError) as caught:
+        storage.burn_keystore("file:/other")
+    assert caught.value.code == "boot.device.id-burnt"
+
+
+@needs_root
+@needs_mkfs
+def test_without_a_word_the_keys_are_software_keys(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    storage = bench.storage(tmp_path / "device")
+    assert storage.keystore(Path("/data/a b")).startswith("file:/data/a%20b/keys?device-secret=")
