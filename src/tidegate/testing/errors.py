@@ -27,5 +27,10 @@ class NamespaceFailed(Fault):
     advice = "Read the system's message; network namespaces need a kernel with CONFIG_NET_NS and the veth driver."
 
 
+class TokenToolFailed(Fault):
+    code = "testing.token.failed"
+    advice = "Read the tool's message; the folder of the tokens has to be writable and new."
+
+
 class PowerCut(BaseException):
     """The simulated power went away. No ``TidegateError``: code that runs on a device must not be able to handle it."""
