@@ -1,0 +1,72 @@
+"""Revocation lists for contexts: verified when they come, replaced while connections run, never missing silently.
+
+A context with lists refuses every peer until the first list of the peer's issuer is there, and again when its
+``nextUpdate`` has passed (by the system's clock, which OpenSSL reads).
+"""
+
+from __future__ import annotations
+
+import datetime
+import threading
+from collections.abc import Sequence
+
+from cryptography import x509
+
+from tidegate.base.clock import Clock, SystemClock
+from tidegate.tls.errors import ChainMalformed, CrlMalformed, CrlRollback
+from tidegate.tls.hooks import CrlStack
+from tidegate.tls.libssl import Library, load_library
+
+MAX_LISTS = 16  # issuers whose lists one context follows
+
+
+class RevocationLists:
+    """The lists in force; contexts that share this object see every update at their next handshake."""
+
+    def __init__(self, issuers: Sequence[bytes], *, whole_chain: bool = False, clock: Clock | None = None) -> None:
+        """``issuers``: certificates (DER) of the CAs whose lists are taken, each already trusted by the caller.
+
+        ``whole_chain``: every certificate of a peer's chain has to be absent from its issuer's list, not only its own.
+        """
+        if not 0 < len(issuers) <= MAX_LISTS:
+            raise ChainMalformed(f"lists of 1 to {MAX_LISTS} issuers, not {len(issuers)}")
+        try:
+            self._issuers = {one.subject: one for one in map(x509.load_der_x509_certificate, issuers)}
+        except ValueError as error:
+            raise ChainMalformed(f"an issuer is no X.509 certificate in DER: {error}") from error
+        self.whole_chain = whole_chain
+        self._clock = clock or SystemClock()
+        self._lock = threading.Lock()
+        self._lists: dict[x509.Name, tuple[datetime.datetime, bytes]] = {}
+        self._library: Library | None = None
+        self._stack: CrlStack | None = None
+
+    def update(self, raw: bytes) -> None:
+        """Put a list (DER) in force in place of its issuer's former one.
+
+        Raises ``tls.crl.malformed`` for a list of another issuer, ``tls.crl.rollback`` for one older than that in
+        force, and what ``pki.revocation.verify_crl`` raises; the former list then stays.
+        """
+        from tidegate.pki.revocation import verify_crl
+
+        try:
+            parsed = x509.load_der_x509_crl(raw)
+        except ValueError as error:
+            raise CrlMalformed(f"no revocation list in DER: {error}") from error
+        issuer = self._issuers.get(parsed.issuer)
+        if issuer is None:
+            raise CrlMalformed("the list is none of the named issuers'", issuer=parsed.issuer.rfc4514_string())
+        now = datetime.datetime.fromtimestamp(self._clock.now_s(), tz=datetime.UTC)
+        verify_crl(raw, issuer=issuer, now=now)
+        with self._lock:
+            made = parsed.last_update_utc
+            if parsed.issuer in self._lists and made < self._lists[parsed.issuer][0]:
+                raise CrlRollback(f"the list is of {made}, the one in force is newer")
+            updated = {**self._lists, parsed.issuer: (made, raw)}
+            self._library = self._library or load_library()
+            self._stack = CrlStack(self._library, [der for _, der in updated.values()])
+            self._lists = updated
+
+    def in_force(self) -> CrlStack | None:
+        """Return the lists for a verification, or None while there are none."""
+        return self._stack
