@@ -1,0 +1,109 @@
+"""A small HTTPS client: one connection, one given TLS context, bounded answers, deadlines, no redirects.
+
+Touches: the network. Nothing is tried again here: whoever asks knows what may be repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from tidegate.tls.errors import HttpMalformed, HttpTooLarge, HttpUnreachable, HttpUntrusted
+from tidegate.tls.exporter import channel_binding
+
+_CHUNK_BYTES = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpAnswer:
+    """An answer; header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class HttpsClient:
+    """One connection to ``host``; who it is was verified by ``context`` before anything is sent.
+
+    ``timeout_s`` bounds each wait, ``deadline_s`` the reading of a body. Every method raises ``tls.http.unreachable``
+    (a refused or broken connection, a time out) and ``tls.http.untrusted`` (the server's certificate).
+    """
+
+    def __init__(
+        self, host: str, port: int, context: ssl.SSLContext, *, timeout_s: float = 10.0, deadline_s: float = 30.0
+    ) -> None:
+        self._where = f"{host}:{port}"
+        self._deadline_s = deadline_s
+        self._connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def connect(self) -> None:
+        """Connect and shake hands, unless that is done already."""
+        if self._connection.sock is None:
+            with self._translated():
+                self._connection.connect()
+
+    def binding(self) -> bytes | None:
+        """Return the channel binding of the connection, made first if need be; None where none is to be had."""
+        self.connect()
+        sock = self._connection.sock
+        return channel_binding(sock) if isinstance(sock, ssl.SSLSocket) else None
+
+    def request(
+        self, method: str, path: str, *, headers: Mapping[str, str], body: bytes = b"", limit_bytes: int
+    ) -> HttpAnswer:
+        """Return the answer to one request; raise also ``tls.http.too-large`` and ``tls.http.malformed``.
+
+        A redirect is an answer like any other and not followed.
+        """
+        self.connect()
+        end = time.monotonic() + self._deadline_s
+        try:
+            with self._translated():
+                self._connection.request(method, path, body=body or None, headers=dict(headers))
+                response = self._connection.getresponse()
+                found = bytearray()
+                while piece := response.read1(_CHUNK_BYTES):
+                    found += piece
+                    if len(found) > limit_bytes:
+                        raise HttpTooLarge(f"{self._where} answers with more than {limit_bytes} bytes")
+                    if time.monotonic() > end:
+                        raise HttpUnreachable(f"{self._where} did not answer within {self._deadline_s:g} s")
+                if response.length:  # more was promised
+                    raise HttpUnreachable(f"{self._where} closed the connection in an answer")
+                response.read()  # nothing is left; this lets http.client see it too
+        except BaseException:
+            self.close()  # what comes next on it would be the rest of this answer
+            raise
+        names = {name.lower(): value for name, value in response.getheaders()}
+        return HttpAnswer(status=response.status, headers=names, body=bytes(found))
+
+    def close(self) -> None:
+        """Close the connection; the next request makes a new one."""
+        self._connection.close()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except ssl.SSLCertVerificationError as error:
+            raise HttpUntrusted(f"{self._where}: {error.verify_message}", peer=self._where) from error
+        except OSError as error:
+            reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror or type(error).__name__
+            raise HttpUnreachable(f"{self._where}: {reason}", peer=self._where) from error
+        except (http.client.HTTPException, ValueError) as error:
+            raise HttpMalformed(f"{self._where} does not speak HTTP/1.1", peer=self._where) from error
