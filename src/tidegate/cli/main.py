@@ -31,6 +31,7 @@ NOUNS = {
     "image": "build, sign, inspect and verify images and update bundles",
     "keys": "generate, list, show and destroy keys",
     "policy": "check, sign and verify the policy",
+    "tls": "say whether TLS can use keys that stay in their provider",
     "update": "install a bundle into the idle slot, confirm it, show progress",
     "vault": "keep files encrypted at rest",
 }

@@ -72,8 +72,14 @@ class CountingSigner:
 class Authority:
     """A CA whose key lies in memory: its certificate, and whatever it is asked to sign."""
 
-    def __init__(self, name: str = "test CA", parent: Authority | None = None) -> None:
-        self.key = ec.generate_private_key(ec.SECP256R1())
+    def __init__(
+        self,
+        name: str = "test CA",
+        *,
+        parent: Authority | None = None,
+        key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None,
+    ) -> None:
+        self.key = key or ec.generate_private_key(ec.SECP256R1())
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self.certificate = _certificate(
             (parent or self), self.name, self.key.public_key(), authority=True, span=(-DAY, 365 * DAY), names=()

@@ -129,6 +129,11 @@ _TRAITS: dict[SignatureAlgorithm, Callable[[int], Traits]] = {
 }
 
 
+def supported_labels() -> list[str]:
+    """Return the algorithms of keys that TLS can use."""
+    return [algorithm.label for algorithm in _TRAITS]
+
+
 def traits_of(key: PublicKey) -> Traits:
     """Return what OpenSSL is told about ``key``, or raise ``tls.key.unsupported``."""
     if key.algorithm not in _TRAITS:

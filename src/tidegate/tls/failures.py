@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import _thread
 import ssl
+import threading
 import weakref
 
 _BY_CONTEXT: weakref.WeakKeyDictionary[ssl.SSLContext, Failures] = weakref.WeakKeyDictionary()
+_INTERRUPT_S = 0.01  # by then OpenSSL has given up the handshake
 _MAX_CHAIN = 16  # errors behind an error; a loop among them would be the signer's own doing
 
 
@@ -21,7 +23,8 @@ class Failures:
     def note(self, error: BaseException) -> None:
         """Keep ``error`` without its tracebacks: their frames would keep alive what a signer had in its hands."""
         if isinstance(error, KeyboardInterrupt):
-            _thread.interrupt_main()  # OpenSSL's caller looks for signals once it is back in Python
+            # from a thread of its own: at once, it would be raised here, inside the callback, and be lost again
+            threading.Timer(_INTERRUPT_S, _thread.interrupt_main).start()
         one: BaseException | None = error
         for _ in range(_MAX_CHAIN):
             if one is None:

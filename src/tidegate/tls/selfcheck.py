@@ -140,7 +140,7 @@ def _try_handshake(library: Library, layout: ContextLayout, provider: Provider, 
     try:
         server, _ = shake_hands(contexts[0], contexts[1], _NAME)
     except ssl.SSLError as error:
-        raise _failed(f"the trial handshake ended with {error.reason or error}") from error
+        raise _failed(f"the trial handshake ended with {error}") from error
     if key.signatures != 2 or server.getpeercert(binary_form=True) != certificate:
         raise _failed(f"of two signatures {key.signatures} came from the provider")
 
