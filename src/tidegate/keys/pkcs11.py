@@ -44,7 +44,7 @@ from tidegate.keys.pkcs11_objects import (
     search,
     sign,
 )
-from tidegate.keys.pkcs11_session import TokenLogin, load_module, open_login, p11, pin_text, pkcs11
+from tidegate.keys.pkcs11_session import TokenLogin, load_module, open_apart, open_login, p11, pin_text, pkcs11
 from tidegate.keys.store import (
     MAX_RANDOM_BYTES,
     AskPin,
@@ -135,6 +135,11 @@ class Pkcs11KeyStore:
         return self._capabilities
 
     def generate(self, name: str, spec: KeySpec) -> KeyInfo:
+        """Make a key; raise ``keys.key.exists``, ``keys.capability.missing``.
+
+        Tokens do not keep labels apart: should two processes make one name in the same moment, and the token show them
+        each other's key late, nobody uses it (``keys.store.malformed``) until one was removed with another tool.
+        """
         check_key_name(name)
         self.capabilities().require(spec)
         key_id = self._entropy.random_bytes(ID_BYTES)
@@ -274,7 +279,7 @@ class Pkcs11KeyStore:
         if not found:
             raise KeyMissing(f"no key {name!r} on {self._login.what}", key=name)
         if len(found) > 1:
-            raise StoreMalformed(f"{self._login.what} has {len(found)} keys called {name!r}", key=name)
+            raise StoreMalformed(f"{self._login.what} has {len(found)} keys called {name!r}; one has to go", key=name)
         return found[0]
 
     def prove(self, session: pkcs11.Session, key: TokenKey) -> PublicKey:
@@ -318,7 +323,7 @@ class Pkcs11KeyStore:
         with self._key_pin(key.label) as pin:
 
             def act(session: pkcs11.Session) -> bytes:
-                with contextlib.closing(session.token.open()) as apart:
+                with open_apart(session) as apart:
                     found = self.find(apart, key.label)
                     try:
                         return sign(found.handle, public_key.algorithm, message, pin_text(pin))
@@ -337,7 +342,9 @@ class Pkcs11KeyStore:
         names = [key.label for key in keys]
         infos = []
         for key in keys:
-            with contextlib.suppress(KeyNameInvalid, StoreMalformed, p11.KeyTypeInconsistent, p11.MechanismInvalid):
+            with contextlib.suppress(
+                KeyNameInvalid, StoreMalformed, p11.KeyTypeInconsistent, p11.MechanismInvalid, *_GONE
+            ):
                 check_key_name(key.label)
                 if names.count(key.label) == 1:
                     infos.append(key.info(self._public_half(session, key)))

@@ -13,7 +13,7 @@ from typing import Any
 from cryptography import x509
 
 from tidegate.keys.errors import CapabilityMissing
-from tidegate.keys.pkcs11_objects import Attribute, ObjectClass, Template, TokenKey, search
+from tidegate.keys.pkcs11_objects import Attribute, ObjectClass, Template, TokenKey, attributes_of, search
 from tidegate.keys.pkcs11_session import pkcs11
 
 _LEAF_HASH_BYTES = 12
@@ -54,7 +54,7 @@ def _objects(session: pkcs11.Session, key: TokenKey) -> list[tuple[Any, bytes, b
     """Return (object, identifier, DER) of every certificate that belongs to ``key``."""
     everything = []
     for handle in search(session, {Attribute.CLASS: ObjectClass.CERTIFICATE, Attribute.TOKEN: True}):
-        about = handle.get_attributes(_ABOUT)
+        about = attributes_of(handle, _ABOUT)
         everything.append((handle, about.get(Attribute.ID, b""), about.get(Attribute.VALUE, b"")))
     leaves = [hashlib.sha256(der).digest()[:_LEAF_HASH_BYTES] for _, id_, der in everything if id_ == key.key_id]
     return [

@@ -37,6 +37,7 @@ Template = dict[pkcs11.Attribute, Any]
 
 ID_BYTES = 16
 MAX_OBJECTS = 4096  # looked at in one search; a token that answers with more is not asked further
+_SEARCHES = 8  # in a row that other processes may disturb
 MAX_CANDIDATES = 8  # public halves tried for one private key: others may have been planted to cost time
 _CURVE_PARAMETERS = {  # CKA_EC_PARAMS: an object identifier, for Ed25519 also its name
     bytes.fromhex("06082a8648ce3d030107"): SignatureAlgorithm.ECDSA_P256,
@@ -109,9 +110,9 @@ def look_at_token(session: pkcs11.Session) -> Capabilities:
     hardware = bool(slot.flags & pkcs11.SlotFlag.HW_SLOT)
     algorithms = set()
     for algorithm, groups in _MECHANISMS.items():
-        if all(group & there for group in groups):
-            if algorithm not in _EC_BITS or _curve_fits(slot, _EC_BITS[algorithm]):
-                algorithms.add(algorithm)
+        fits = algorithm not in _EC_BITS or _curve_fits(slot, _EC_BITS[algorithm])
+        if fits and all(group & there for group in groups):
+            algorithms.add(algorithm)
     return Capabilities(
         provider="pkcs11",
         hardware=hardware,
@@ -144,6 +145,8 @@ def _asks_each_time(session: pkcs11.Session) -> bool:
 
 
 def _curve_fits(slot: pkcs11.Slot, bits: int) -> bool:
+    if Mechanism.ECDSA not in slot.get_mechanisms():
+        return False
     about = slot.get_mechanism_info(Mechanism.ECDSA)
     return (about.min_key_length or 0) <= bits <= (about.max_key_length or bits)
 
@@ -156,7 +159,7 @@ def find_token_keys(session: pkcs11.Session, label: str | None = None) -> list[T
         if label is not None:
             template[Attribute.LABEL] = label
         for handle in search(session, template):
-            about = handle.get_attributes(_ABOUT_KEY)
+            about = attributes_of(handle, _ABOUT_KEY)
             signs = kind is ObjectClass.PRIVATE_KEY and about.get(Attribute.SIGN)
             seals = (
                 about.get(Attribute.KEY_TYPE) == KeyType.AES
@@ -180,7 +183,21 @@ def find_token_keys(session: pkcs11.Session, label: str | None = None) -> list[T
 
 def search(session: pkcs11.Session, template: Template) -> list[Any]:
     """Return the objects that match, at most ``MAX_OBJECTS``; the search has ended when this returns."""
+    with contextlib.suppress(p11.RandomNoRNG, p11.FunctionNotSupported):
+        session.generate_random(8)  # fails cleanly for a lost session; a search leaves a half-open operation then
+    for _ in range(_SEARCHES - 1):
+        with contextlib.suppress(p11.ObjectHandleInvalid):  # another process destroyed one that was just found
+            return list(islice(session.get_objects(template), MAX_OBJECTS))
     return list(islice(session.get_objects(template), MAX_OBJECTS))
+
+
+def attributes_of(handle: Any, names: list[pkcs11.Attribute]) -> Template:
+    """Return those attributes that the object has; none if another process destroyed it since it was found."""
+    try:
+        found: Template = handle.get_attributes(names)
+    except p11.ObjectHandleInvalid:
+        return {}
+    return found
 
 
 def generate_key(session: pkcs11.Session, label: str, key_id: bytes, spec: KeySpec, *, store: bool = True) -> None:
@@ -311,12 +328,12 @@ def _candidates(session: pkcs11.Session, key: TokenKey) -> Iterator[PublicKey]:
     if key.user_auth:
         template[Attribute.PRIVATE] = True
     for handle in search(session, template):
-        public = _public_key(handle.get_attributes(_ABOUT_PUBLIC))
+        public = _public_key(attributes_of(handle, _ABOUT_PUBLIC))
         if public is not None:
             yield public
     if not key.user_auth:
         for handle in search(session, {Attribute.CLASS: ObjectClass.CERTIFICATE, Attribute.TOKEN: True, **same}):
-            public = _certified_key(handle.get_attributes([Attribute.VALUE]).get(Attribute.VALUE, b""))
+            public = _certified_key(attributes_of(handle, [Attribute.VALUE]).get(Attribute.VALUE, b""))
             if public is not None:
                 yield public
 

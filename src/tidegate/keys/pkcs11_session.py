@@ -42,7 +42,7 @@ except ImportError as missing:  # the extra is optional: a missing library is a 
     ) from missing
 from pkcs11._pkcs11 import lib as Library  # noqa: N812  # a class, in lower case there
 
-__all__ = ["Pkcs11Module", "TokenLogin", "load_module", "open_login", "p11", "pin_text", "pkcs11"]
+__all__ = ["Pkcs11Module", "TokenLogin", "load_module", "open_apart", "open_login", "p11", "pin_text", "pkcs11"]
 
 Result = TypeVar("Result")
 
@@ -98,6 +98,8 @@ class Pkcs11Module:
         try:
             self._library: Library = pkcs11.lib(str(path))
         except p11.PKCS11Error as error:
+            if "already initialized" in str(error):  # CKR_CRYPTOKI_ALREADY_INITIALIZED has no class of its own
+                raise ProviderFailed(f"other code in this process uses {path}", module=str(path)) from error
             raise ProviderAbsent(f"{path} does not load as a PKCS#11 module: {error}", module=str(path)) from error
 
     def refresh(self) -> None:
@@ -317,6 +319,11 @@ def open_login(
         login.connect(first=True, by_person=by_person)
         module.logins[token.label, token.serial] = login
         return login
+
+
+def open_apart(session: pkcs11.Session) -> contextlib.closing[pkcs11.Session]:
+    """Return another session on the same token, for one operation; it is logged in as ``session`` is."""
+    return contextlib.closing(session.token.open(attribute_mapper=_mapper()))
 
 
 def _matches(token: pkcs11.Token, label: str, serial: bytes | None) -> bool:

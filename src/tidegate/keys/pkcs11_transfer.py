@@ -51,7 +51,6 @@ _MAX_PKCS8_BYTES = 8192  # RSA with 4096 bits has 2.4 KiB
 _WRAP, _UNWRAP = pkcs11.MechanismFlag.WRAP, pkcs11.MechanismFlag.UNWRAP
 _KWP = Mechanism.AES_KEY_WRAP_PAD
 _OAEP = (Mechanism.SHA_1, pkcs11.MGF.SHA1, None)
-_SCALAR_HEAD = b"\x02\x01\x01\x04"  # of an ECPrivateKey (RFC 5915): version 1, then the octets of the scalar
 _CANNOT_WRAP = (p11.KeyNotWrappable, p11.KeyUnextractable, p11.KeyTypeInconsistent, p11.MechanismInvalid)
 
 
@@ -111,7 +110,7 @@ def export_pkcs8(session: pkcs11.Session, key: TokenKey, public: PublicKey, wrap
         raw = aes_key_unwrap_with_padding(bytes(wrapping.view()), wrapped)
     except InvalidUnwrap as error:
         raise ProviderFailed(f"the token wrapped key {key.label!r} in another form") from error
-    exported = _load_exported(raw, public)
+    exported = _load_exported(raw)
     if exported is None or _public_of(exported) != public:
         raise ProviderFailed(f"the token gave out another key than {key.label!r}", key=key.label)
     return Secret(_pkcs8(exported))
@@ -280,17 +279,14 @@ def _wrap(wrapping: Any, key: TokenKey) -> bytes:
         raise NotExportable(f"the token does not wrap key {key.label!r}", key=key.label) from error
 
 
-def _load_exported(raw: bytes, public: PublicKey) -> Any:
-    """Return the key that the token wrapped; SoftHSM leaves the public half out of elliptic ones."""
+def _load_exported(raw: bytes) -> Any:
+    """Return the key that the token wrapped, or none; SoftHSM adds zeros up to a whole block behind the DER."""
+    head = 4 if raw[1:2] == b"\x82" else 3 if raw[1:2] == b"\x81" else 2
+    size = head + (int.from_bytes(raw[2:head], "big") if head > 2 else int.from_bytes(raw[1:2], "big"))
+    if any(raw[size:]):
+        return None
     with contextlib.suppress(ValueError, TypeError, UnsupportedAlgorithm):
-        return serialization.load_der_private_key(raw, password=None)
-    if public.algorithm in (SignatureAlgorithm.ECDSA_P256, SignatureAlgorithm.ECDSA_P384):
-        curve, _, size = curve_of(public.algorithm)
-        start = raw.find(_SCALAR_HEAD) + len(_SCALAR_HEAD)
-        length = raw[start] if start < len(raw) else 0
-        if 0 < length <= size:
-            with contextlib.suppress(ValueError):
-                return ec.derive_private_key(int.from_bytes(raw[start + 1 : start + 1 + length], "big"), curve)
+        return serialization.load_der_private_key(raw[:size], password=None)
     return None
 
 
