@@ -32,5 +32,15 @@ class TokenToolFailed(Fault):
     advice = "Read the tool's message; the folder of the tokens has to be writable and new."
 
 
+class ConformanceFailed(Fault):
+    code = "testing.conformance.failed"
+    advice = "The provider does not do what keys/store.py promises: mend it, or say by its capabilities that it cannot."
+
+
 class PowerCut(BaseException):
     """The simulated power went away. No ``TidegateError``: code that runs on a device must not be able to handle it."""
+
+
+class SwTpmFailed(Fault):
+    code = "testing.swtpm.failed"
+    advice = "Read the program's log in the message; the Debian package swtpm has the TPM that tests use."

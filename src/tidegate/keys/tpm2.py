@@ -1,0 +1,525 @@
+"""The TPM provider: keys born in a TPM 2.0, wrapped by it, their files in a folder.
+
+Touches: the folder (mode 700, files 600, both checked at every use) and the TPM. Read ``Tpm2KeyStore`` first.
+Bytes, templates, NV indices and limits: docs/formats/tpm2.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tidegate.base.clock import Entropy, SystemEntropy
+from tidegate.crypto.aead import KEY_BYTES, NONCE_BYTES, Secret, open_aes256gcm, seal_aes256gcm
+from tidegate.crypto.errors import AeadFailed, SignatureInvalid
+from tidegate.crypto.signing import PublicKey, SignatureAlgorithm
+from tidegate.keys.attest import MAX_NONCE_BYTES, MIN_NONCE_BYTES
+from tidegate.keys.errors import (
+    CapabilityMissing,
+    KeyExists,
+    KeyMissing,
+    KeyNameInvalid,
+    KeyPurposeWrong,
+    NotExportable,
+    PinMissing,
+    PinRefused,
+    SealedMalformed,
+    StoreClosed,
+)
+from tidegate.keys.store import (
+    MAX_RANDOM_BYTES,
+    AskPin,
+    Capabilities,
+    KeyInfo,
+    KeyPurpose,
+    KeySpec,
+    Quote,
+    check_chain,
+    check_key_name,
+)
+from tidegate.keys.tpm2_commands import (
+    Use,
+    algorithms_of,
+    check_digest,
+    check_pcrs,
+    command_quote,
+    command_sign,
+    extend_pcr,
+    quote_with_values,
+    require_registers,
+    selection,
+)
+from tidegate.keys.tpm2_counter import Counter
+from tidegate.keys.tpm2_device import (
+    RC_AUTH_FAIL,
+    RC_BAD_AUTH,
+    RC_NV_DEFINED,
+    RC_PCR_CHANGED,
+    RC_POLICY_FAIL,
+    RC_VALUE,
+    Chip,
+    is_handle_name,
+    refused,
+    response_code,
+    tpm_at,
+    tss,
+)
+from tidegate.keys.tpm2_files import (
+    PERSISTENT_HANDLES,
+    RH_OWNER,
+    KeyRecord,
+    StoreRecord,
+    WrappedKey,
+    check_key,
+    encode_template,
+    parse_public_area,
+    policy_digest,
+    spec_of,
+)
+from tidegate.keys.tpm2_folder import Tpm2Folder
+from tidegate.keys.uri import KeyUri, read_pin
+
+T = TypeVar("T")
+DEFAULT_TCTI = "device:/dev/tpmrm0"
+SRK_HANDLE = 0x81000001  # where provisioned platforms keep the storage key (TCG TPM 2.0 Provisioning Guidance)
+MAX_PIN_BYTES = 32  # an authorisation value is no longer than the name's hash
+_RANDOM_BYTES = 32  # what every TPM gives in one answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tpm2Pins:
+    """Where PINs come from: a key's (asked with a description), the owner's, the storage key's; ``None``: empty."""
+
+    key: Callable[[str], Secret] | None = None
+    owner: Callable[[], Secret] | None = None
+    parent: Callable[[], Secret] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Key:
+    """A key of the folder, or (without ``wrapped``) one that lives in the TPM alone."""
+
+    record: KeyRecord
+    info: KeyInfo
+    name: bytes
+    wrapped: WrappedKey | None
+
+
+class Tpm2Signer:
+    """Signs with a key inside the TPM; the message is hashed here, the TPM sees its digest."""
+
+    def __init__(self, public_key: PublicKey, sign: Callable[[bytes], bytes]) -> None:
+        self._public_key = public_key
+        self._sign = sign
+
+    @property
+    def public_key(self) -> PublicKey:
+        return self._public_key
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the raw signature over ``message``; raises ``keys.pcr.mismatch``, ``keys.pin.*``."""
+        return self._sign(message)
+
+
+class Tpm2KeyStore:
+    """A ``KeyStore`` in a folder whose private keys only one TPM can use.
+
+    Signing and attesting keys never leave the TPM in the clear. A sealing key is an AES-256 key that the TPM keeps
+    wrapped: to seal or unseal, the TPM gives it out (encrypted on the bus, after its PCR policy and PIN hold), it is
+    used here for one operation and wiped. So what a sealing key protects is out of reach while the policy does not
+    hold; somebody who reads this process's memory in that moment has that key. Opening proves that the TPM is the one
+    the folder was made with (``keys.unlock.refused``).
+    """
+
+    def __init__(
+        self, folder: Path, tcti: str, *, pins: Tpm2Pins | None = None, entropy: Entropy | None = None
+    ) -> None:
+        self._folder = Tpm2Folder(folder)
+        self._pins = pins or Tpm2Pins()
+        self._entropy = entropy or SystemEntropy()
+        self._closed = False
+        self._tpm = tpm_at(tcti)
+        self._guess_key = self._entropy.random_bytes(KEY_BYTES)
+        self._guesses: set[bytes] = set()
+        self._store = self._folder.store()
+        self._capabilities = self._run(self._open)
+
+    @classmethod
+    def create(cls, folder: Path, tcti: str, *, pins: Tpm2Pins | None = None) -> Tpm2KeyStore:
+        """Make an empty store; the persistent storage key at 0x81000001 is its root if there is one.
+
+        Else it is the standard ECC storage key of the owner hierarchy, made again whenever it is needed.
+        """
+        place, owner = Tpm2Folder.create(folder), (pins or Tpm2Pins()).owner
+
+        def choose(chip: Chip) -> StoreRecord:
+            handle = chip.persistent(SRK_HANDLE)
+            if handle is not None:
+                return StoreRecord(parent=SRK_HANDLE, parent_name=chip.name(handle))
+            return StoreRecord(parent=RH_OWNER, parent_name=chip.name(chip.create_primary()))
+
+        place.write_store(tpm_at(tcti).run(choose, owner=owner))
+        return cls(folder, tcti, pins=pins)
+
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    def generate(self, name: str, spec: KeySpec) -> KeyInfo:
+        if is_handle_name(check_key_name(name)):
+            raise KeyNameInvalid(f"{name!r} names a persistent handle; give the key another name, then persist it")
+        self._capabilities.require(spec)
+        self._refuse_existing(name)
+        pin = self._ask(name, "the new PIN") if spec.policy.user_auth else None
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._folder.lock())
+            if pin is not None:
+                held.enter_context(pin)
+            self._refuse_existing(name)
+            key = self._run(lambda chip: self._create(chip, name, spec, pin))
+            if key.wrapped is not None:
+                self._folder.add(key.record, key.wrapped)
+        return key.info
+
+    def list_keys(self) -> list[KeyInfo]:
+        """Return every key of the folder, by name; ``public_key`` alone asks the TPM whether it is its own."""
+        self._require_open()
+        return [self._key(name).info for name in self._folder.names()]
+
+    def public_key(self, name: str) -> PublicKey:
+        """Return the public half, after the TPM loaded the private half that belongs to it."""
+        key = self._key(name)
+        if key.info.public_key is None:
+            raise KeyPurposeWrong(f"key {name!r} seals; it has no public half", key=name)
+        self._run(lambda chip: self._load(chip, key))
+        return key.info.public_key
+
+    def signer(self, name: str) -> Tpm2Signer:
+        key = self._key(name, KeyPurpose.SIGN)
+        algorithm = key.record.spec.algorithm
+        if algorithm is None:
+            raise KeyPurposeWrong(f"key {name!r} does not sign", key=name)
+
+        def sign(message: bytes) -> bytes:
+            return self._operate(name, KeyPurpose.SIGN, lambda chip, use: command_sign(chip, use, algorithm, message))
+
+        return Tpm2Signer(self.public_key(name), sign)
+
+    def seal(self, name: str, secret: bytes | memoryview, context: bytes) -> bytes:
+        nonce = self._entropy.random_bytes(NONCE_BYTES)
+        with self._sealing_key(name) as key:
+            return nonce + seal_aes256gcm(key.view(), nonce, secret, context)
+
+    def unseal(self, name: str, sealed: bytes, context: bytes) -> Secret:
+        with self._sealing_key(name) as key:
+            try:
+                return Secret(open_aes256gcm(key.view(), sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], context))
+            except AeadFailed as error:
+                raise SealedMalformed(f"key {name!r} does not open these bytes", key=name) from error
+
+    def counter_read(self, name: str) -> int:
+        check_key_name(name)
+        return self._run(lambda chip: Counter(chip, name).read(self._folder.counter(name)))
+
+    def counter_increment(self, name: str) -> int:
+        """Add one and return the count; the first time of a counter needs the owner's authorisation."""
+        check_key_name(name)
+        with self._folder.lock():
+            known = self._folder.counter(name)
+
+            def work(chip: Chip) -> tuple[int, Any]:
+                Counter(chip, name).read(known)
+                return Counter(chip, name).increment()
+
+            value, record = self._run(work, once=True)
+            if record != known:
+                self._folder.write_counter(name, record)
+        return value
+
+    def random(self, count: int) -> bytes:
+        """Return 1 to 4096 bytes from the TPM's generator."""
+        if not 1 <= count <= MAX_RANDOM_BYTES:
+            raise CapabilityMissing(f"1 to {MAX_RANDOM_BYTES} random bytes come at once", provider="tpm2")
+
+        def work(chip: Chip) -> bytes:
+            got = b""
+            while len(got) < count:
+                got += bytes(chip.esys.get_random(min(_RANDOM_BYTES, count - len(got))))
+            return got
+
+        return self._run(work)
+
+    def quote(self, name: str, nonce: bytes, pcrs: frozenset[int]) -> Quote:
+        if not MIN_NONCE_BYTES <= len(nonce) <= MAX_NONCE_BYTES:
+            raise CapabilityMissing(f"a nonce has {MIN_NONCE_BYTES} to {MAX_NONCE_BYTES} bytes", key=name)
+        check_pcrs(pcrs)
+        key = self._key(name, KeyPurpose.ATTEST).info.public_key
+        if key is None:
+            raise KeyPurposeWrong(f"key {name!r} does not attest", key=name)
+        return self._operate(name, KeyPurpose.ATTEST, lambda chip, use: quote_with_values(chip, use, key, nonce, pcrs))
+
+    def pcr_values(self, pcrs: frozenset[int]) -> dict[int, bytes]:
+        """Return what the registers (SHA-256 bank) hold now."""
+        check_pcrs(pcrs)
+        return self._run(lambda chip: chip.pcr_values(pcrs))
+
+    def extend(self, pcr: int, digest: bytes) -> None:
+        """Extend a register of the SHA-256 bank by a digest of 32 bytes; the others banks stay as they are."""
+        check_pcrs(frozenset({pcr}))
+        check_digest(digest)
+        self._run(lambda chip: extend_pcr(chip, pcr, digest), once=True)
+
+    def keep_certificates(self, name: str, chain: Sequence[bytes]) -> None:
+        self._require_open()
+        kept = check_chain(chain)
+        with self._folder.lock():
+            record, _ = self._folder.key(name)
+            self._folder.replace(replace(record, certificates=kept))
+
+    def certificates(self, name: str) -> tuple[bytes, ...]:
+        return self._key(name).record.certificates
+
+    def export_key(self, name: str) -> Secret:
+        self._key(name)
+        raise NotExportable(f"key {name!r} was born in the TPM and cannot leave it", key=name)
+
+    def import_key(self, name: str, pkcs8: bytes | memoryview, spec: KeySpec) -> KeyInfo:  # noqa: ARG002  # the protocol's form
+        raise CapabilityMissing("a TPM store takes only keys that were born in the TPM", key=name)
+
+    def persist(self, name: str, handle: int) -> None:
+        """Keep the key in the TPM itself, at ``handle`` (0x81000000 to 0x817fffff), so that it needs no loading.
+
+        Raises ``keys.key.exists`` if another key is there. Needs the owner's authorisation.
+        """
+        if handle not in PERSISTENT_HANDLES or handle == SRK_HANDLE:
+            raise KeyNameInvalid(f"0x{handle:x} is no persistent handle for a key", key=name)
+        with self._folder.lock():
+            key = self._key(name)
+            if key.record.handle not in (None, handle):
+                raise KeyExists(f"key {name!r} is persistent at 0x{key.record.handle:x} already", key=name)
+            self._run(lambda chip: self._persist(chip, key, handle))
+            self._folder.replace(replace(key.record, handle=handle))
+
+    def destroy(self, name: str) -> None:
+        """Remove the key's files, and the key from the TPM if it was persistent.
+
+        Whoever kept a copy of the files and has this very TPM can put them back: a wrapped key is valid for as long as
+        the owner's storage seed is (``tpm2_clear`` ends all of them).
+        """
+        self._require_open()
+        with self._folder.lock():
+            if is_handle_name(check_key_name(name)) or self._folder.has(name):
+                with contextlib.suppress(KeyMissing):  # its TSS2 file went before the power did
+                    key = self._key(name)
+                    self._run(lambda chip: self._evict(chip, key))
+                    if key.wrapped is not None:
+                        self._tpm.forget(key.wrapped)
+                self._folder.remove(name)
+                return
+        raise KeyMissing(f"no key {name!r} in {self._folder.path}", key=name)
+
+    def close(self) -> None:
+        """Close the connection; every later use raises ``keys.store.closed``."""
+        if not self._closed:
+            self._closed = True
+            self._tpm.disconnect()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StoreClosed(f"the key store {self._folder.path} was closed", path=str(self._folder.path))
+
+    def _refuse_existing(self, name: str) -> None:
+        self._require_open()
+        if self._folder.has(name):
+            raise KeyExists(f"there is a key {name!r} already", key=name)
+
+    def _run(self, work: Callable[[Chip], T], *, once: bool = False) -> T:
+        self._require_open()
+        return self._tpm.run(work, once=once, owner=self._pins.owner)
+
+    def _primary(self, chip: Chip) -> Any:
+        return chip.primary(self._store, self._pins.parent)
+
+    def _open(self, chip: Chip) -> Capabilities:
+        self._primary(chip)
+        return Capabilities(
+            provider="tpm2",
+            hardware=True,
+            algorithms=algorithms_of(chip),
+            can_seal=True,
+            can_count=True,
+            counter_resists_rollback=True,
+            can_quote=True,
+            can_bind_pcrs=True,
+            can_user_auth=True,
+            can_keep_certificates=True,
+        )
+
+    def _key(self, name: str, purpose: KeyPurpose | None = None) -> _Key:
+        """Return a key by name or by persistent handle; raise ``keys.key.purpose`` for one of another purpose."""
+        self._require_open()
+        if is_handle_name(check_key_name(name)):
+            key = self._run(lambda chip: self._foreign(chip, name))
+        else:
+            record, wrapped = self._folder.key(name)
+            info = check_key(record, wrapped)
+            key = _Key(record=record, info=info, name=wrapped.name, wrapped=wrapped)
+        if purpose not in (None, key.record.spec.purpose):
+            raise KeyPurposeWrong(f"key {name!r} is for {key.record.spec.purpose.value}", key=name)
+        return key
+
+    def _foreign(self, chip: Chip, name: str) -> _Key:
+        """Return a key that somebody else (the TPM's or the device's maker) put at a persistent handle."""
+        number = int(name, 16)
+        handle = chip.persistent(number)
+        if handle is None:
+            raise KeyMissing(f"the TPM has no key at {name}", key=name)
+        public = bytes(chip.esys.read_public(handle)[0].publicArea.marshal())
+        record = KeyRecord(name=name, spec=spec_of(public), handle=number)
+        wrapped = WrappedKey(parent=RH_OWNER, public=public, private=b"", user_auth=record.spec.policy.user_auth)
+        info = KeyInfo(name=name, spec=record.spec, public_key=parse_public_area(public).public_key)
+        return _Key(record=record, info=info, name=wrapped.name, wrapped=None)
+
+    def _create(self, chip: Chip, name: str, spec: KeySpec, pin: Secret | None) -> _Key:
+        values = chip.pcr_values(spec.policy.pcrs)
+        template = encode_template(spec, policy_digest(values, user_auth=spec.policy.user_auth))
+        data = Secret(self._entropy.random_bytes(KEY_BYTES)) if spec.purpose is KeyPurpose.SEAL else None
+        with data or contextlib.nullcontext():
+            public, private = chip.create(self._primary(chip), template, auth=pin, data=data)
+        wrapped = WrappedKey(parent=self._store.parent, public=public, private=private, user_auth=spec.policy.user_auth)
+        record = KeyRecord(name=name, spec=spec, pcrs=values)
+        key = _Key(record=record, info=check_key(record, wrapped), name=wrapped.name, wrapped=wrapped)
+        if spec.algorithm is SignatureAlgorithm.RSA_PSS:
+            self._try_rsa(chip, key, pin)
+        return key
+
+    def _try_rsa(self, chip: Chip, key: _Key, pin: Secret | None) -> None:
+        """Raise ``keys.capability.missing`` if the TPM salts RSA-PSS otherwise than TLS 1.3 and COSE want it."""
+        use, message = self._use(chip, key, pin), b"salt"
+        public = key.info.public_key
+        try:
+            if public is not None and key.record.spec.purpose is KeyPurpose.SIGN:
+                public.verify(command_sign(chip, use, public.algorithm, message), message)
+            elif public is not None:
+                attest, signature = command_quote(chip, use, bytes(8), frozenset({0}))
+                public.verify(signature, attest)
+        except SignatureInvalid as error:
+            raise CapabilityMissing("this TPM's RSA-PSS salt has not 32 bytes", provider="tpm2") from error
+
+    def _load(self, chip: Chip, key: _Key) -> Any:
+        """Return the key's handle: the persistent one if it holds this very key, else the loaded file's."""
+        if key.record.handle is not None:
+            handle = chip.persistent(key.record.handle)
+            if handle is not None and chip.name(handle) == key.name:
+                return handle
+        if key.wrapped is None:
+            raise KeyMissing(f"the TPM has no key at {key.record.name}", key=key.record.name)
+        return chip.load(key.wrapped, lambda: self._primary(chip))
+
+    def _use(self, chip: Chip, key: _Key, pin: Secret | None, *, private: bool = False) -> Use:
+        """Return the key loaded, and a session that satisfies its policy and carries its PIN."""
+        handle, record = self._load(chip, key), key.record
+        if pin is not None:
+            chip.esys.tr_set_auth(handle, bytes(pin.view()))
+        salt = self._primary(chip) if private or pin is not None else None
+        if not record.pcrs:
+            session = tss.ESYS_TR.PASSWORD if salt is None else chip.session(salt, private=private)
+            return Use(handle=handle, session=session)
+        session = chip.session(salt, policy=True, private=private)
+        values = hashlib.sha256(b"".join(record.pcrs[pcr] for pcr in sorted(record.pcrs))).digest()
+        chip.esys.policy_pcr(session, values, selection(record.pcrs))
+        if pin is not None:
+            chip.esys.policy_auth_value(session)
+        return Use(handle=handle, session=session)
+
+    def _operate(self, name: str, purpose: KeyPurpose, work: Callable[[Chip, Use], T], *, private: bool = False) -> T:
+        """Return ``work`` done with the key; what the TPM refuses is told as the PIN's or the registers' fault."""
+        key = self._key(name, purpose)
+        pin = self._pin(key)
+
+        def within(chip: Chip) -> T:
+            with self._told(chip, key, pin):
+                return work(chip, self._use(chip, key, pin, private=private))
+
+        with pin or contextlib.nullcontext():
+            return self._run(within, once=pin is not None)
+
+    @contextlib.contextmanager
+    def _told(self, chip: Chip, key: _Key, pin: Secret | None) -> Iterator[None]:
+        try:
+            yield
+        except tss.TSS2_Exception as error:
+            code = response_code(error)
+            if key.record.pcrs and code in (RC_VALUE, RC_POLICY_FAIL, RC_PCR_CHANGED):
+                require_registers(key.record.name, key.record.pcrs, chip.pcr_values(frozenset(key.record.pcrs)))
+            if pin is not None and code in (RC_AUTH_FAIL, RC_BAD_AUTH):
+                self._guesses.add(self._guess(key, pin))
+                raise refused(chip, key.record.name) from error
+            raise
+
+    def _pin(self, key: _Key) -> Secret | None:
+        """Return the key's PIN; one that the TPM refused is not sent again, each try counts against the lockout."""
+        if not key.record.spec.policy.user_auth:
+            return None
+        pin = self._ask(key.record.name, "the PIN")
+        if self._guess(key, pin) in self._guesses:
+            raise PinRefused(f"the TPM refused this PIN of key {key.record.name!r} before", key=key.record.name)
+        return pin
+
+    def _guess(self, key: _Key, pin: Secret) -> bytes:
+        return hmac.digest(self._guess_key, key.name + bytes(pin.view()), "sha256")
+
+    def _ask(self, name: str, what: str) -> Secret:
+        if self._pins.key is None:
+            raise PinMissing(f"nothing says where {what} of key {name!r} comes from", key=name)
+        pin = self._pins.key(f"{what} of TPM key {name}")
+        if not 0 < len(pin) <= MAX_PIN_BYTES or pin.view()[-1] == 0:
+            raise PinRefused(f"a PIN of a TPM key has 1 to {MAX_PIN_BYTES} bytes, the last not zero", key=name)
+        return pin
+
+    def _sealing_key(self, name: str) -> Secret:
+        return self._operate(
+            name,
+            KeyPurpose.SEAL,
+            lambda chip, use: Secret(bytes(chip.esys.unseal(use.handle, session1=use.session))),
+            private=True,
+        )
+
+    def _persist(self, chip: Chip, key: _Key, handle: int) -> None:
+        loaded = chip.load(key.wrapped, lambda: self._primary(chip)) if key.wrapped else None
+        if loaded is None:
+            raise KeyExists(f"key {key.record.name} is persistent already", key=key.record.name)
+        try:
+            chip.esys.evict_control(tss.ESYS_TR.OWNER, loaded, handle, session1=chip.owner_session())
+        except tss.TSS2_Exception as error:
+            there = chip.persistent(handle) if response_code(error) == RC_NV_DEFINED else None
+            if there is None:
+                raise
+            if chip.name(there) != key.name:
+                raise KeyExists(f"another key is persistent at 0x{handle:x}", key=key.record.name) from error
+
+    def _evict(self, chip: Chip, key: _Key) -> None:
+        there = None if key.record.handle is None else chip.persistent(key.record.handle)
+        if there is not None and key.record.handle is not None and chip.name(there) == key.name:
+            session = chip.owner_session()
+            chip.esys.evict_control(tss.ESYS_TR.OWNER, there, key.record.handle, session1=session)
+
+
+def open_uri(uri: KeyUri, *, create: bool, ask: AskPin | None) -> Tpm2KeyStore:
+    """Return the store of a ``tpm2:`` URI; raise ``keys.token.missing``, ``keys.unlock.refused``, ``keys.pin.*``."""
+
+    def source(option: str, what: str) -> Callable[[], Secret] | None:
+        chosen = uri.options.get(option)
+        return None if chosen is None else lambda: read_pin(chosen, ask, what)
+
+    pins = Tpm2Pins(
+        key=lambda what: read_pin(uri.options.get("key-pin-source"), ask, what),
+        owner=source("owner-auth-source", "the owner's authorisation of the TPM"),
+        parent=source("auth-source", "the authorisation of the TPM's storage key"),
+    )
+    tcti, folder = uri.options.get("tcti", DEFAULT_TCTI), Path(uri.location)
+    return Tpm2KeyStore.create(folder, tcti, pins=pins) if create else Tpm2KeyStore(folder, tcti, pins=pins)

@@ -1,0 +1,434 @@
+"""What a TPM store's folder holds and what a key's public area says: bytes to values and back, nothing else.
+
+A TSS2 PRIVATE KEY file (the ASN.1 of draft-bottomley-tpm2-keys) is accepted if it encodes to the same bytes again; a
+public area (TPM 2.0 Part 2, §12.2.4) if it is exactly what this provider makes for the purpose in the key's record.
+Bytes: docs/formats/tpm2.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tidegate.base.errors import Rejected
+from tidegate.crypto import cbor
+from tidegate.crypto.errors import CborLimit, CborMalformed
+from tidegate.crypto.signing import RSA_EXPONENT, RSA_GENERATED_BITS, PublicKey, SignatureAlgorithm, parse_public_key
+from tidegate.keys.errors import StoreMalformed
+from tidegate.keys.store import (
+    MAX_CERTIFICATE_BYTES,
+    MAX_CERTIFICATES,
+    MAX_PCR,
+    KeyInfo,
+    KeyPolicy,
+    KeyPurpose,
+    KeySpec,
+)
+
+MAX_PEM_BYTES = 4096  # an RSA-4096 key has 2.2 KiB
+MAX_RECORD_BYTES = MAX_CERTIFICATES * (MAX_CERTIFICATE_BYTES + 8) + 4096
+RH_OWNER = 0x40000001
+PERSISTENT_HANDLES = range(0x81000000, 0x81800000)  # the owner's half (TPM 2.0 Part 2, §7.4)
+COUNTER_INDICES = range(0x01500000, 0x01510000)
+PCR_BYTES = 32
+NAME_BYTES = 34
+_STORE, _KEY, _COUNTER = "tidegate.tpm2.v1", "tidegate.tpm2.key.v1", "tidegate.tpm2.counter.v1"
+
+_ALG_RSA, _ALG_KEYEDHASH, _ALG_ECC, _ALG_NULL = 0x0001, 0x0008, 0x0023, 0x0010
+ALG_SHA256, ALG_SHA384, ALG_RSAPSS, ALG_ECDSA = 0x000B, 0x000C, 0x0016, 0x0018
+_FIXED_TPM, _FIXED_PARENT, _ORIGIN, _USER_WITH_AUTH = 1 << 1, 1 << 4, 1 << 5, 1 << 6
+_NO_DA, _RESTRICTED, _DECRYPT, _SIGN = 1 << 10, 1 << 16, 1 << 17, 1 << 18
+# algorithm -> curve (TPM_ECC_CURVE), hash, bytes of a coordinate
+ECC = {
+    SignatureAlgorithm.ECDSA_P256: (0x0003, ALG_SHA256, 32),
+    SignatureAlgorithm.ECDSA_P384: (0x0004, ALG_SHA384, 48),
+}
+_CC_POLICY_AUTH_VALUE, _CC_POLICY_PCR = 0x16B, 0x17F
+
+_OID = bytes.fromhex("06066781050a0103")  # 2.23.133.10.1.3, a loadable key
+_EMPTY_AUTH, _ASKS = bytes.fromhex("a0030101ff"), bytes.fromhex("a003010100")  # emptyAuth [0] TRUE, FALSE
+_PEM_HEAD, _PEM_FOOT = b"-----BEGIN TSS2 PRIVATE KEY-----\n", b"-----END TSS2 PRIVATE KEY-----\n"
+
+
+def _u16(number: int) -> bytes:
+    return number.to_bytes(2, "big")
+
+
+def _sized(data: bytes) -> bytes:
+    return _u16(len(data)) + data
+
+
+# The storage primary: the ECC template that tpm2-tss, tpm2-openssl and the TSS2 PEM form agree on (P-256, AES-128-CFB,
+# no authorisation, no unique bytes); the same seed gives the same key whenever it is made again.
+PRIMARY_TEMPLATE = (
+    _u16(_ALG_ECC)
+    + _u16(ALG_SHA256)
+    + (_FIXED_TPM | _FIXED_PARENT | _ORIGIN | _USER_WITH_AUTH | _NO_DA | _RESTRICTED | _DECRYPT).to_bytes(4, "big")
+    + _sized(b"")
+    + _u16(0x0006)  # AES
+    + _u16(128)
+    + _u16(0x0043)  # CFB
+    + _u16(_ALG_NULL)
+    + _u16(0x0003)  # P-256
+    + _u16(_ALG_NULL)
+    + _sized(b"")
+    + _sized(b"")
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreRecord:
+    """Which key wraps the others: its handle (or the owner hierarchy), and its name so that no other passes for it."""
+
+    parent: int
+    parent_name: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRecord:
+    """What the folder says about a key besides its TSS2 file; ``pcrs`` are the values at birth."""
+
+    name: str
+    spec: KeySpec
+    pcrs: dict[int, bytes] = field(default_factory=dict)
+    handle: int | None = None
+    certificates: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrappedKey:
+    """A key as the TPM gives it out: public area, wrapped private area (without their size fields), its parent."""
+
+    parent: int
+    public: bytes
+    private: bytes
+    user_auth: bool = False
+
+    @property
+    def name(self) -> bytes:
+        """Return the object's name, by which the TPM and we know that it is this key."""
+        return object_name(self.public)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicArea:
+    """What a public area says."""
+
+    attributes: int
+    auth_policy: bytes
+    purpose: KeyPurpose
+    public_key: PublicKey | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CounterRecord:
+    """Where a counter lies and the raw count that stands for 0."""
+
+    index: int
+    base: int
+
+
+def object_name(public: bytes) -> bytes:
+    """Return the name of the object with this public area."""
+    return _u16(ALG_SHA256) + hashlib.sha256(public).digest()
+
+
+def encode_pcr_selection(pcrs: frozenset[int]) -> bytes:
+    """Return the TPML_PCR_SELECTION of registers of the SHA-256 bank."""
+    bits = sum(1 << pcr for pcr in pcrs)
+    return (1).to_bytes(4, "big") + _u16(ALG_SHA256) + b"\x03" + bits.to_bytes(3, "little")
+
+
+def policy_digest(pcrs: Mapping[int, bytes], *, user_auth: bool) -> bytes:
+    """Return the authPolicy of a key: empty without PCRs, else PolicyPCR and, with a PIN, PolicyAuthValue."""
+    if not pcrs:
+        return b""
+    values = hashlib.sha256(b"".join(pcrs[pcr] for pcr in sorted(pcrs))).digest()
+    code = _CC_POLICY_PCR.to_bytes(4, "big")
+    digest = hashlib.sha256(bytes(32) + code + encode_pcr_selection(frozenset(pcrs)) + values).digest()
+    if user_auth:
+        digest = hashlib.sha256(digest + _CC_POLICY_AUTH_VALUE.to_bytes(4, "big")).digest()
+    return digest
+
+
+def encode_template(spec: KeySpec, auth_policy: bytes) -> bytes:
+    """Return the TPMT_PUBLIC that makes a key of ``spec``; its unique field is empty."""
+    attest = spec.purpose is KeyPurpose.ATTEST
+    if spec.algorithm is None:
+        return _head(_ALG_KEYEDHASH, spec, auth_policy) + _u16(_ALG_NULL) + _sized(b"")
+    if spec.algorithm is SignatureAlgorithm.RSA_PSS:
+        scheme = _u16(ALG_RSAPSS) + _u16(ALG_SHA256) if attest else _u16(_ALG_NULL)
+        size = _u16(RSA_GENERATED_BITS) + (0).to_bytes(4, "big")  # exponent 0 is 65537
+        return _head(_ALG_RSA, spec, auth_policy) + _u16(_ALG_NULL) + scheme + size + _sized(b"")
+    curve, digest, _ = ECC[spec.algorithm]
+    scheme = _u16(ALG_ECDSA) + _u16(digest) if attest else _u16(_ALG_NULL)
+    middle = _u16(_ALG_NULL) + scheme + _u16(curve) + _u16(_ALG_NULL)
+    return _head(_ALG_ECC, spec, auth_policy) + middle + _sized(b"") + _sized(b"")
+
+
+def _head(kind: int, spec: KeySpec, auth_policy: bytes) -> bytes:
+    return _u16(kind) + _u16(ALG_SHA256) + _attributes(spec).to_bytes(4, "big") + _sized(auth_policy)
+
+
+def _attributes(spec: KeySpec) -> int:
+    bits = _FIXED_TPM | _FIXED_PARENT
+    if spec.purpose is not KeyPurpose.SEAL:
+        bits |= _ORIGIN | _SIGN  # a sealed secret comes from outside, of a key the TPM may say that it made it
+    if spec.purpose is KeyPurpose.ATTEST:
+        bits |= _RESTRICTED
+    if not spec.policy.pcrs:
+        bits |= _USER_WITH_AUTH  # with PCRs the policy is the only way in
+    if not spec.policy.user_auth:
+        bits |= _NO_DA  # no PIN to guess, and it goes on working while other keys are locked
+    return bits
+
+
+class _Reader:
+    """A position in a public area."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+        self._position = 0
+
+    def take(self, count: int) -> bytes:
+        piece = self._raw[self._position : self._position + count]
+        if len(piece) != count:
+            raise StoreMalformed("a TPM public area ends early")
+        self._position += count
+        return piece
+
+    def number(self, width: int = 2) -> int:
+        return int.from_bytes(self.take(width), "big")
+
+    def sized(self) -> bytes:
+        return self.take(self.number())
+
+    def end(self) -> None:
+        if self._position != len(self._raw):
+            raise StoreMalformed("a TPM public area has bytes behind its end")
+
+
+def parse_public_area(raw: bytes) -> PublicArea:
+    """Return what a TPMT_PUBLIC says, or raise ``keys.store.malformed`` for one that no key of ours has."""
+    reader = _Reader(raw)
+    kind, name_algorithm, attributes = reader.number(), reader.number(), reader.number(4)
+    auth_policy = reader.sized()
+    if name_algorithm != ALG_SHA256 or len(auth_policy) not in (0, 32):
+        raise StoreMalformed("a TPM public area is of a form that is not ours")
+    public = None if kind == _ALG_KEYEDHASH else _parse_asymmetric(kind, reader)
+    if kind == _ALG_KEYEDHASH:
+        if reader.number() != _ALG_NULL or len(reader.sized()) != 32:
+            raise StoreMalformed("a sealed object is of a form that is not ours")
+        purpose = KeyPurpose.SEAL
+    else:
+        purpose = KeyPurpose.ATTEST if attributes & _RESTRICTED else KeyPurpose.SIGN
+    reader.end()
+    return PublicArea(attributes=attributes, auth_policy=auth_policy, purpose=purpose, public_key=public)
+
+
+def _parse_asymmetric(kind: int, reader: _Reader) -> PublicKey:
+    if reader.number() != _ALG_NULL:
+        raise StoreMalformed("a TPM key for storage is no key of ours")
+    scheme = reader.number()
+    if scheme in (ALG_ECDSA, ALG_RSAPSS):
+        reader.number()  # its hash; the TPM itself refuses to sign with another one
+    elif scheme != _ALG_NULL:
+        raise StoreMalformed("a TPM key has a scheme that is not ours")
+    if kind == _ALG_RSA:
+        reader.number()
+        if reader.number(4) not in (0, RSA_EXPONENT):
+            raise StoreMalformed("a TPM key has an RSA exponent that is not ours")
+        return _checked(PublicKey(SignatureAlgorithm.RSA_PSS, reader.sized()))
+    curve = reader.number()
+    for algorithm, (number, _, size) in ECC.items():
+        if kind == _ALG_ECC and curve == number and reader.number() == _ALG_NULL:
+            point = b"\x04" + reader.sized().rjust(size, b"\0") + reader.sized().rjust(size, b"\0")
+            return _checked(PublicKey(algorithm, point))
+    raise StoreMalformed("a TPM key is of a type that is not ours")
+
+
+def _checked(key: PublicKey) -> PublicKey:
+    try:
+        return parse_public_key(key.encode())
+    except Rejected as error:
+        raise StoreMalformed(f"a TPM key's public half is none: {error.message}") from error
+
+
+def check_key(record: KeyRecord, key: WrappedKey) -> KeyInfo:
+    """Return what is known of a key whose record and public area say the same, else raise ``keys.store.malformed``.
+
+    The record is nobody's signature; the public area is bound to the private one by the TPM when it loads them. So a
+    changed purpose, policy, PIN flag or recorded register value is found here.
+    """
+    area = parse_public_area(key.public)
+    algorithm = area.public_key.algorithm if area.public_key else None
+    policy = policy_digest(record.pcrs, user_auth=record.spec.policy.user_auth)
+    same = (
+        area.purpose is record.spec.purpose
+        and algorithm is record.spec.algorithm
+        and area.attributes == _attributes(record.spec)
+        and area.auth_policy == policy
+        and key.user_auth is record.spec.policy.user_auth
+    )
+    if not same:
+        raise StoreMalformed(f"record and TPM object of key {record.name!r} contradict each other", key=record.name)
+    return KeyInfo(name=record.name, spec=record.spec, public_key=area.public_key)
+
+
+def spec_of(public: bytes) -> KeySpec:
+    """Return the spec of a key found in the TPM, made by others: signing or attesting, fixed to the TPM, no policy."""
+    area = parse_public_area(public)
+    wanted = _FIXED_TPM | _FIXED_PARENT | _ORIGIN | _USER_WITH_AUTH | _SIGN
+    if area.public_key is None or area.auth_policy or area.attributes & (wanted | _DECRYPT) != wanted:
+        raise StoreMalformed("the key at this handle is no signing key that was born in the TPM")
+    policy = KeyPolicy(user_auth=not area.attributes & _NO_DA)
+    return KeySpec(purpose=area.purpose, algorithm=area.public_key.algorithm, policy=policy)
+
+
+def encode_pem(key: WrappedKey) -> bytes:
+    """Return the TSS2 PRIVATE KEY file of ``key``."""
+    parent = key.parent.to_bytes(5, "big").lstrip(b"\0")
+    parent = b"\0" + parent if parent[0] & 0x80 else parent
+    body = _OID + (_ASKS if key.user_auth else _EMPTY_AUTH) + _der(0x02, parent)
+    body += _der(0x04, _sized(key.public)) + _der(0x04, _sized(key.private))
+    text = base64.b64encode(_der(0x30, body))
+    lines = [text[start : start + 64] + b"\n" for start in range(0, len(text), 64)]
+    return _PEM_HEAD + b"".join(lines) + _PEM_FOOT
+
+
+def parse_pem(raw: bytes) -> WrappedKey:
+    """Return the key in a TSS2 PRIVATE KEY file that encodes to exactly ``raw``; raise ``keys.store.malformed``."""
+    if not raw.startswith(_PEM_HEAD) or not raw.endswith(_PEM_FOOT) or len(raw) > MAX_PEM_BYTES:
+        raise StoreMalformed("a file is no TSS2 PRIVATE KEY")
+    try:
+        der = base64.b64decode(raw[len(_PEM_HEAD) : -len(_PEM_FOOT)].replace(b"\n", b""), validate=True)
+        sequence, rest = _take(der, 0x30)
+        user_auth, body = sequence[len(_OID) : len(_OID) + 5] == _ASKS, sequence[len(_OID) + 5 :]
+        parent, body = _take(body, 0x02)
+        public, body = _take(body, 0x04)
+        private, body = _take(body, 0x04)
+        key = WrappedKey(
+            parent=int.from_bytes(parent, "big"), public=public[2:], private=private[2:], user_auth=user_auth
+        )
+        if not rest and not body and 0 < len(parent) <= 5 and encode_pem(key) == raw:
+            return key
+    except (binascii.Error, ValueError, OverflowError) as error:
+        raise StoreMalformed("a TSS2 PRIVATE KEY file is damaged") from error
+    raise StoreMalformed("a TSS2 PRIVATE KEY file is of a form that is not ours")
+
+
+def _der(tag: int, content: bytes) -> bytes:
+    if len(content) < 0x80:
+        return bytes([tag, len(content)]) + content
+    size = len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
+    return bytes([tag, 0x80 | len(size)]) + size + content
+
+
+def _take(raw: bytes, tag: int) -> tuple[bytes, bytes]:
+    """Return content and rest; the comparison with the encoding afterwards finds every other form."""
+    if len(raw) < 2 or raw[0] != tag:
+        raise ValueError("another element was expected")
+    start, size = 2, raw[1]
+    if size >= 0x80:
+        start += size & 0x7F
+        size = int.from_bytes(raw[2:start], "big")
+    if size > len(raw) - start:
+        raise ValueError("an element ends early")
+    return raw[start : start + size], raw[start + size :]
+
+
+def encode_store(record: StoreRecord) -> bytes:
+    """Return ``store.cbor``."""
+    return cbor.encode({"format": _STORE, "parent": record.parent, "parent_name": record.parent_name})
+
+
+def parse_store(raw: bytes) -> StoreRecord:
+    """Return what ``store.cbor`` says, or raise ``keys.store.malformed``."""
+    match _document(raw, 512):
+        case {"format": str(form), "parent": int(parent), "parent_name": bytes(name), **rest} if (
+            form == _STORE
+            and not rest
+            and len(name) == NAME_BYTES
+            and (parent == RH_OWNER or parent in PERSISTENT_HANDLES)
+        ):
+            return StoreRecord(parent=parent, parent_name=name)
+    raise StoreMalformed("the folder holds no TPM key store of this version")
+
+
+def encode_counter(record: CounterRecord) -> bytes:
+    """Return ``NAME.counter``."""
+    return cbor.encode({"format": _COUNTER, "index": record.index, "base": record.base})
+
+
+def parse_counter(raw: bytes) -> CounterRecord:
+    """Return what ``NAME.counter`` says, or raise ``keys.store.malformed``."""
+    match _document(raw, 512):
+        case {"format": str(form), "index": int(index), "base": int(base), **rest} if (
+            form == _COUNTER and not rest and index in COUNTER_INDICES and base >= 0 and not isinstance(base, bool)
+        ):
+            return CounterRecord(index=index, base=base)
+    raise StoreMalformed("a counter's record is damaged")
+
+
+def encode_record(record: KeyRecord) -> bytes:
+    """Return ``NAME.key``."""
+    spec = record.spec
+    return cbor.encode(
+        {
+            "format": _KEY,
+            "name": record.name,
+            "purpose": spec.purpose.value,
+            "algorithm": None if spec.algorithm is None else int(spec.algorithm),
+            "user_auth": spec.policy.user_auth,
+            "pcrs": record.pcrs,
+            "handle": record.handle,
+            "certificates": list(record.certificates),
+        }
+    )
+
+
+def parse_record(raw: bytes, name: str) -> KeyRecord:
+    """Return the record of key ``name``, or raise ``keys.store.malformed``; one under another name is refused."""
+    match _document(raw, MAX_RECORD_BYTES):
+        case {
+            "format": str(form),
+            "name": str(named),
+            "purpose": str(purpose),
+            "algorithm": int() | None as algorithm,
+            "user_auth": bool(user_auth),
+            "pcrs": dict(pcrs),
+            "handle": int() | None as handle,
+            "certificates": list(chain),
+            **rest,
+        } if form == _KEY and not rest and named == name:
+            values = {pcr: value for pcr, value in pcrs.items() if isinstance(pcr, int) and isinstance(value, bytes)}
+            certificates = tuple(one for one in chain if isinstance(one, bytes))
+            sound = (
+                len(values) == len(pcrs)
+                and all(0 <= pcr <= MAX_PCR and len(value) == PCR_BYTES for pcr, value in values.items())
+                and len(certificates) == len(chain) <= MAX_CERTIFICATES
+                and all(0 < len(one) <= MAX_CERTIFICATE_BYTES for one in certificates)
+                and (handle is None or handle in PERSISTENT_HANDLES)
+            )
+            if sound:
+                spec = _parse_spec(purpose, algorithm, KeyPolicy(pcrs=frozenset(values), user_auth=user_auth))
+                return KeyRecord(name=name, spec=spec, pcrs=values, handle=handle, certificates=certificates)
+    raise StoreMalformed(f"the record of key {name!r} is damaged", key=name)
+
+
+def _parse_spec(purpose: str, algorithm: int | None, policy: KeyPolicy) -> KeySpec:
+    try:
+        chosen = None if algorithm is None else SignatureAlgorithm(algorithm)
+        return KeySpec(purpose=KeyPurpose(purpose), algorithm=chosen, policy=policy)
+    except ValueError as error:
+        raise StoreMalformed(f"a key's record is damaged: {error}") from error
+
+
+def _document(raw: bytes, limit_bytes: int) -> cbor.Value:
+    try:
+        return cbor.decode(raw, limit_bytes=limit_bytes)
+    except (CborMalformed, CborLimit) as error:
+        raise StoreMalformed(f"a record of the TPM store is damaged: {error.message}") from error
