@@ -102,6 +102,7 @@ def client_context(
 
 
 def _harden(platform: Platform, context: ssl.SSLContext, signer: Signer | None) -> None:
+    platform.library.ERR_clear_error()  # what another user of libcrypto left in this thread would be blamed on us
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_TLS12_CIPHERS)
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET

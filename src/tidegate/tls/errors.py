@@ -87,9 +87,7 @@ class HttpUnreachable(Fault):
 
 class HttpUntrusted(Rejected):
     code = "tls.http.untrusted"
-    advice = (
-        "The server's certificate does not lead to a trusted anchor for this name: check clock, anchors and address."
-    )
+    advice = "The server's certificate leads to no trusted anchor for this name: check clock, anchors and address."
 
 
 class HttpMalformed(Rejected):

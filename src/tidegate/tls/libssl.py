@@ -34,6 +34,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "OpenSSL_version_num": (c_ulong, ()),
     "OpenSSL_version": (c_char_p, (c_int,)),
     "ERR_clear_error": (None, ()),
+    "ERR_set_mark": (c_int, ()),
+    "ERR_pop_to_mark": (c_int, ()),
     "ERR_peek_last_error": (c_ulong, ()),
     "ERR_reason_error_string": (c_char_p, (c_ulong,)),
     "OSSL_LIB_CTX_new": (_P, ()),
@@ -87,11 +89,14 @@ class Mapping:
 class Library:
     """The functions above with their types declared; each is an attribute of its C name."""
 
-    def __init__(self, handle: object) -> None:
-        """Take the functions from ``handle``; raise ``tls.unsupported.library`` naming those that are not there."""
+    def __init__(self, handle: object, quick: object = None) -> None:
+        """Take the functions from ``handle``; raise ``tls.unsupported.library`` naming those that are not there.
+
+        ``quick`` is the same library for calls so short that letting other threads run meanwhile would cost more.
+        """
         missing = []
         for name, (result, arguments) in _FUNCTIONS.items():
-            function = getattr(handle, name, None)
+            function = getattr(quick if quick and name.startswith("ERR_") else handle, name, None)
             if function is None:
                 missing.append(name)
                 continue
@@ -126,14 +131,16 @@ class Library:
 def load_library() -> Library:
     """Return the library of the ``ssl`` module; raise ``tls.unsupported.library`` or ``tls.unsupported.version``."""
     try:
-        handle = ctypes.CDLL(getattr(_ssl, "__file__", None))  # None: built into the interpreter
+        file = getattr(_ssl, "__file__", None)  # None: built into the interpreter
+        handle, quick = ctypes.CDLL(file), ctypes.PyDLL(file)
     except OSError as error:
         raise LibraryUnsupported(f"the ssl module's own library cannot be opened: {error}") from error
     version = getattr(handle, "OpenSSL_version_num", None)
     if version is not None:
         version.restype = c_ulong
         check_version(version())
-    library = Library(handle)
+    library = Library(handle, quick)
+    library.ERR_clear_error()  # another user's leftovers are not ours
     found = library.OpenSSL_version(0).decode()
     if found != ssl.OPENSSL_VERSION:
         raise LibraryUnsupported(f"found {found}, but the ssl module runs on {ssl.OPENSSL_VERSION}")

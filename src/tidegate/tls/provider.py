@@ -36,7 +36,7 @@ class Provider:
         self._library = library
         tables, numbers = CTables(), itertools.count(1)
         self._management = KeyManagement(library, numbers)
-        self._signatures = Signatures(self._management.keys, numbers)
+        self._signatures = Signatures(library, self._management.keys, numbers)
         entry = self._register(tables)
         tables.keep_for_ever()
         self._context = library.OSSL_LIB_CTX_new()

@@ -17,6 +17,7 @@ from typing import Any
 from tidegate.tls.algorithms import RSA, SHA256_NAMES
 from tidegate.tls.dispatch import POINTER_TO_SIZE, UTF8, CTables, read_parameters
 from tidegate.tls.keymgmt import PrivateKey, PublicOnly
+from tidegate.tls.libssl import Library
 
 _NEW, _DIGEST_SIGN_INIT, _DIGEST_SIGN, _FREE, _SET, _SETTABLE = 1, 8, 11, 16, 20, 21
 _PSS_PADDING, _SALT_LIKE_DIGEST, _SALT_BYTES = 6, -1, 32  # rsa.h
@@ -36,7 +37,10 @@ class _Operation:
 class Signatures:
     """The signatures under way, by handle."""
 
-    def __init__(self, keys: Mapping[int, PrivateKey | PublicOnly], numbers: itertools.count[int]) -> None:
+    def __init__(
+        self, library: Library, keys: Mapping[int, PrivateKey | PublicOnly], numbers: itertools.count[int]
+    ) -> None:
+        self._set_mark, self._pop_to_mark = library.ERR_set_mark, library.ERR_pop_to_mark
         self._keys = keys
         self._numbers = numbers
         self.operations: dict[int, _Operation] = {}
@@ -88,11 +92,14 @@ class Signatures:
         if not signature:
             length[0] = key.traits.max_signature
             return 1
+        self._set_mark()
         try:
             made = key.encode(key.sign(ctypes.string_at(message, size)))
         except BaseException as error:  # noqa: BLE001  # nothing may cross C; last_failure() has it
             key.failures.note(error)
             return _REFUSED
+        finally:
+            self._pop_to_mark()  # a token's module may share libcrypto: its errors would fail a good handshake
         if len(made) > capacity:
             return _REFUSED
         ctypes.memmove(signature, made, len(made))

@@ -1,6 +1,7 @@
 """Contexts: who is admitted, with which key, and everything else refused."""
 
 import asyncio
+import ctypes
 import gc
 import os
 import socket
@@ -365,6 +366,37 @@ def test_the_rest_of_the_process_never_meets_the_provider(world) -> None:
     library = platform.library
     assert not library.EVP_PKEY_CTX_new_from_name(None, b"EC", b"provider=tidegate")
     library.ERR_clear_error()
+
+
+def leave_an_error():
+    """Do as SoftHSM does, which shares libcrypto with us: leave something in this thread's error queue."""
+    library = require_platform().library
+    assert not library.d2i_X509(None, ctypes.byref(ctypes.c_void_p(ctypes.addressof(JUNK))), len(JUNK))
+
+
+JUNK = ctypes.create_string_buffer(b"junk")
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=["1.2", "1.3"])
+def test_errors_that_a_token_s_module_leaves_behind_fail_nothing(world, version) -> None:
+    class Untidy(CountingSigner):
+        def sign(self, message):
+            leave_an_error()
+            return super().sign(message)
+
+    signer, chain = world.identity()
+    leave_an_error()
+    server = server_context(Untidy(signer), chain, clients=[world.ca.der])
+    leave_an_error()
+    client = client_context(Untidy(signer), chain, anchors=[world.ca.der])
+    client.maximum_version = version
+    for _ in range(3):
+        server_end, client_end = shake_hands(server, client, "localhost")
+        with pytest.raises(ssl.SSLWantReadError):
+            server_end.read()
+        with pytest.raises(ssl.SSLWantReadError):
+            client_end.read()
+    assert require_platform().library.ERR_peek_last_error() == 0
 
 
 def serve(server, count):

@@ -37,8 +37,9 @@ def array(*members):
 class Bench:
     def __init__(self):
         numbers = itertools.count(1)
-        self.management = KeyManagement(load_library(), numbers)
-        self.signatures = Signatures(self.management.keys, numbers)
+        library = load_library()
+        self.management = KeyManagement(library, numbers)
+        self.signatures = Signatures(library, self.management.keys, numbers)
 
     def key(self, signer):
         number = self.management._new(1)

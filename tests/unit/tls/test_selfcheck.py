@@ -47,6 +47,7 @@ def test_a_library_of_an_old_version_is_refused_for_its_version(monkeypatch) -> 
     old = types.SimpleNamespace(OpenSSL_version_num=types.SimpleNamespace())
     old.OpenSSL_version_num = lambda: 0x1010117F
     monkeypatch.setattr(libssl.ctypes, "CDLL", lambda name: old)
+    monkeypatch.setattr(libssl.ctypes, "PyDLL", lambda name: old)
     assert code_of(load_library) == "tls.unsupported.version"
 
 
@@ -68,6 +69,7 @@ def test_a_library_without_providers_is_refused() -> None:
 def test_a_statically_linked_ssl_module_is_refused(monkeypatch) -> None:
     """Nothing of its OpenSSL is visible: the look-up finds the interpreter itself."""
     monkeypatch.setattr(libssl.ctypes, "CDLL", lambda name: types.SimpleNamespace())
+    monkeypatch.setattr(libssl.ctypes, "PyDLL", lambda name: types.SimpleNamespace())
     assert code_of(load_library) == "tls.unsupported.library"
 
 
