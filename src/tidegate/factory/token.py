@@ -26,7 +26,8 @@ from tidegate.factory.ceremony import (
 )
 from tidegate.factory.errors import CeremonyProofFailed
 from tidegate.factory.shares import ShareHead, divide, join, make_pin, pin_of, seal_share
-from tidegate.keys.pkcs11 import Pkcs11KeyStore, backup_key, open_uri
+from tidegate.keys.pkcs11 import Pkcs11KeyStore, open_uri
+from tidegate.keys.pkcs11_backup import backup_key
 from tidegate.keys.store import AskPin, KeyPolicy, KeyPurpose, KeySpec
 from tidegate.keys.uri import KeyUri, parse_key_uri
 

@@ -261,6 +261,14 @@ class Pkcs11KeyStore:
 
         self.use(act)
 
+    def change_pin(self, new: Secret) -> None:
+        """Give the token another user PIN, for every store and for ever; raise ``keys.pin.*``."""
+        self.use(lambda _session: self._login.change_pin(new))
+
+    def describe(self) -> dict[str, str]:
+        """Return label, manufacturer, model, serial and firmware as the token says them."""
+        return self.use(lambda _session: self._login.describe())
+
     def close(self) -> None:
         """Leave the token; the last store of this process that leaves logs out and wipes the PIN."""
         if not self._closed:

@@ -14,6 +14,7 @@ import os
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +26,7 @@ from tidegate.keys.errors import (
     CapabilityMissing,
     NotExportable,
     PinLocked,
+    PinMissing,
     PinRefused,
     ProviderAbsent,
     ProviderFailed,
@@ -46,7 +48,13 @@ __all__ = ["Pkcs11Module", "TokenLogin", "load_module", "open_apart", "open_logi
 
 Result = TypeVar("Result")
 
+_FLAGS = pkcs11.TokenFlag
+_PIN_COUNTED = _FLAGS.USER_PIN_COUNT_LOW | _FLAGS.USER_PIN_FINAL_TRY | _FLAGS.USER_PIN_LOCKED
+
 _MAX_SHOWN_TOKENS = 8
+_STARTS = 4  # of a module that shows no such token
+_PAUSE_S = 0.02  # a login writes SoftHSM's files for a few milliseconds
+_LOGINS = 4  # with a PIN that the token says was not what failed
 _LOST = (
     p11.SessionHandleInvalid,
     p11.SessionClosed,
@@ -120,13 +128,16 @@ class Pkcs11Module:
         """Return the one token called ``label``; raise ``keys.token.missing``, which lists those that are there.
 
         Modules look for tokens when they start: where none is found and nobody is logged in, the module starts again.
+        SoftHSM may miss a token that another process is just logging in to: they are looked for a few times.
         """
-        found = self._tokens()
-        matching = [token for token in found if _matches(token, label, serial)]
-        if not matching and not any(login.is_connected for login in self.logins.values()):
-            self.restart()
+        for attempt in range(_STARTS):
             found = self._tokens()
             matching = [token for token in found if _matches(token, label, serial)]
+            if matching or attempt == _STARTS - 1:
+                break
+            time.sleep(attempt * _PAUSE_S)
+            if not any(login.is_connected for login in self.logins.values()):
+                self.restart()
         if len(matching) == 1:
             return matching[0]
         shown = ", ".join(repr(token.label) for token in found[:_MAX_SHOWN_TOKENS]) or "none"
@@ -139,9 +150,9 @@ class Pkcs11Module:
         tokens = []
         with translate_token_errors(str(self.path)):
             for slot in self._library.get_slots(token_present=True):
-                with contextlib.suppress(p11.TokenNotPresent, p11.TokenNotRecognised):
+                with contextlib.suppress(p11.TokenNotPresent, p11.TokenNotRecognised, p11.GeneralError):
                     token = slot.get_token()
-                    if token.flags & pkcs11.TokenFlag.TOKEN_INITIALIZED:
+                    if token.flags & _FLAGS.TOKEN_INITIALIZED:
                         tokens.append(token)
         return tokens
 
@@ -185,40 +196,52 @@ class TokenLogin:
     def connect(self, *, first: bool, by_person: bool) -> None:
         """Open a session and log in with one try.
 
+        A failure that the token does not count as a wrong PIN is tried again.
         Raises ``keys.pin.refused`` (with how near the token is to locking itself), ``keys.pin.locked``. The last try is
         not spent on a PIN from a file: a restarting service must not be what locks a token.
         """
         token = self._module.find_token(self.label, self.serial)
         pin = pkcs11.types.PROTECTED_AUTH if self._pin is None else pin_text(self._pin)
-        if token.flags & pkcs11.TokenFlag.USER_PIN_LOCKED:
+        if token.flags & _FLAGS.USER_PIN_LOCKED:
             raise PinLocked(f"{self.what} is locked", token=self.label)
-        if token.flags & pkcs11.TokenFlag.USER_PIN_FINAL_TRY and not by_person:
+        if token.flags & _FLAGS.USER_PIN_FINAL_TRY and not by_person:
             raise PinRefused(f"{self.what} has one try left; log in by hand once with the right PIN", token=self.label)
-        writable = not token.flags & pkcs11.TokenFlag.WRITE_PROTECTED
+        for attempt in range(_LOGINS):
+            try:
+                self._session = self._log_in(token, pin, first=first)
+                break
+            except (p11.PinIncorrect, p11.PinInvalid, p11.PinLenRange) as error:
+                self.refuse_for_ever()
+                raise self.refusal() from error
+            except (p11.GeneralError, p11.FunctionFailed):
+                token = self._module.find_token(self.label, self.serial)
+                if attempt == _LOGINS - 1 or token.flags & _PIN_COUNTED:
+                    raise
+                time.sleep(_PAUSE_S)  # another process was just writing the token's files (SoftHSM)
+        self.generation += 1
+        self._epoch = self._module.epoch
+
+    def _log_in(self, token: pkcs11.Token, pin: object, *, first: bool) -> pkcs11.Session:
+        writable = not token.flags & _FLAGS.WRITE_PROTECTED
         try:
-            self._session = token.open(rw=writable, user_pin=pin, attribute_mapper=_mapper())
+            return token.open(rw=writable, user_pin=pin, attribute_mapper=_mapper())
         except p11.UserAlreadyLoggedIn as error:
             if first:
                 raise ProviderFailed(
                     f"{self.what}: other code in this process is logged in, so that no PIN can be checked",
                     token=self.label,
                 ) from error
-            self._session = token.open(rw=writable, attribute_mapper=_mapper())
-        except (p11.PinIncorrect, p11.PinInvalid, p11.PinLenRange) as error:
-            self.refuse_for_ever()
-            raise self.refusal() from error
-        self.generation += 1
-        self._epoch = self._module.epoch
+            return token.open(rw=writable, attribute_mapper=_mapper())
 
     def refusal(self) -> TidegateError:
         """Return the error for a PIN that the token just refused, with what its flags say about the tries left."""
         flags = self._module.find_token(self.label, self.serial).flags
-        if flags & pkcs11.TokenFlag.USER_PIN_LOCKED:
+        if flags & _FLAGS.USER_PIN_LOCKED:
             return PinLocked(f"{self.what} refused the PIN and is locked now", token=self.label)
         left = "it does not say how many tries are left"
-        if flags & pkcs11.TokenFlag.USER_PIN_FINAL_TRY:
+        if flags & _FLAGS.USER_PIN_FINAL_TRY:
             left = "one try is left"
-        elif flags & pkcs11.TokenFlag.USER_PIN_COUNT_LOW:
+        elif flags & _FLAGS.USER_PIN_COUNT_LOW:
             left = "tries were used up already"
         return PinRefused(f"{self.what} refused the PIN; {left}", token=self.label, left=left)
 
@@ -239,6 +262,28 @@ class TokenLogin:
         if not same:
             raise PinRefused(f"{self.what} is open in this process with another PIN", token=self.label)
         self._users += 1
+
+    def change_pin(self, new: Secret) -> None:
+        """Give the token another PIN; this login goes on with it. Raises ``keys.pin.refused``, ``keys.pin.missing``."""
+        old = self._pin
+        if old is None:
+            raise PinMissing(f"{self.what} takes its PIN on a keypad of its own: change it there", token=self.label)
+        self.run(lambda session: session.set_pin(pin_text(old), pin_text(new)))
+        self._pin = Secret(bytes(new.view()))
+        old.wipe()
+
+    def describe(self) -> dict[str, str]:
+        """Return what the token says of itself."""
+        with self._module.lock, translate_token_errors(self.what):
+            token = self._module.find_token(self.label, self.serial)
+            texts = {
+                "label": token.label,
+                "manufacturer": token.manufacturer_id,
+                "model": token.model,
+                "serial": token.serial.decode(errors="replace"),
+                "firmware": ".".join(map(str, token.firmware_version)),
+            }
+        return {name: text.strip("\0 ") for name, text in texts.items()}
 
     def leave(self) -> None:
         """Log out when the last store leaves."""
@@ -304,7 +349,7 @@ def open_login(
     with module.lock:
         module.refresh()
         flags = module.find_token(label, serial).flags
-    pin, by_person = ask_pin(bool(flags & pkcs11.TokenFlag.PROTECTED_AUTHENTICATION_PATH))
+    pin, by_person = ask_pin(bool(flags & _FLAGS.PROTECTED_AUTHENTICATION_PATH))
     with module.lock, translate_token_errors(f"token {label!r}"):
         token = module.find_token(label, serial)
         login = module.logins.get((token.label, token.serial))
