@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -84,7 +84,7 @@ _CHALLENGE = b"tidegate proves that the halves of this key belong together "
 class TokenKey:
     """A private or secret key on the token, as its attributes describe it."""
 
-    handle: Any  # python-pkcs11 makes a class for each object
+    handle: Any = field(repr=False)  # python-pkcs11 makes a class for each object
     label: str
     key_id: bytes
     purpose: KeyPurpose

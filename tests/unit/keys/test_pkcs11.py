@@ -408,11 +408,18 @@ FLAGS = pkcs11.TokenFlag
         (FLAGS.USER_PIN_FINAL_TRY, True, pkcs11.PinIncorrect(), "keys.pin.refused", 1),
         (FLAGS.USER_PIN_COUNT_LOW, False, pkcs11.PinIncorrect(), "keys.pin.refused", 1),
         (FLAGS.USER_PIN_COUNT_LOW, False, pkcs11.PinLenRange(), "keys.pin.refused", 1),
+        (FLAGS.USER_PIN_COUNT_LOW, False, pkcs11.GeneralError(), "keys.provider.failed", 1),
+        (FLAGS.RNG, False, pkcs11.GeneralError(), "keys.provider.failed", 4),  # SoftHSM beside another login
     ],
 )
 def test_a_tokens_last_try_is_not_ours_to_spend(flags, by_person, opened, code, count):
     login, made = _login(flags, opened)
-    assert code_of(lambda: login.connect(first=True, by_person=by_person)) == code
+
+    def connect():
+        with translate_token_errors("token"):
+            login.connect(first=True, by_person=by_person)
+
+    assert code_of(connect) == code
     assert len(made) == count
 
 
@@ -599,6 +606,14 @@ def test_eight_threads_sign_seal_and_list(store):
 
 def _in_child(work):
     """Run ``work`` in a forked child and return whether it ended well."""
+    return _ended_well(_start_child(work))
+
+
+def _ended_well(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def _start_child(work):
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -607,7 +622,7 @@ def _in_child(work):
             status = 0
         finally:
             os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    return pid
 
 
 def test_parent_and_child_both_sign_after_a_fork(store):
@@ -621,6 +636,9 @@ def test_parent_and_child_both_sign_after_a_fork(store):
     assert _in_child(sign)
     sign()
     assert _in_child(lambda: (sign(), _in_child(sign) or os._exit(1)))
+    running = [_start_child(sign) for _ in range(4)]
+    sign()
+    assert all(_ended_well(pid) for pid in running)
     assert _in_child(lambda: (store.close(), code_of(signer.sign, b"")))
     sign()
 
