@@ -59,7 +59,18 @@ class RecordedStorage:
         self._steps = []
         self._snapshot()
         with monkeypatch.context() as patch:
-            for name in ("open", "write", "writev", "ftruncate", "fsync", "fdatasync", "rename", "unlink", "mkdir"):
+            for name in (
+                "open",
+                "write",
+                "writev",
+                "ftruncate",
+                "fsync",
+                "fdatasync",
+                "rename",
+                "unlink",
+                "link",
+                "mkdir",
+            ):
                 patch.setattr(os, name, getattr(self, f"_{name}")(getattr(os, name)))
             yield
 
@@ -166,6 +177,13 @@ class RecordedStorage:
 
         return call
 
+    def _link(self, real):
+        def call(source, target, **options):
+            real(source, target, **options)
+            self._steps.append(("link", self._relative(source), self._relative(target)))
+
+        return call
+
     def _mkdir(self, real):
         def call(path, *arguments, **options):
             real(path, *arguments, **options)
@@ -187,6 +205,8 @@ def _apply(state: State, step, *, half: bool = False) -> None:
             state.contents[inode] = state.contents[inode][:size].ljust(size, b"\0")
         case ("rename", source, target):
             state.names[target] = state.names.pop(source)
+        case ("link", source, target):
+            state.names[target] = state.names[source]
         case ("unlink", name):
             del state.names[name]
         case ("mkdir", name):

@@ -70,7 +70,6 @@ def test_signed_and_empty_messages_are_refused(certificates):
     carried = cms.ContentInfo({"content_type": "data", "content": b"payload"})
     message["content"]["encap_content_info"] = carried
     refused("pki.est.body-malformed", est.parse_certificates, message.dump(force=True))
-    refused("pki.est.body-malformed", est.parse_certificates, est.encode_certificates([]))
     many = est.encode_certificates([certificates[0]] * (est.MAX_CERTIFICATES + 1))
     refused("pki.est.body-malformed", est.parse_certificates, many)
 
