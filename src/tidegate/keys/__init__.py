@@ -1,7 +1,8 @@
 """Keys: born in a provider, used by name, never leaving it.
 
 Promises: one ``KeyStore`` protocol and key URIs for every provider; what a provider cannot do is said by its
-capabilities before it is asked. Today: the software provider, sealed by an Argon2id passphrase or a device secret.
-Leaves to others: certificates (``pki``), what is signed. PKCS#11 and TPM 2.0 come as one file each.
+capabilities before it is asked.
+Leaves to others: certificates (``pki``), what is signed. Each provider is a file (software, pkcs11, tpm2, remote);
+``keyd.py`` is the process that alone talks to a token.
 Read first: ``store.py``; docs/formats/keystore.md has every byte of the software provider's files.
 """

@@ -1,19 +1,18 @@
 """The software provider: keys in files, each sealed under a passphrase or a device secret.
 
-Touches: the key store's folder (mode 700, files 600, both checked at every use). A software counter does not resist
-somebody who restores an old copy of the storage, and the capabilities say so.
-Bytes: docs/formats/keystore.md.
+Touches: the key store's folder (mode 700, files 600, both checked at every use), which is locked while something in it
+changes. A software counter does not resist somebody who restores an old copy of the storage, and the capabilities say
+so. Bytes: docs/formats/keystore.md.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa, utils
 
 from tidegate.base.clock import Entropy, SystemEntropy
 from tidegate.base.durable import (
@@ -26,154 +25,109 @@ from tidegate.base.durable import (
 )
 from tidegate.base.errors import StorageMissing
 from tidegate.crypto import cbor
-from tidegate.crypto.aead import (
-    KEY_BYTES,
-    NONCE_BYTES,
-    Secret,
-    argon2id,
-    hkdf_sha256,
-    open_aes256gcm,
-    seal_aes256gcm,
-)
+from tidegate.crypto.aead import KEY_BYTES, NONCE_BYTES, Secret, open_aes256gcm, seal_aes256gcm
 from tidegate.crypto.errors import AeadFailed, CborLimit, CborMalformed
-from tidegate.crypto.signing import (
-    RSA_EXPONENT,
-    RSA_GENERATED_BITS,
-    PublicKey,
-    SignatureAlgorithm,
-    curve_of,
-    parse_public_key,
-    rsa_pss_padding,
-)
+from tidegate.crypto.signing import PublicKey, SignatureAlgorithm, parse_public_key
 from tidegate.keys.errors import (
     CapabilityMissing,
+    ImportRefused,
     KeyExists,
     KeyMissing,
     KeyPurposeWrong,
     KeyUriMalformed,
+    NotExportable,
+    PinMissing,
+    PinRefused,
     SealedMalformed,
     StoreClosed,
     StoreMalformed,
     UnlockRefused,
 )
-from tidegate.keys.store import AskPin, Capabilities, KeyInfo, KeyPurpose, KeySpec, Quote, check_key_name
+from tidegate.keys.software_keys import SoftwareSigner, from_pkcs8, generate_pair, to_pkcs8
+from tidegate.keys.software_unlock import (
+    SALT_BYTES,
+    STORE_FORMAT,
+    Argon2Cost,
+    DeviceSecretUnlock,
+    PassphraseUnlock,
+    Unlock,
+    new_store_file,
+)
+from tidegate.keys.store import (
+    MAX_CERTIFICATE_BYTES,
+    MAX_CERTIFICATES,
+    MAX_RANDOM_BYTES,
+    AskPin,
+    Capabilities,
+    KeyInfo,
+    KeyPolicy,
+    KeyPurpose,
+    KeySpec,
+    Quote,
+    check_chain,
+    check_key_name,
+)
 from tidegate.keys.uri import KeyUri, read_pin
 
-_MAX_FILE_BYTES = 8192  # an ML-DSA-87 public key and a seed
-_MAX_MEMORY_KIB = 1 << 20  # 1 GiB: more would let an altered file exhaust the device
-_MAX_ITERATIONS = 16
-_SALT_BYTES = 32
-_FORMAT = "tidegate.keystore.v1"
+__all__ = ["Argon2Cost", "DeviceSecretUnlock", "PassphraseUnlock", "SoftwareKeyStore", "SoftwareSigner", "open_uri"]
+
+_MAX_FILE_BYTES = 8192  # an ML-DSA-87 public key and a seed; RSA: 4096 bits, modulus and PKCS#1
+_MAX_CHAIN_BYTES = MAX_CERTIFICATES * (MAX_CERTIFICATE_BYTES + 8) + 64
+_WRAPPED = b"store key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Argon2Cost:
-    """Cost of guessing a passphrase; the default is RFC 9106's second recommendation (64 MiB, 3 passes, 4 lanes)."""
+class _Stored:
+    """A key's file after its seal held; ``pin`` is how its own PIN was stretched."""
 
-    memory_kib: int = 65_536
-    iterations: int = 3
-    lanes: int = 4
-
-
-class PassphraseUnlock:
-    """Unlock by something a person knows."""
-
-    kind = "argon2id"
-
-    def __init__(self, passphrase: Secret, cost: Argon2Cost | None = None) -> None:
-        self._passphrase = passphrase
-        self._cost = cost or Argon2Cost()
-
-    def parameters(self) -> dict[str, int]:
-        """Return what the store's file records, so that later cost changes do not lock anybody out."""
-        return {
-            "memory": self._cost.memory_kib,
-            "iterations": self._cost.iterations,
-            "lanes": self._cost.lanes,
-        }
-
-    def derive(self, salt: bytes, parameters: Mapping[str, cbor.Value]) -> bytes:
-        """Return the store's key; raise ``keys.store.malformed`` for costs that no sane store asks for."""
-        match parameters:
-            case {"memory": int() as memory, "iterations": int() as iterations, "lanes": int() as lanes} if (
-                len(parameters) == 3
-                and not any(isinstance(value, bool) for value in parameters.values())
-                and 8 * lanes <= memory <= _MAX_MEMORY_KIB
-                and 1 <= iterations <= _MAX_ITERATIONS
-                and 1 <= lanes <= 16
-            ):
-                return argon2id(
-                    self._passphrase.view(), salt=salt, iterations=iterations, lanes=lanes, memory_kib=memory
-                )
-        raise StoreMalformed("the store asks for an Argon2id cost outside the limits")
+    info: KeyInfo
+    head: dict[cbor.Value, cbor.Value]
+    sealed: bytes
+    pin: dict[cbor.Value, cbor.Value] | None
 
 
-class DeviceSecretUnlock:
-    """Unlock by a 32-byte secret that the hardware keeps (fuses, protected memory), given as a private file."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StoreFile:
+    """``store.cbor``."""
 
-    kind = "device-secret"
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def parameters(self) -> dict[str, int]:
-        return {}
-
-    def derive(self, salt: bytes, parameters: Mapping[str, cbor.Value]) -> bytes:
-        """Return the store's key; raise ``base.permissions.unsafe`` if others can read the secret."""
-        if parameters:
-            raise StoreMalformed("a device secret has no parameters")
-        require_private(self._path)
-        secret = read_file_bounded(self._path, limit_bytes=KEY_BYTES)
-        if len(secret) != KEY_BYTES:
-            raise UnlockRefused(f"{self._path} holds no {KEY_BYTES}-byte device secret", path=str(self._path))
-        return hkdf_sha256(secret, salt=salt, info=b"tidegate keystore device-secret", length=KEY_BYTES)
-
-
-Unlock = PassphraseUnlock | DeviceSecretUnlock
-
-
-class SoftwareSigner:
-    """Signs with a key of a software store; the private half is unsealed for each signature and dropped again."""
-
-    def __init__(self, public_key: PublicKey, unseal: Callable[[], Secret]) -> None:
-        self._public_key = public_key
-        self._unseal = unseal
-
-    @property
-    def public_key(self) -> PublicKey:
-        return self._public_key
-
-    def sign(self, message: bytes) -> bytes:
-        """Return the raw signature over ``message``."""
-        with self._unseal() as private:
-            return _sign(self._public_key.algorithm, bytes(private.view()), message)
+    kdf: str
+    salt: bytes
+    parameters: dict[cbor.Value, cbor.Value]
+    check: bytes
+    wrapped: bytes | None
 
 
 class SoftwareKeyStore:
-    """A ``KeyStore`` in a folder. Opening it proves the unlocker: a wrong one raises ``keys.unlock.refused``."""
+    """A ``KeyStore`` in a folder. Opening it proves the unlocker: a wrong one raises ``keys.unlock.refused``.
 
-    def __init__(self, folder: Path, unlock: Unlock, *, entropy: Entropy | None = None) -> None:
+    ``key_pin`` is asked for the PIN of a key with ``user_auth``, at each use; ``pin_cost`` is what guessing the PIN of
+    a new one costs who has opened the store already.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        unlock: Unlock,
+        *,
+        entropy: Entropy | None = None,
+        key_pin: AskPin | None = None,
+        pin_cost: Argon2Cost | None = None,
+    ) -> None:
         self._folder = folder
         self._entropy = entropy or SystemEntropy()
+        self._key_pin = key_pin
+        self._pin_cost = pin_cost or Argon2Cost()
         self._closed = False
-        document = self._read_document(folder / "store.cbor")
-        match document:
-            case {
-                "format": str() as form,
-                "kdf": str() as kdf,
-                "salt": bytes() as salt,
-                "parameters": dict() as parameters,
-                "check": bytes() as check,
-            } if form == _FORMAT and len(document) == 5 and len(salt) == _SALT_BYTES:
-                pass
-            case _:
-                raise StoreMalformed(f"{folder} holds no key store of this version")
-        if kdf != unlock.kind:
-            raise UnlockRefused(f"{folder} opens with {kdf}, not with {unlock.kind}", needs=kdf)
-        self._key = Secret(unlock.derive(salt, parameters))
-        with self._open(check, b"check"):
+        stored = self._read_store_file()
+        if stored.kdf != unlock.kind:
+            raise UnlockRefused(f"{folder} opens with {stored.kdf}, not with {unlock.kind}", needs=stored.kdf)
+        self._key = Secret(unlock.derive(stored.salt, stored.parameters))
+        with self._open(stored.check, b"check"):
             pass
+        if stored.wrapped is not None:  # the unlocker was changed once: what it derives opens the key that it was
+            inner = self._open(stored.wrapped, _WRAPPED)
+            self._key.wipe()
+            self._key = inner
 
     @classmethod
     def create(cls, folder: Path, unlock: Unlock, *, entropy: Entropy | None = None) -> SoftwareKeyStore:
@@ -184,18 +138,24 @@ class SoftwareKeyStore:
         require_private(folder)
         if (folder / "store.cbor").exists():
             raise KeyExists(f"{folder} holds a key store already")
-        salt, parameters = entropy.random_bytes(_SALT_BYTES), unlock.parameters()
-        key = unlock.derive(salt, parameters)
-        nonce = entropy.random_bytes(NONCE_BYTES)
-        document = {
-            "format": _FORMAT,
-            "kdf": unlock.kind,
-            "salt": salt,
-            "parameters": parameters,
-            "check": nonce + seal_aes256gcm(key, nonce, b"", b"check"),
-        }
+        document, key = new_store_file(unlock, entropy)
+        key.wipe()
         write_file_atomic(folder / "store.cbor", cbor.encode(document), mode=0o600)
         return cls(folder, unlock, entropy=entropy)
+
+    def change_unlock(self, unlock: Unlock) -> None:
+        """Let the store open with ``unlock`` and with nothing else from now on; the keys stay as they are.
+
+        One file is replaced atomically. An old copy of it still opens with the old passphrase: who may have both
+        needs new keys, not a new passphrase.
+        """
+        document, key = new_store_file(unlock, self._entropy)
+        nonce = self._entropy.random_bytes(NONCE_BYTES)
+        with key, self._store_key() as store_key:
+            document["wrapped"] = nonce + seal_aes256gcm(key.view(), nonce, store_key.view(), _WRAPPED)
+        with self._changing():
+            self._read_store_file()
+            write_file_atomic(self._folder / "store.cbor", cbor.encode(document), mode=0o600)
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
@@ -206,36 +166,30 @@ class SoftwareKeyStore:
             can_count=True,
             counter_resists_rollback=False,
             can_quote=False,
+            can_export=True,
+            can_user_auth=True,
+            can_keep_certificates=True,
         )
 
     def generate(self, name: str, spec: KeySpec) -> KeyInfo:
         path = self._path(name)
+        self.capabilities().require(spec)
         if path.exists():
             raise KeyExists(f"there is a key {name!r} already", key=name)
         if spec.algorithm is None:
-            private, public = self._entropy.random_bytes(KEY_BYTES), None
-        else:
-            private, public = _generate(spec.algorithm)
-        head = {
-            "purpose": spec.purpose.value,
-            "public": public.encode() if public else None,
-        }
-        document = {**head, "sealed": self._close(private, _key_context(name, head))}
-        try:
-            write_file_new(path, cbor.encode(document), mode=0o600)
-        except FileExistsError as error:  # somebody was quicker than the look above
-            raise KeyExists(f"there is a key {name!r} already", key=name) from error
-        return KeyInfo(name=name, spec=spec, public_key=public)
+            return self._keep(name, spec, self._entropy.random_bytes(KEY_BYTES), None)
+        return self._keep(name, spec, *generate_pair(spec.algorithm))
 
     def list_keys(self) -> list[KeyInfo]:
-        names = sorted(path.name.removesuffix(".key") for path in self._folder.glob("*.key"))
-        return [self._load(name)[0] for name in names]
+        with self._changing():
+            names = sorted(path.name.removesuffix(".key") for path in self._folder.glob("*.key"))
+            return [self._load(name).info for name in names]
 
     def public_key(self, name: str) -> PublicKey:
-        info, _ = self._load(name)
-        if info.public_key is None:
+        public = self._load(name).info.public_key
+        if public is None:
             raise KeyPurposeWrong(f"key {name!r} seals; it has no public half", key=name)
-        return info.public_key
+        return public
 
     def signer(self, name: str) -> SoftwareSigner:
         public = self.public_key(name)
@@ -264,13 +218,56 @@ class SoftwareKeyStore:
             return int.from_bytes(value.view(), "big")
 
     def counter_increment(self, name: str) -> int:
-        value = self.counter_read(name) + 1
-        sealed = self._close(value.to_bytes(8, "big"), b"counter " + name.encode())
-        write_file_atomic(self._path(name, ".counter"), sealed, mode=0o600)
+        path = self._path(name, ".counter")
+        with self._changing():
+            value = self.counter_read(name) + 1
+            write_file_atomic(path, self._close(value.to_bytes(8, "big"), b"counter " + name.encode()), mode=0o600)
         return value
 
+    def random(self, count: int) -> bytes:
+        self._check_open()
+        if not 1 <= count <= MAX_RANDOM_BYTES:
+            raise CapabilityMissing(f"random bytes come 1 to {MAX_RANDOM_BYTES} at a time", provider="software")
+        return self._entropy.random_bytes(count)
+
     def quote(self, name: str, nonce: bytes, pcrs: frozenset[int]) -> Quote:  # noqa: ARG002  # the protocol's form
-        raise CapabilityMissing("a software store has no platform to vouch for", key=name)
+        raise CapabilityMissing("a software store has no platform to vouch for", provider="software", key=name)
+
+    def keep_certificates(self, name: str, chain: Sequence[bytes]) -> None:
+        raw = cbor.encode(list(check_chain(chain)))
+        with self._changing():
+            sealed = self._close(raw, _chain_context(self._load(name)))
+            write_file_atomic(self._path(name, ".certs"), sealed, mode=0o600)
+
+    def certificates(self, name: str) -> tuple[bytes, ...]:
+        context, path = _chain_context(self._load(name)), self._path(name, ".certs")
+        try:
+            self._require_private(path)
+            sealed = read_file_bounded(path, limit_bytes=_MAX_CHAIN_BYTES)
+        except StorageMissing:
+            return ()
+        with self._open(sealed, context) as raw:
+            chain = cbor.decode(bytes(raw.view()), limit_bytes=_MAX_CHAIN_BYTES)
+        if not isinstance(chain, list):
+            raise StoreMalformed(f"the certificates of key {name!r} are damaged", key=name)
+        return tuple(one for one in chain if isinstance(one, bytes))
+
+    def export_key(self, name: str) -> Secret:
+        info = self._load(name).info
+        if not info.spec.policy.exportable:
+            raise NotExportable(f"key {name!r} was made to stay in its store", key=name)
+        if info.spec.algorithm is None:
+            raise KeyPurposeWrong(f"key {name!r} seals; PKCS#8 is for keys that sign", key=name)
+        with self._private(name, KeyPurpose.SIGN) as private:
+            return Secret(to_pkcs8(info.spec.algorithm, bytes(private.view())))
+
+    def import_key(self, name: str, pkcs8: bytes | memoryview, spec: KeySpec) -> KeyInfo:
+        if self._path(name).exists():
+            raise KeyExists(f"there is a key {name!r} already", key=name)
+        if spec.algorithm is None or not spec.policy.exportable:
+            raise ImportRefused("what was outside already is a key that signs and is called exportable", key=name)
+        self.capabilities().require(spec)
+        return self._keep(name, spec, *from_pkcs8(bytes(pkcs8), spec.algorithm))
 
     def destroy(self, name: str) -> None:
         """Overwrite and remove the key's file, durably.
@@ -279,11 +276,12 @@ class SoftwareKeyStore:
         (docs/threat-model.md).
         """
         path = self._path(name)
-        try:
-            self._require_private(path)
-        except StorageMissing as error:
-            raise KeyMissing(f"no key {name!r} in {self._folder}", key=name) from error
-        with translate_os_errors(path):
+        with self._changing(), translate_os_errors(path):
+            try:
+                self._require_private(path)
+            except StorageMissing as error:
+                raise KeyMissing(f"no key {name!r} in {self._folder}", key=name) from error
+            self._path(name, ".certs").unlink(missing_ok=True)
             with path.open("r+b") as stream:
                 stream.write(bytes(path.stat().st_size))
                 stream.flush()
@@ -296,8 +294,64 @@ class SoftwareKeyStore:
         self._closed = True
         self._key.wipe()
 
+    def _keep(self, name: str, spec: KeySpec, private: bytes, public: PublicKey | None) -> KeyInfo:
+        """Write a new key's file, durably."""
+        head: dict[cbor.Value, cbor.Value] = {
+            "purpose": spec.purpose.value,
+            "public": public.encode() if public else None,
+        }
+        pin = self._new_pin(spec)
+        if spec.policy != KeyPolicy():
+            head["policy"] = {"exportable": spec.policy.exportable, "pin": pin}
+        context = _key_context(name, head)
+        if pin is not None:
+            with self._pin_key(name, pin) as key:
+                nonce = self._entropy.random_bytes(NONCE_BYTES)
+                private = nonce + seal_aes256gcm(key.view(), nonce, private, context)
+        document = {**head, "sealed": self._close(private, context)}
+        try:
+            with self._changing():
+                write_file_new(self._path(name), cbor.encode(document), mode=0o600)
+        except FileExistsError as error:  # somebody was quicker than the look before
+            raise KeyExists(f"there is a key {name!r} already", key=name) from error
+        return KeyInfo(name=name, spec=spec, public_key=public)
+
+    def _new_pin(self, spec: KeySpec) -> dict[cbor.Value, cbor.Value] | None:
+        if not spec.policy.user_auth:
+            return None
+        cost = PassphraseUnlock(Secret(b""), self._pin_cost).parameters()
+        return {"salt": self._entropy.random_bytes(SALT_BYTES), **cost}
+
+    def _pin_key(self, name: str, pin: Mapping[cbor.Value, cbor.Value]) -> Secret:
+        """Return what the key's own PIN stretches to; the caller's seal tells whether it was the right one."""
+        if self._key_pin is None:
+            raise PinMissing(f"key {name!r} asks for a PIN of its own; nothing says where it comes from", key=name)
+        salt = pin["salt"]
+        cost = {field: value for field, value in pin.items() if field != "salt"}
+        with self._key_pin(f"the PIN of key {name}") as words:
+            return Secret(PassphraseUnlock(words).derive(salt if isinstance(salt, bytes) else b"", cost))
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Keep other threads and processes from changing the folder meanwhile."""
+        self._check_open()
+        with translate_os_errors(self._folder):
+            descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        try:
+            yield
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # not by close alone: a child forked meanwhile has it open too
+            os.close(descriptor)
+
     def _path(self, name: str, suffix: str = ".key") -> Path:
-        return self._folder / (check_key_name(name) + suffix)
+        check_key_name(name)
+        self._check_open()
+        return self._folder / (name + suffix)
 
     def _require_private(self, path: Path) -> None:
         require_private(self._folder)
@@ -313,111 +367,129 @@ class SoftwareKeyStore:
             raise StoreMalformed(f"{path} is damaged", path=str(path))
         return document
 
-    def _load(self, name: str) -> tuple[KeyInfo, Callable[[], Secret]]:
-        """Return what is known of a key, and a way to its private half.
+    def _read_store_file(self) -> _StoreFile:
+        document = self._read_document(self._folder / "store.cbor")
+        match document:
+            case {
+                "format": str() as form,
+                "kdf": str() as kdf,
+                "salt": bytes() as salt,
+                "parameters": dict() as parameters,
+                "check": bytes() as check,
+                **rest,
+            } if form == STORE_FORMAT and len(salt) == SALT_BYTES and set(rest) <= {"wrapped"}:
+                wrapped = rest.get("wrapped")
+                if wrapped is None or isinstance(wrapped, bytes):
+                    return _StoreFile(kdf=kdf, salt=salt, parameters=parameters, check=check, wrapped=wrapped)
+        raise StoreMalformed(f"{self._folder} holds no key store of this version")
 
-        The public half counts only after the private one opened, which it is bound to: else whoever can write the file
-        could have his own key exported as a trust anchor.
+    def _load(self, name: str) -> _Stored:
+        """Return what is known of a key, after its seal held.
+
+        The public half and the policy count only then, for they are bound to the private half: else whoever can write
+        the file could have his own key exported as a trust anchor.
         """
         try:
             document = self._read_document(self._path(name))
         except StorageMissing as error:
             raise KeyMissing(f"no key {name!r} in {self._folder}", key=name) from error
+        policy, pin = _policy_of(document, name)
         match document:
-            case {"purpose": "sign", "public": bytes() as raw, "sealed": bytes() as sealed} if len(document) == 3:
+            case {"purpose": "sign", "public": bytes() as raw, "sealed": bytes() as sealed}:
                 public: PublicKey | None = parse_public_key(raw)
                 purpose = KeyPurpose.SIGN
-            case {"purpose": "seal", "public": None, "sealed": bytes() as sealed} if len(document) == 3:
+            case {"purpose": "seal", "public": None, "sealed": bytes() as sealed}:
                 public, purpose = None, KeyPurpose.SEAL
             case _:
                 raise StoreMalformed(f"the file of key {name!r} is damaged", key=name)
-        head = {"purpose": document["purpose"], "public": document["public"]}
-        spec = KeySpec(purpose=purpose, algorithm=public.algorithm if public else None)
-        info = KeyInfo(name=name, spec=spec, public_key=public)
-        context = _key_context(name, head)
-        with self._open(sealed, context):
+        head = {part: value for part, value in document.items() if part != "sealed"}
+        if not set(head) <= {"purpose", "public", "policy"}:
+            raise StoreMalformed(f"the file of key {name!r} is damaged", key=name)
+        with self._open(sealed, _key_context(name, head)):
             pass
-        return info, lambda: self._open(sealed, context)
+        spec = KeySpec(purpose=purpose, algorithm=public.algorithm if public else None, policy=policy)
+        info = KeyInfo(name=name, spec=spec, public_key=public)
+        return _Stored(info=info, head=head, sealed=sealed, pin=pin)
 
     def _private(self, name: str, purpose: KeyPurpose) -> Secret:
-        info, unseal = self._load(name)
-        if info.spec.purpose is not purpose:
-            raise KeyPurposeWrong(f"key {name!r} is for {info.spec.purpose.value}, not {purpose.value}", key=name)
-        return unseal()
+        stored = self._load(name)
+        if stored.info.spec.purpose is not purpose:
+            raise KeyPurposeWrong(
+                f"key {name!r} is for {stored.info.spec.purpose.value}, not {purpose.value}", key=name
+            )
+        context = _key_context(name, stored.head)
+        private = self._open(stored.sealed, context)
+        if stored.pin is None:
+            return private
+        with private, self._pin_key(name, stored.pin) as key:
+            raw = bytes(private.view())
+            try:
+                return Secret(open_aes256gcm(key.view(), raw[:NONCE_BYTES], raw[NONCE_BYTES:], context))
+            except AeadFailed as error:
+                raise PinRefused(f"the PIN of key {name!r} is another one", key=name) from error
 
-    def _store_key(self) -> memoryview:
-        """Return the store's own key; never the zeros that are left of it after ``close``."""
+    def _check_open(self) -> None:
         if self._closed:
             raise StoreClosed(f"the key store {self._folder} was closed", path=str(self._folder))
-        return self._key.view()
+
+    def _store_key(self) -> Secret:
+        """Return a copy of the store's own key; never the zeros that are left of it after ``close``."""
+        key = Secret(bytearray(self._key.view()))
+        self._check_open()  # after copying: another thread's ``close`` says so first and wipes then
+        return key
 
     def _close(self, secret: bytes, context: bytes) -> bytes:
         nonce = self._entropy.random_bytes(NONCE_BYTES)
-        return nonce + seal_aes256gcm(self._store_key(), nonce, secret, context)
+        with self._store_key() as key:
+            return nonce + seal_aes256gcm(key.view(), nonce, secret, context)
 
     def _open(self, sealed: bytes, context: bytes) -> Secret:
-        try:
-            return Secret(open_aes256gcm(self._store_key(), sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], context))
-        except AeadFailed as error:
-            raise UnlockRefused(f"{self._folder} does not open with this unlocker", path=str(self._folder)) from error
-
-
-def _key_context(name: str, head: object) -> bytes:
-    """Return what binds a sealed private key to its name, purpose and public half."""
-    return cbor.encode(["tidegate.key.v1", name, head])
-
-
-def _generate(algorithm: SignatureAlgorithm) -> tuple[bytes, PublicKey]:
-    """Return the private bytes (seed or scalar) and the public key of a new key pair."""
-    if algorithm is SignatureAlgorithm.ED25519:
-        classical = ed25519.Ed25519PrivateKey.generate()
-        return classical.private_bytes_raw(), PublicKey(algorithm, classical.public_key().public_bytes_raw())
-    if algorithm in (SignatureAlgorithm.ML_DSA_65, SignatureAlgorithm.ML_DSA_87):
-        lattice = _ml_dsa(algorithm).generate()
-        return lattice.private_bytes_raw(), PublicKey(algorithm, lattice.public_key().public_bytes_raw())
-    if algorithm is SignatureAlgorithm.RSA_PSS:
-        legacy = rsa.generate_private_key(RSA_EXPONENT, RSA_GENERATED_BITS)
-        modulus = legacy.public_key().public_numbers().n
-        der = legacy.private_bytes(
-            serialization.Encoding.DER, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-        )
-        return der, PublicKey(algorithm, modulus.to_bytes((modulus.bit_length() + 7) // 8, "big"))
-    curve, _, size = curve_of(algorithm)
-    elliptic = ec.generate_private_key(curve)
-    numbers = elliptic.private_numbers()
-    point = numbers.public_numbers
-    raw = b"\x04" + point.x.to_bytes(size, "big") + point.y.to_bytes(size, "big")
-    return numbers.private_value.to_bytes(size, "big"), PublicKey(algorithm, raw)
-
-
-def _ml_dsa(algorithm: SignatureAlgorithm) -> type[mldsa.MLDSA65PrivateKey | mldsa.MLDSA87PrivateKey]:
-    return mldsa.MLDSA65PrivateKey if algorithm is SignatureAlgorithm.ML_DSA_65 else mldsa.MLDSA87PrivateKey
-
-
-def _sign(algorithm: SignatureAlgorithm, private: bytes, message: bytes) -> bytes:
-    if algorithm is SignatureAlgorithm.ED25519:
-        return ed25519.Ed25519PrivateKey.from_private_bytes(private).sign(message)
-    if algorithm in (SignatureAlgorithm.ML_DSA_65, SignatureAlgorithm.ML_DSA_87):
-        return _ml_dsa(algorithm).from_seed_bytes(private).sign(message)
-    if algorithm is SignatureAlgorithm.RSA_PSS:
-        legacy = serialization.load_der_private_key(private, password=None, unsafe_skip_rsa_key_validation=True)
-        if not isinstance(legacy, rsa.RSAPrivateKey):
-            raise StoreMalformed("a sealed RSA key is another kind of key")
-        return legacy.sign(message, rsa_pss_padding(), hashes.SHA256())
-    curve, digest, size = curve_of(algorithm)
-    key = ec.derive_private_key(int.from_bytes(private, "big"), curve)
-    r, s = utils.decode_dss_signature(key.sign(message, ec.ECDSA(digest)))
-    return r.to_bytes(size, "big") + s.to_bytes(size, "big")
+        with self._store_key() as key:
+            try:
+                return Secret(open_aes256gcm(key.view(), sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], context))
+            except AeadFailed as error:
+                raise UnlockRefused(
+                    f"{self._folder} does not open with this unlocker", path=str(self._folder)
+                ) from error
 
 
 def open_uri(uri: KeyUri, *, create: bool, ask: AskPin | None) -> SoftwareKeyStore:
     """Return the store of a ``file:`` URI, unlocked; raise ``keys.unlock.refused``, ``base.permissions.unsafe``."""
-    if len(uri.options) > 1:
+    folder, unlock = Path(uri.location), unlock_of(uri, ask)
+    if create:
+        SoftwareKeyStore.create(folder, unlock).close()
+    source = uri.options.get("key-pin-source")
+    return SoftwareKeyStore(folder, unlock, key_pin=lambda what: read_pin(source, ask, what))
+
+
+def unlock_of(uri: KeyUri, ask: AskPin | None) -> Unlock:
+    """Return what a ``file:`` URI unlocks with; a person is asked for a passphrase where it names nothing."""
+    if {"device-secret", "passphrase-file"} <= set(uri.options):
         raise KeyUriMalformed("name one way to unlock: device-secret=/FILE or passphrase-file=/FILE")
     if "device-secret" in uri.options:
-        unlock: Unlock = DeviceSecretUnlock(Path(uri.options["device-secret"]))
-    else:
-        what = f"the passphrase of {uri.location}"
-        unlock = PassphraseUnlock(read_pin(uri.options.get("passphrase-file"), ask, what))
-    folder = Path(uri.location)
-    return SoftwareKeyStore.create(folder, unlock) if create else SoftwareKeyStore(folder, unlock)
+        return DeviceSecretUnlock(Path(uri.options["device-secret"]))
+    return PassphraseUnlock(read_pin(uri.options.get("passphrase-file"), ask, f"the passphrase of {uri.location}"))
+
+
+def _policy_of(
+    document: dict[cbor.Value, cbor.Value], name: str
+) -> tuple[KeyPolicy, dict[cbor.Value, cbor.Value] | None]:
+    """Return a key's policy and how its own PIN is stretched; files from before there were policies have none."""
+    if "policy" not in document:
+        return KeyPolicy(), None
+    match document["policy"]:
+        case {"exportable": bool() as exportable, "pin": None, **rest} if not rest:
+            return KeyPolicy(exportable=exportable), None
+        case {"exportable": bool() as exportable, "pin": dict() as pin, **rest} if not rest:
+            return KeyPolicy(exportable=exportable, user_auth=True), pin
+    raise StoreMalformed(f"the file of key {name!r} is damaged", key=name)
+
+
+def _key_context(name: str, head: object) -> bytes:
+    """Return what binds a sealed private key to its name, purpose, public half and policy."""
+    return cbor.encode(["tidegate.key.v1", name, head])
+
+
+def _chain_context(stored: _Stored) -> bytes:
+    """Return what binds a chain to the key beside which it was kept: not to a later one of the same name."""
+    return cbor.encode(["tidegate.certs.v1", stored.info.name, stored.sealed[-16:]])

@@ -37,7 +37,9 @@ class Scheme:
 
 
 SCHEMES = {
-    "file": Scheme(module="tidegate.keys.software", options=frozenset({"device-secret", "passphrase-file"})),
+    "file": Scheme(
+        module="tidegate.keys.software", options=frozenset({"device-secret", "passphrase-file", "key-pin-source"})
+    ),
     "pkcs11": Scheme(
         module="tidegate.keys.pkcs11",
         options=frozenset({"token", "serial", "module-path", "pin-source", "key-pin-source"}),

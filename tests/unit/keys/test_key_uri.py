@@ -6,8 +6,9 @@ import threading
 import pytest
 
 from tidegate.base.errors import TidegateError
+from tidegate.crypto.aead import Secret
 from tidegate.keys.software import SoftwareKeyStore
-from tidegate.keys.uri import open_store, parse_key_uri, read_passphrase
+from tidegate.keys.uri import open_store, parse_key_uri, read_passphrase, read_pin
 
 
 def code_of(call, *arguments, **named):
@@ -34,9 +35,7 @@ def test_a_plus_in_a_path_is_a_plus():
     assert uri.options["passphrase-file"] == "/c+d"
 
 
-@pytest.mark.parametrize(
-    "text", ["", "/etc/keys", "http://h/x", "key", "FILE2:/x"]
-)
+@pytest.mark.parametrize("text", ["", "/etc/keys", "http://h/x", "key", "FILE2:/x"])
 def test_providers_that_are_not_there(text):
     assert code_of(parse_key_uri, text) == "keys.provider.unknown"
 
@@ -81,9 +80,33 @@ def test_a_passphrase_in_a_uri_is_not_echoed():
     assert "hunter2" not in repr(caught.value.describe())
 
 
-@pytest.mark.parametrize("options", ["", "&device-secret=/a&passphrase-file=/b"])
-def test_exactly_one_way_to_unlock(options):
-    assert code_of(open_store, parse_key_uri(f"file:/folder?key=a{options}")) == "keys.uri.malformed"
+def test_one_way_to_unlock():
+    uri = parse_key_uri("file:/folder?key=a&device-secret=/a&passphrase-file=/b")
+    assert code_of(open_store, uri) == "keys.uri.malformed"
+
+
+def test_where_no_file_is_named_a_person_is_asked(tmp_path):
+    uri = parse_key_uri(f"file:{tmp_path}/store")
+    assert code_of(open_store, uri) == "keys.pin.missing"
+    asked = []
+
+    def ask(what):
+        asked.append(what)
+        return Secret(b"correct horse")
+
+    open_store(uri, create=True, ask=ask)
+    assert len(asked) == 1
+    assert code_of(open_store, uri, ask=lambda what: Secret(b"wrong")) == "keys.unlock.refused"
+
+
+def test_credentials_of_the_service(tmp_path, words, monkeypatch):
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    assert code_of(read_pin, "credential:words", None, "the PIN") == "keys.pin.missing"
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    with read_pin("credential:words", None, "the PIN") as pin:
+        assert bytes(pin.view()) == b"correct horse"
+    for name in ("", ".", "..", "../words", "a/b"):
+        assert code_of(read_pin, f"credential:{name}", None, "the PIN") == "keys.pin.missing"
 
 
 @pytest.fixture

@@ -7,11 +7,15 @@ import pytest
 
 from tidegate.base.errors import Misuse, Rejected, TidegateError
 from tidegate.crypto import cbor
+from tidegate.crypto.aead import Secret
 from tidegate.crypto.signing import parse_public_key
 from tidegate.keys.errors import KeyExists, KeyMissing, KeyPurposeWrong, StoreClosed
 from tidegate.keys.software import Argon2Cost, DeviceSecretUnlock, SoftwareKeyStore
+from tidegate.keys.store import KeyPolicy, KeyPurpose, KeySpec
 
-LABELS = ["ed25519", "ecdsa-p256", "ecdsa-p384", "ml-dsa-65", "ml-dsa-87"]
+CHEAP = Argon2Cost(memory_kib=64, iterations=1, lanes=1)
+
+LABELS = ["ed25519", "ecdsa-p256", "ecdsa-p384", "ml-dsa-65", "ml-dsa-87", "rsa-pss"]
 
 
 def code_of(call, *arguments, **named):
@@ -508,7 +512,7 @@ def test_what_the_provider_cannot_do_is_said_before(bench):
     assert not capabilities.counter_resists_rollback
     assert not capabilities.can_quote
     with pytest.raises(Misuse) as caught:
-        bench.store.quote(b"nonce")
+        bench.store.quote("a", bytes(16), frozenset({0}))
     assert caught.value.code == "keys.capability.missing"
 
 
@@ -517,3 +521,145 @@ def test_foreign_files_in_the_folder_do_not_stop_the_list(bench):
     (bench.folder / ".a.key.123.new").write_bytes(b"left by a power cut")
     (bench.folder / "notes.txt").write_bytes(b"")
     assert [info.name for info in bench.store.list_keys()] == ["a"]
+
+
+# ---- policies, certificates, another unlocker ------------------------------------------------------------------------
+
+
+def spec_with(bench, label="ecdsa-p256", **policy):
+    return KeySpec(purpose=KeyPurpose.SIGN, algorithm=bench.signing(label).algorithm, policy=KeyPolicy(**policy))
+
+
+def with_pin(bench, pin):
+    return SoftwareKeyStore(bench.folder, bench.unlock(), key_pin=lambda what: Secret(pin), pin_cost=CHEAP)
+
+
+def test_a_policy_cannot_be_taken_off_or_put_on(bench):
+    """Who writes the file must not make a key exportable, nor spare himself the PIN."""
+    bench.store.generate("kept", spec_with(bench))
+    bench.store.generate("free", spec_with(bench, exportable=True))
+    with_pin(bench, b"1").generate("pin", spec_with(bench, user_auth=True))
+    kept, free, pin = (document(bench.folder / f"{name}.key") for name in ("kept", "free", "pin"))
+    for name, altered in (
+        ("kept", {**kept, "policy": free["policy"]}),
+        ("free", {part: value for part, value in free.items() if part != "policy"}),
+        ("pin", {**pin, "policy": {**pin["policy"], "pin": None}}),
+        ("pin", {**pin, "policy": {**pin["policy"], "exportable": True}}),
+        ("pin", {**pin, "policy": {**pin["policy"], "pin": {**pin["policy"]["pin"], "iterations": 2}}}),
+        ("pin", {part: value for part, value in pin.items() if part != "policy"}),
+    ):
+        bench.rewrite(f"{name}.key", cbor.encode(altered))
+        assert code_of(bench.store.public_key, name) == "keys.unlock.refused"
+        assert code_of(with_pin(bench, b"1").export_key, name) == "keys.unlock.refused"
+    for broken in (None, {}, {"exportable": 1, "pin": None}, {"exportable": True, "pin": None, "x": 1}, {"pin": None}):
+        bench.rewrite("free.key", cbor.encode({**free, "policy": broken}))
+        assert code_of(bench.store.public_key, "free") == "keys.store.malformed"
+
+
+def test_keys_from_before_there_were_policies_open(bench):
+    """A key with the default policy is written as it always was."""
+    bench.store.generate("old", bench.signing())
+    assert set(document(bench.folder / "old.key")) == {"purpose", "public", "sealed"}
+
+
+def test_a_key_with_a_pin_of_its_own(bench):
+    info = with_pin(bench, b"right").generate("a", spec_with(bench, user_auth=True, exportable=True))
+    assert bench.reopen().list_keys() == [info], "the public half needs no PIN"
+    assert code_of(lambda: bench.store.signer("a").sign(b"m")) == "keys.pin.missing"
+    assert code_of(lambda: with_pin(bench, b"wrong").signer("a").sign(b"m")) == "keys.pin.refused"
+    assert code_of(with_pin(bench, b"wrong").export_key, "a") == "keys.pin.refused"
+    info.public_key.verify(with_pin(bench, b"right").signer("a").sign(b"m"), b"m")
+    assert code_of(bench.store.generate, "b", spec_with(bench, user_auth=True)) == "keys.pin.missing"
+    assert not (bench.folder / "b.key").exists()
+
+
+def test_pins_of_sealing_keys(bench):
+    spec = KeySpec(purpose=KeyPurpose.SEAL, policy=KeyPolicy(user_auth=True))
+    with_pin(bench, b"right").generate("box", spec)
+    sealed = with_pin(bench, b"right").seal("box", b"secret", b"")
+    assert code_of(with_pin(bench, b"wrong").unseal, "box", sealed, b"") == "keys.pin.refused"
+    with with_pin(bench, b"right").unseal("box", sealed, b"") as secret:
+        assert bytes(secret.view()) == b"secret"
+    exportable = KeySpec(purpose=KeyPurpose.SEAL, policy=KeyPolicy(exportable=True))
+    bench.store.generate("free", exportable)
+    assert code_of(bench.store.export_key, "free") == "keys.key.purpose"
+    assert code_of(bench.store.import_key, "new", b"", exportable) == "keys.import.refused"
+
+
+def test_no_attestation_keys_and_none_bound_to_registers(bench):
+    algorithm = bench.signing().algorithm
+    for spec in (
+        KeySpec(purpose=KeyPurpose.ATTEST, algorithm=algorithm),
+        spec_with(bench, pcrs=frozenset({7})),
+    ):
+        assert code_of(bench.store.generate, "a", spec) == "keys.capability.missing"
+        assert code_of(bench.store.import_key, "a", b"", spec) in {"keys.capability.missing", "keys.import.refused"}
+    assert bench.store.list_keys() == []
+
+
+def test_certificates_altered_or_of_another_key(bench):
+    for name in ("a", "b"):
+        bench.store.generate(name, bench.signing())
+        bench.store.keep_certificates(name, [name.encode()])
+    raw = (bench.folder / "a.certs").read_bytes()
+    for altered in ((bench.folder / "b.certs").read_bytes(), b"", raw[:-1], raw[:20] + b"\0" + raw[21:]):
+        bench.rewrite("a.certs", altered)
+        assert code_of(bench.store.certificates, "a") == "keys.unlock.refused"
+    bench.rewrite("a.certs", raw)
+    (bench.folder / "a.certs").chmod(0o644)
+    assert code_of(bench.store.certificates, "a") == "base.permissions.unsafe"
+    bench.store.destroy("a")
+    assert not (bench.folder / "a.certs").exists()
+    bench.store.generate("a", bench.signing())
+    bench.rewrite("a.certs", raw)
+    assert code_of(bench.store.certificates, "a") == "keys.unlock.refused", "they were an earlier key's"
+
+
+def test_another_passphrase(bench):
+    """The keys stay, the old passphrase opens nothing, the new one does; twice, and from one kind to the other."""
+    public = bench.store.generate("a", bench.signing()).public_key
+    bench.store.counter_increment("n")
+    current = bench.unlock()
+    for new in (bench.passphrase(b"first"), bench.passphrase(b"second"), bench.unlock()):
+        opened = SoftwareKeyStore(bench.folder, current)
+        opened.change_unlock(new)
+        if new.kind != current.kind or new.kind == "argon2id":
+            assert code_of(SoftwareKeyStore, bench.folder, current) == "keys.unlock.refused"
+        for store in (opened, SoftwareKeyStore(bench.folder, new)):
+            public.verify(store.signer("a").sign(b"m"), b"m")
+            assert store.counter_read("n") == 1
+        current = new
+    raw = (bench.folder / "store.cbor").read_bytes()
+    for position in range(0, len(raw), 3):
+        bench.rewrite("store.cbor", raw[:position] + bytes([raw[position] ^ 1]) + raw[position + 1 :])
+        assert code_of(bench.reopen).split(".")[0] in {"keys", "base"}
+
+
+def test_a_cut_while_the_passphrase_changes(bench, monkeypatch):
+    """Whatever write fails: one of the two opens the store."""
+    bench.store.generate("a", bench.signing())
+    for broken in ("write_all", "sync_folder"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"tidegate.base.durable.{broken}", lambda *_: (_ for _ in ()).throw(OSError(5, "cut")))
+            assert code_of(bench.store.change_unlock, bench.passphrase()) == "base.storage.failed"
+        opened = []
+        for unlock in (bench.unlock(), bench.passphrase()):
+            try:
+                opened.append(SoftwareKeyStore(bench.folder, unlock).signer("a").sign(b"m"))
+            except TidegateError as error:
+                assert error.code == "keys.unlock.refused"
+        assert len(opened) == 1
+
+
+def test_processes_count_without_losing_one(bench):
+    children = []
+    for _ in range(4):
+        child = os.fork()
+        if child == 0:
+            for _ in range(5):
+                bench.store.counter_increment("n")
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
+    assert bench.store.counter_read("n") == 20
