@@ -113,6 +113,7 @@ class Pkcs11KeyStore:
         self._closed = False
         self._capabilities: Capabilities | None = None
         self._proven: tuple[int, dict[tuple[int, bytes], PublicKey]] = (0, {})  # of this generation, by handle
+        self._sealing: tuple[int, dict[str, Any]] = (0, {})  # handles of this generation, by name
         self._skipped = 0
 
     @property
@@ -171,30 +172,26 @@ class Pkcs11KeyStore:
         nonce = self._entropy.random_bytes(NONCE_BYTES)
         parameters = pkcs11.GCMParams(nonce, context, _TAG_BITS)
 
-        def act(session: pkcs11.Session) -> bytes:
-            key = self.find(session, name)
-            require_purpose(key, KeyPurpose.SEAL)
-            sealed = key.handle.encrypt(bytes(secret), mechanism=Mechanism.AES_GCM, mechanism_param=parameters)
+        def act(handle: Any) -> bytes:
+            sealed = handle.encrypt(bytes(secret), mechanism=Mechanism.AES_GCM, mechanism_param=parameters)
             return nonce + bytes(sealed)
 
-        return self.use(act)
+        return self.use(lambda session: self._with_sealing_key(session, name, act))
 
     def unseal(self, name: str, sealed: bytes, context: bytes) -> Secret:
-        def act(session: pkcs11.Session) -> Secret:
-            key = self.find(session, name)
-            require_purpose(key, KeyPurpose.SEAL)
+        parameters = pkcs11.GCMParams(sealed[:NONCE_BYTES], context, _TAG_BITS)
+
+        def act(handle: Any) -> Secret:
             if len(sealed) < NONCE_BYTES + TAG_BYTES:
                 raise SealedMalformed(f"key {name!r} does not open {len(sealed)} bytes", key=name)
-            parameters = pkcs11.GCMParams(sealed[:NONCE_BYTES], context, _TAG_BITS)
             try:
-                opened = key.handle.decrypt(
-                    sealed[NONCE_BYTES:], mechanism=Mechanism.AES_GCM, mechanism_param=parameters
+                return Secret(
+                    handle.decrypt(sealed[NONCE_BYTES:], mechanism=Mechanism.AES_GCM, mechanism_param=parameters)
                 )
             except _NOT_OPENED as error:
                 raise SealedMalformed(f"key {name!r} does not open these bytes", key=name) from error
-            return Secret(opened)
 
-        return self.use(act)
+        return self.use(lambda session: self._with_sealing_key(session, name, act))
 
     def counter_read(self, name: str) -> int:
         """Raise ``keys.capability.missing``.
@@ -344,6 +341,20 @@ class Pkcs11KeyStore:
         except SignatureInvalid as error:
             raise StoreMalformed(f"the public half of key {key.label!r} is another key's", key=key.label) from error
         return signature
+
+    def _with_sealing_key(self, session: pkcs11.Session, name: str, act: Callable[[Any], Result]) -> Result:
+        """Return what ``act`` makes of the key's handle, looked up once a session and again once it is gone."""
+        generation, known = self._sealing
+        if generation != self.generation:
+            known = {}
+            self._sealing = (self.generation, known)
+        if name in known:
+            with contextlib.suppress(*_GONE):
+                return act(known[name])
+        key = self.find(session, name)
+        require_purpose(key, KeyPurpose.SEAL)
+        known[name] = key.handle
+        return act(key.handle)
 
     def _list(self, session: pkcs11.Session) -> list[KeyInfo]:
         keys = find_token_keys(session)
