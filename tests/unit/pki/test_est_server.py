@@ -120,7 +120,7 @@ def test_what_the_registrar_is_told(desk):
         b"request",
         False,
         (),
-        None,
+        b"binding",
     )
     user, token = asked.token
     assert (user, bytes(token.view())) == ("SN-1", b"tok:en")
