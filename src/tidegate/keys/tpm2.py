@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from tidegate.base.clock import Entropy, SystemEntropy
 from tidegate.crypto.aead import KEY_BYTES, NONCE_BYTES, Secret, open_aes256gcm, seal_aes256gcm
-from tidegate.crypto.errors import AeadFailed, SignatureInvalid
+from tidegate.crypto.errors import AeadFailed
 from tidegate.crypto.signing import PublicKey, SignatureAlgorithm
 from tidegate.keys.attest import MAX_NONCE_BYTES, MIN_NONCE_BYTES
 from tidegate.keys.errors import (
@@ -47,18 +47,19 @@ from tidegate.keys.tpm2_commands import (
     algorithms_of,
     check_digest,
     check_pcrs,
-    command_quote,
     command_sign,
+    evict_key,
     extend_pcr,
+    persist_key,
     quote_with_values,
     require_registers,
+    require_salt,
     selection,
 )
 from tidegate.keys.tpm2_counter import Counter
 from tidegate.keys.tpm2_device import (
     RC_AUTH_FAIL,
     RC_BAD_AUTH,
-    RC_NV_DEFINED,
     RC_PCR_CHANGED,
     RC_POLICY_FAIL,
     RC_VALUE,
@@ -301,7 +302,10 @@ class Tpm2KeyStore:
             key = self._key(name)
             if key.record.handle not in (None, handle):
                 raise KeyExists(f"key {name!r} is persistent at 0x{key.record.handle:x} already", key=name)
-            self._run(lambda chip: self._persist(chip, key, handle))
+            if key.wrapped is None:
+                raise KeyExists(f"key {name!r} is persistent already", key=name)
+            wrapped = key.wrapped
+            self._run(lambda chip: persist_key(chip, chip.load(wrapped, lambda: self._primary(chip)), key.name, handle))
             self._folder.replace(replace(key.record, handle=handle))
 
     def destroy(self, name: str) -> None:
@@ -315,7 +319,9 @@ class Tpm2KeyStore:
             if is_handle_name(check_key_name(name)) or self._folder.has(name):
                 with contextlib.suppress(KeyMissing):  # its TSS2 file went before the power did
                     key = self._key(name)
-                    self._run(lambda chip: self._evict(chip, key))
+                    if key.record.handle is not None:
+                        handle = key.record.handle
+                        self._run(lambda chip: evict_key(chip, key.name, handle))
                     if key.wrapped is not None:
                         self._tpm.forget(key.wrapped)
                 self._folder.remove(name)
@@ -393,22 +399,9 @@ class Tpm2KeyStore:
         wrapped = WrappedKey(parent=self._store.parent, public=public, private=private, user_auth=spec.policy.user_auth)
         record = KeyRecord(name=name, spec=spec, pcrs=values)
         key = _Key(record=record, info=check_key(record, wrapped), name=wrapped.name, wrapped=wrapped)
-        if spec.algorithm is SignatureAlgorithm.RSA_PSS:
-            self._try_rsa(chip, key, pin)
+        if spec.algorithm is SignatureAlgorithm.RSA_PSS and key.info.public_key is not None:
+            require_salt(chip, self._use(chip, key, pin), key.info.public_key, spec.purpose)
         return key
-
-    def _try_rsa(self, chip: Chip, key: _Key, pin: Secret | None) -> None:
-        """Raise ``keys.capability.missing`` if the TPM salts RSA-PSS otherwise than TLS 1.3 and COSE want it."""
-        use, message = self._use(chip, key, pin), b"salt"
-        public = key.info.public_key
-        try:
-            if public is not None and key.record.spec.purpose is KeyPurpose.SIGN:
-                public.verify(command_sign(chip, use, public.algorithm, message), message)
-            elif public is not None:
-                attest, signature = command_quote(chip, use, bytes(8), frozenset({0}))
-                public.verify(signature, attest)
-        except SignatureInvalid as error:
-            raise CapabilityMissing("this TPM's RSA-PSS salt has not 32 bytes", provider="tpm2") from error
 
     def _load(self, chip: Chip, key: _Key) -> Any:
         """Return the key's handle: the persistent one if it holds this very key, else the loaded file's."""
@@ -467,6 +460,7 @@ class Tpm2KeyStore:
             return None
         pin = self._ask(key.record.name, "the PIN")
         if self._guess(key, pin) in self._guesses:
+            pin.wipe()
             raise PinRefused(f"the TPM refused this PIN of key {key.record.name!r} before", key=key.record.name)
         return pin
 
@@ -488,25 +482,6 @@ class Tpm2KeyStore:
             lambda chip, use: Secret(bytes(chip.esys.unseal(use.handle, session1=use.session))),
             private=True,
         )
-
-    def _persist(self, chip: Chip, key: _Key, handle: int) -> None:
-        loaded = chip.load(key.wrapped, lambda: self._primary(chip)) if key.wrapped else None
-        if loaded is None:
-            raise KeyExists(f"key {key.record.name} is persistent already", key=key.record.name)
-        try:
-            chip.esys.evict_control(tss.ESYS_TR.OWNER, loaded, handle, session1=chip.owner_session())
-        except tss.TSS2_Exception as error:
-            there = chip.persistent(handle) if response_code(error) == RC_NV_DEFINED else None
-            if there is None:
-                raise
-            if chip.name(there) != key.name:
-                raise KeyExists(f"another key is persistent at 0x{handle:x}", key=key.record.name) from error
-
-    def _evict(self, chip: Chip, key: _Key) -> None:
-        there = None if key.record.handle is None else chip.persistent(key.record.handle)
-        if there is not None and key.record.handle is not None and chip.name(there) == key.name:
-            session = chip.owner_session()
-            chip.esys.evict_control(tss.ESYS_TR.OWNER, there, key.record.handle, session1=session)
 
 
 def open_uri(uri: KeyUri, *, create: bool, ask: AskPin | None) -> Tpm2KeyStore:

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tidegate.crypto.errors import SignatureInvalid
 from tidegate.crypto.signing import RSA_GENERATED_BITS, PublicKey, SignatureAlgorithm
 from tidegate.keys.attest import parse_attest, pcr_digest
-from tidegate.keys.errors import CapabilityMissing, PcrMismatch, ProviderFailed
-from tidegate.keys.store import MAX_PCR, Quote
-from tidegate.keys.tpm2_device import Chip, tss
+from tidegate.keys.errors import CapabilityMissing, KeyExists, PcrMismatch, ProviderFailed
+from tidegate.keys.store import MAX_PCR, KeyPurpose, Quote
+from tidegate.keys.tpm2_device import RC_NV_DEFINED, Chip, response_code, tss
 from tidegate.keys.tpm2_files import ALG_ECDSA, ALG_RSAPSS, ALG_SHA256, ALG_SHA384, ECC, PCR_BYTES
 
 _ALG_RSA = 0x0001
@@ -77,6 +78,18 @@ def command_quote(chip: Chip, use: Use, nonce: bytes, pcrs: frozenset[int]) -> t
     return bytes(attest), _raw(signature)
 
 
+def require_salt(chip: Chip, use: Use, key: PublicKey, purpose: KeyPurpose) -> None:
+    """Raise ``keys.capability.missing`` if the TPM salts RSA-PSS otherwise than TLS 1.3 and COSE want it."""
+    try:
+        if purpose is KeyPurpose.SIGN:
+            key.verify(command_sign(chip, use, key.algorithm, b"salt"), b"salt")
+        else:
+            attest, signature = command_quote(chip, use, bytes(8), frozenset({0}))
+            key.verify(signature, attest)
+    except SignatureInvalid as error:
+        raise CapabilityMissing("this TPM's RSA-PSS salt has not 32 bytes", provider="tpm2") from error
+
+
 def quote_with_values(chip: Chip, use: Use, key: PublicKey, nonce: bytes, pcrs: frozenset[int]) -> Quote:
     """Return a quote and the values that belong to it, though registers may change between the two commands."""
     for _ in range(_MAX_QUOTES):
@@ -91,6 +104,25 @@ def extend_pcr(chip: Chip, pcr: int, digest: bytes) -> None:
     """Extend a register of the SHA-256 bank."""
     one = tss.TPMT_HA(hashAlg=tss.TPM2_ALG.SHA256, digest=tss.TPMU_HA(sha256=digest))
     chip.esys.pcr_extend(tss.ESYS_TR(pcr), tss.TPML_DIGEST_VALUES([one]))
+
+
+def persist_key(chip: Chip, loaded: Any, name: bytes, handle: int) -> None:
+    """Keep a loaded key at a persistent handle; raise ``keys.key.exists`` if another one is there."""
+    try:
+        chip.esys.evict_control(tss.ESYS_TR.OWNER, loaded, handle, session1=chip.owner_session())
+    except tss.TSS2_Exception as error:
+        there = chip.persistent(handle) if response_code(error) == RC_NV_DEFINED else None
+        if there is None:
+            raise
+        if chip.name(there) != name:
+            raise KeyExists(f"another key is persistent at 0x{handle:x}", handle=handle) from error
+
+
+def evict_key(chip: Chip, name: bytes, handle: int) -> None:
+    """Remove a persistent key, if it is this one that is there."""
+    there = chip.persistent(handle)
+    if there is not None and chip.name(there) == name:
+        chip.esys.evict_control(tss.ESYS_TR.OWNER, there, handle, session1=chip.owner_session())
 
 
 def selection(pcrs: Mapping[int, bytes] | frozenset[int]) -> str:
