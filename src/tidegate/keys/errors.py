@@ -5,12 +5,12 @@ from tidegate.base.errors import Fault, Misuse, Rejected
 
 class KeyUriMalformed(Misuse):
     code = "keys.uri.malformed"
-    advice = "Write a key as file:/FOLDER?key=NAME&device-secret=/FILE or file:/FOLDER?key=NAME&passphrase-file=/FILE."
+    advice = "Write it as file:/FOLDER?key=NAME&…, pkcs11:token=…;object=NAME?… or tpm2:/FOLDER?key=NAME&… (docs/keys.md)."
 
 
 class ProviderUnknown(Misuse):
     code = "keys.provider.unknown"
-    advice = "Use a provider that this build has: file:."
+    advice = "Use a provider that is there: file:, pkcs11:, tpm2:, keyd:, or one that an installed package adds."
 
 
 class KeyNameInvalid(Misuse):
@@ -113,3 +113,23 @@ class QuoteInvalid(Rejected):
 class GrantRefused(Rejected):
     code = "keys.grant.refused"
     advice = "The key process grants this user no such operation on this key; the maker of its grants file can add it."
+
+
+class KeydConfigInvalid(Rejected):
+    code = "keys.keyd.config"
+    advice = "Mend the key process's file at the named place; deploy/keyd.toml is an example."
+
+
+class KeydMessageMalformed(Rejected):
+    code = "keys.keyd.malformed"
+    advice = "The other end of the key process's socket speaks another version or is no key process; restart both."
+
+
+class KeydUnreachable(Fault):
+    code = "keys.keyd.unreachable"
+    advice = "Start tidegate-keyd, and check the socket's path and that this user may open it."
+
+
+class KeydBusy(Fault):
+    code = "keys.keyd.busy"
+    advice = "The key process has as many clients as it may have; close some, or raise its limits."

@@ -95,7 +95,8 @@ def test_verify(vault, key, capsys):
     [
         ([], 2, "vault.unlock.missing"),
         (["--key", "KEY-other"], 3, "vault.unlock.refused"),
-        (["--key", "pkcs11:token=x"], 2, "keys.provider.unknown"),
+        (["--key", "parsec:x"], 2, "keys.provider.unknown"),
+        (["--key", "pkcs11:token=x"], 2, "keys.uri.malformed"),
     ],
 )
 def test_unlocking(vault, key, capsys, unlock, status, code):
