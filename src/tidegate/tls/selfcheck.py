@@ -7,6 +7,7 @@ with a throw-away key. Nothing is used before it is proven.
 from __future__ import annotations
 
 import datetime
+import os
 import ssl
 import sys
 import threading
@@ -45,6 +46,13 @@ class Platform:
 class _Memory:
     platform: Platform | None = None
     lock = threading.Lock()
+
+
+def _forget_lock() -> None:
+    _Memory.lock = threading.Lock()  # another thread may have held it when this process was forked
+
+
+os.register_at_fork(after_in_child=_forget_lock)
 
 
 def require_platform() -> Platform:
