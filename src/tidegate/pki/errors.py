@@ -116,3 +116,8 @@ class IdentityCorrupt(Rejected):
 class IdentityBusy(Fault):
     code = "pki.identity.busy"
     advice = "Another process works on this identity, probably its service; ask that one, or stop it first."
+
+
+class EstUrlMalformed(Misuse):
+    code = "pki.est.url"
+    advice = "Write an EST server as https://HOST, https://HOST:PORT or https://HOST:PORT/LABEL, and give its anchors."
