@@ -25,6 +25,7 @@ from tidegate.keys.errors import (
     KeyNameInvalid,
     KeyPurposeWrong,
     KeyUriMalformed,
+    PinRefused,
     ProviderFailed,
     SealedMalformed,
     StoreClosed,
@@ -104,11 +105,24 @@ class Pkcs11Signer:
 
 
 class Pkcs11KeyStore:
-    """A ``KeyStore`` on a token. ``key_pin`` gives the PIN for one use of a key made with ``user_auth``."""
+    """A ``KeyStore`` on a token.
 
-    def __init__(self, login: TokenLogin, key_pin: Callable[[str], Secret], *, entropy: Entropy | None = None) -> None:
+    ``key_pin`` gives the PIN for one use of a key made with ``user_auth``. One that comes from no person
+    (``key_pin_by_person``) is not tried again once it was refused: a loop in a service must not lock the token.
+    """
+
+    def __init__(
+        self,
+        login: TokenLogin,
+        key_pin: Callable[[str], Secret],
+        *,
+        key_pin_by_person: bool,
+        entropy: Entropy | None = None,
+    ) -> None:
         self._login = login
         self._key_pin = key_pin
+        self._key_pin_by_person = key_pin_by_person
+        self._key_pin_refused = False
         self._entropy = entropy or SystemEntropy()
         self._closed = False
         self._capabilities: Capabilities | None = None
@@ -328,11 +342,15 @@ class Pkcs11KeyStore:
         with self._key_pin(key.label) as pin:
 
             def act(session: pkcs11.Session) -> bytes:
+                if self._key_pin_refused:
+                    raise PinRefused(f"{self._login.what} refused this PIN before; it is not tried again")
+                self._login.require_try_left(by_person=self._key_pin_by_person)
                 with open_apart(session) as apart:
                     found = self.find(apart, key.label)
                     try:
                         return sign(found.handle, public_key.algorithm, message, pin_text(pin))
-                    except p11.PinIncorrect as error:
+                    except (p11.PinIncorrect, p11.PinInvalid, p11.PinLenRange) as error:
+                        self._key_pin_refused = not self._key_pin_by_person
                         raise self._login.refusal() from error
 
             signature = self.use(act)
@@ -423,4 +441,4 @@ def open_uri(uri: KeyUri, *, create: bool, ask: AskPin | None) -> Pkcs11KeyStore
         return read_pin(uri.options.get("key-pin-source"), ask, f"the PIN for this use of key {name!r}")
 
     login = open_login(load_module(Path(uri.options["module-path"])), uri.location, serial, ask_pin)
-    return Pkcs11KeyStore(login, key_pin)
+    return Pkcs11KeyStore(login, key_pin, key_pin_by_person="key-pin-source" not in uri.options)

@@ -202,10 +202,7 @@ class TokenLogin:
         """
         token = self._module.find_token(self.label, self.serial)
         pin = pkcs11.types.PROTECTED_AUTH if self._pin is None else pin_text(self._pin)
-        if token.flags & _FLAGS.USER_PIN_LOCKED:
-            raise PinLocked(f"{self.what} is locked", token=self.label)
-        if token.flags & _FLAGS.USER_PIN_FINAL_TRY and not by_person:
-            raise PinRefused(f"{self.what} has one try left; log in by hand once with the right PIN", token=self.label)
+        self._require_try_left(token, by_person=by_person)
         for attempt in range(_LOGINS):
             try:
                 self._session = self._log_in(token, pin, first=first)
@@ -232,6 +229,16 @@ class TokenLogin:
                     token=self.label,
                 ) from error
             return token.open(rw=writable, attribute_mapper=_mapper())
+
+    def require_try_left(self, *, by_person: bool) -> None:
+        """Return if the token may be asked about a PIN; raise ``keys.pin.locked``, ``keys.pin.refused``."""
+        self._require_try_left(self._module.find_token(self.label, self.serial), by_person=by_person)
+
+    def _require_try_left(self, token: pkcs11.Token, *, by_person: bool) -> None:
+        if token.flags & _FLAGS.USER_PIN_LOCKED:
+            raise PinLocked(f"{self.what} is locked", token=self.label)
+        if token.flags & _FLAGS.USER_PIN_FINAL_TRY and not by_person:
+            raise PinRefused(f"{self.what} has one try left; log in by hand once with the right PIN", token=self.label)
 
     def refusal(self) -> TidegateError:
         """Return the error for a PIN that the token just refused, with what its flags say about the tries left."""
@@ -361,7 +368,11 @@ def open_login(
                     pin.wipe()
             return login
         login = TokenLogin(module, token, pin)
-        login.connect(first=True, by_person=by_person)
+        try:
+            login.connect(first=True, by_person=by_person)
+        except TidegateError:
+            login.leave()
+            raise
         module.logins[token.label, token.serial] = login
         return login
 

@@ -6,6 +6,7 @@ from tidegate.crypto.aead import Secret
 from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.keys.software import Argon2Cost, DeviceSecretUnlock, PassphraseUnlock, SoftwareKeyStore
 from tidegate.keys.store import KeyPurpose, KeySpec
+from tidegate.testing.tokens import MODULE, SoftHsm
 
 CHEAP = Argon2Cost(memory_kib=64, iterations=1, lanes=1)
 
@@ -50,3 +51,15 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path):
     return Bench(tmp_path)
+
+
+@pytest.fixture
+def hsm(tmp_path):
+    with SoftHsm(tmp_path / "softhsm") as helper:
+        helper.make_token("one")
+        yield helper
+        from tidegate.keys.pkcs11_session import load_module
+
+        for login in list(load_module(MODULE).logins.values()):
+            login._users = 1
+            login.leave()
