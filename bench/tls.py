@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import ssl
 import tempfile
 import time
@@ -18,8 +19,10 @@ from bench.machine import row
 from tidegate.crypto.signing import SignatureAlgorithm, Signer
 from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.keys.store import KeyPurpose, KeySpec, KeyStore
+from tidegate.keys.tpm2 import Tpm2KeyStore
 from tidegate.keys.uri import open_store
 from tidegate.testing.certificates import Authority, MemorySigner, to_pem
+from tidegate.testing.swtpm import SwTpm
 from tidegate.testing.tokens import MODULE, SoftHsm
 from tidegate.tls.context import client_context, server_context
 from tidegate.tls.selfcheck import examine_platform, shake_hands
@@ -81,6 +84,11 @@ def _stores(stack: contextlib.ExitStack, folder: Path) -> Iterator[tuple[str, Ke
         store = open_store(hsm.uri("bench"))
         stack.callback(store.close)
         yield "in SoftHSM", store
+    if shutil.which("swtpm"):
+        tpm = stack.enter_context(SwTpm(folder / "tpm"))
+        chip = Tpm2KeyStore.create(folder / "tpm-keys", tpm.tcti)
+        stack.callback(chip.close)
+        yield "in swtpm", chip
 
 
 def _file_client(folder: Path, ca: Authority) -> ssl.SSLContext:

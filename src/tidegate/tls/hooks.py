@@ -12,7 +12,7 @@ import ssl
 import weakref
 from collections.abc import Sequence
 from ctypes import c_int, c_void_p
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from tidegate.tls.dispatch import CTables
 from tidegate.tls.errors import ContextRefused, CrlMalformed
@@ -30,6 +30,7 @@ from tidegate.tls.libssl import (
 _STAPLE_SENT, _STAPLE_NONE = 0, 3  # SSL_TLSEXT_ERR_OK, SSL_TLSEXT_ERR_NOACK
 _STAPLE_GOOD, _STAPLE_BAD = 1, 0
 _VERIFY_NO_CRL = 3  # X509_V_ERR_UNABLE_TO_GET_CRL
+_Attached = TypeVar("_Attached")
 _MAX_STAPLE_BYTES = 16_384  # an answer with its responder's certificate has 2 KiB
 
 
@@ -87,7 +88,9 @@ class Hooks:
     def __init__(self, library: Library) -> None:
         self._library = library
         self._numbers = itertools.count(1)
-        self._attached: dict[int, tuple[object, Failures]] = {}
+        self._sources: dict[int, tuple[StapleSource, Failures]] = {}
+        self._judges: dict[int, tuple[StapleJudge, Failures]] = {}
+        self._lists: dict[int, tuple[ListSource, Failures]] = {}
         tables = CTables()
         question = (c_void_p, c_void_p)
         self._staple_function = tables.function(c_int, question, self._staple)
@@ -97,27 +100,28 @@ class Hooks:
 
     def attach_source(self, context: ssl.SSLContext, pointer: int, source: StapleSource, failures: Failures) -> None:
         """Let a server's context staple what ``source`` has."""
-        self._set_status(pointer, self._staple_function, self._attach(context, source, failures))
+        self._set_status(pointer, self._staple_function, self._attach(context, self._sources, (source, failures)))
 
     def attach_judge(self, context: ssl.SSLContext, pointer: int, judge: StapleJudge, failures: Failures) -> None:
         """Let a client's context ask for an OCSP answer and have it judged."""
-        self._set_status(pointer, self._judge_function, self._attach(context, judge, failures))
+        self._set_status(pointer, self._judge_function, self._attach(context, self._judges, (judge, failures)))
         if self._library.SSL_CTX_ctrl(pointer, CTRL_STATUS_TYPE, STATUS_TYPE_OCSP, None) != 1:
             raise ContextRefused(f"OpenSSL does not ask for OCSP answers: {self._library.reason()}")
 
     def attach_lists(self, context: ssl.SSLContext, pointer: int, lists: ListSource, failures: Failures) -> None:
         """Let a context verify its peers against the lists in force at that moment."""
-        number = self._attach(context, lists, failures)
+        number = self._attach(context, self._lists, (lists, failures))
         self._library.SSL_CTX_set_cert_verify_callback(pointer, self._verify_function, number)
 
     def live(self) -> int:
         """Return how many attachments there are."""
-        return len(self._attached)
+        return len(self._sources) + len(self._judges) + len(self._lists)
 
-    def _attach(self, context: ssl.SSLContext, what: object, failures: Failures) -> int:
+    def _attach(self, context: ssl.SSLContext, table: dict[int, _Attached], what: _Attached) -> int:
+        """Keep ``what`` for as long as ``context`` lives; return its number, which no other ever has."""
         number = next(self._numbers)
-        self._attached[number] = (what, failures)
-        weakref.finalize(context, self._attached.pop, number, None).atexit = False
+        table[number] = what
+        weakref.finalize(context, table.pop, number, None).atexit = False
         return number
 
     def _set_status(self, pointer: int, function: int, number: int) -> None:
@@ -129,15 +133,15 @@ class Hooks:
             raise ContextRefused(f"OpenSSL does not take an OCSP callback: {library.reason()}")
 
     def _staple(self, connection: int, number: int) -> int:
-        source, failures = self._attached[number]
+        source, failures = self._sources[number]
         try:
-            answer = source.current()  # type: ignore[attr-defined]  # a StapleSource, by attach_source
+            answer = source.current()
         except BaseException as error:  # noqa: BLE001  # nothing may cross C; last_failure() has it
             failures.note(error)
             return _STAPLE_NONE
         if not answer:
             return _STAPLE_NONE
-        memory = self._library.CRYPTO_malloc(len(answer), b"", 0)  # OpenSSL frees it with the connection
+        memory = self._library.CRYPTO_malloc(len(answer), None, 0)  # OpenSSL frees it with the connection
         if not memory:
             return _STAPLE_NONE
         ctypes.memmove(memory, answer, len(answer))
@@ -145,21 +149,21 @@ class Hooks:
         return _STAPLE_SENT
 
     def _judge(self, connection: int, number: int) -> int:
-        judge, failures = self._attached[number]
+        judge, failures = self._judges[number]
         place = c_void_p()
         size = self._library.SSL_ctrl(connection, CTRL_GET_STATUS, 0, ctypes.addressof(place))
         try:
             answer = ctypes.string_at(place.value, min(size, _MAX_STAPLE_BYTES)) if place.value and size > 0 else None
-            judge.judge(answer, self._verified_chain(connection))  # type: ignore[attr-defined]  # a StapleJudge
+            judge.judge(answer, self._verified_chain(connection))
         except BaseException as error:  # noqa: BLE001  # nothing may cross C; last_failure() has it
             failures.note(error)
             return _STAPLE_BAD
         return _STAPLE_GOOD
 
     def _verify(self, verification: int, number: int) -> int:
-        lists, failures = self._attached[number]
+        lists, failures = self._lists[number]
         try:
-            held = lists.in_force()  # type: ignore[attr-defined]  # a ListSource, by attach_lists
+            held = lists.in_force()
         except BaseException as error:  # noqa: BLE001  # nothing may cross C; last_failure() has it
             failures.note(error)
             held = None

@@ -15,7 +15,7 @@ from cryptography import x509
 from tidegate.base.clock import Clock, SystemClock
 from tidegate.tls.errors import ChainMalformed, CrlMalformed, CrlRollback
 from tidegate.tls.hooks import CrlStack
-from tidegate.tls.libssl import Library, load_library
+from tidegate.tls.selfcheck import require_platform
 
 MAX_LISTS = 16  # issuers whose lists one context follows
 
@@ -38,7 +38,6 @@ class RevocationLists:
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._lists: dict[x509.Name, tuple[datetime.datetime, bytes]] = {}
-        self._library: Library | None = None
         self._stack: CrlStack | None = None
 
     def update(self, raw: bytes) -> None:
@@ -63,8 +62,7 @@ class RevocationLists:
             if parsed.issuer in self._lists and made < self._lists[parsed.issuer][0]:
                 raise CrlRollback(f"the list is of {made}, the one in force is newer")
             updated = {**self._lists, parsed.issuer: (made, raw)}
-            self._library = self._library or load_library()
-            self._stack = CrlStack(self._library, [der for _, der in updated.values()])
+            self._stack = CrlStack(require_platform().library, [der for _, der in updated.values()])
             self._lists = updated
 
     def in_force(self) -> CrlStack | None:
