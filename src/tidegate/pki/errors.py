@@ -10,7 +10,7 @@ class CertificateMalformed(Rejected):
 
 class KeyUnsupported(Misuse):
     code = "pki.key.unsupported"
-    advice = "Certificates carry ECDSA keys: generate one with `--algorithm ecdsa-p256` or ecdsa-p384."
+    advice = "Certificates carry ECDSA, Ed25519 and RSA keys: generate one with `--algorithm ecdsa-p256` or another of these."
 
 
 class IssuerMismatch(Misuse):
@@ -121,3 +121,108 @@ class IdentityBusy(Fault):
 class EstUrlMalformed(Misuse):
     code = "pki.est.url"
     advice = "Write an EST server as https://HOST, https://HOST:PORT or https://HOST:PORT/LABEL, and give its anchors."
+
+
+class RequestMalformed(Rejected):
+    code = "pki.request.malformed"
+    advice = "The file is no PKCS#10 request in DER or PEM of sensible size; make it with `tidegate ca request`."
+
+
+class RequestForged(Rejected):
+    code = "pki.request.forged"
+    advice = "Whoever made the request does not have its private key, or it was altered; make it anew on the device."
+
+
+class KeyNotAllowed(Rejected):
+    code = "pki.key.not-allowed"
+    advice = "Use ECDSA P-256 or P-384, Ed25519, or RSA of 3,072 or 4,096 bits, signed with SHA-256 or better."
+
+
+class ProfileRefused(Rejected):
+    code = "pki.profile.refused"
+    advice = "The profile does not allow that name, key or lifetime; `tidegate ca profiles` shows what each allows."
+
+
+class RequestConflict(Rejected):
+    code = "pki.request.conflict"
+    advice = "The request id was used for another request already; draw a new one."
+
+
+class SerialUnknown(Misuse):
+    code = "pki.serial.unknown"
+    advice = "No certificate of this CA has that serial number; list them with `tidegate ca list`."
+
+
+class CaStoreBusy(Fault):
+    code = "pki.ca-store.busy"
+    advice = "Another process is the one writer of this CA, probably its server; ask that one or stop it first."
+
+
+class CaStoreCorrupt(Rejected):
+    code = "pki.ca-store.corrupt"
+    advice = "The CA's database is damaged or of another version; restore it from its backup."
+
+
+class TokenUnknown(Rejected):
+    code = "pki.token.unknown"
+    advice = "Nobody issued this enrolment token here; issue one with `tidegate ca token`."
+
+
+class TokenExpired(Rejected):
+    code = "pki.token.expired"
+    advice = "The enrolment token's time is over; issue a new one."
+
+
+class TokenWrongDevice(Rejected):
+    code = "pki.token.device"
+    advice = "The enrolment token was issued for another device; somebody mixed them up, or tries to."
+
+
+class TokenReplayed(Rejected):
+    code = "pki.token.replayed"
+    advice = "The enrolment token was used already; if not by this device, revoke what was issued for it."
+
+
+class CertificateRevoked(Rejected):
+    code = "pki.certificate.revoked"
+    advice = "The issuer took the certificate back; the device has to enrol anew, or is to be distrusted."
+
+
+class CrlMalformed(Rejected):
+    code = "pki.crl.malformed"
+    advice = "The file is no CRL of the profile that we read; fetch it again from its issuer."
+
+
+class CrlForged(Rejected):
+    code = "pki.crl.forged"
+    advice = "The CRL is not signed by the issuer of the certificate; fetch it from the right place."
+
+
+class CrlStale(Rejected):
+    code = "pki.crl.stale"
+    advice = "The CRL is out of date or not valid yet: fetch the present one, and check the clock."
+
+
+class OcspMalformed(Rejected):
+    code = "pki.ocsp.malformed"
+    advice = "The bytes are no OCSP message of the profile that we read; check who answered."
+
+
+class OcspForged(Rejected):
+    code = "pki.ocsp.forged"
+    advice = "The OCSP answer is not signed by the issuer or a responder that it named."
+
+
+class OcspStale(Rejected):
+    code = "pki.ocsp.stale"
+    advice = "The OCSP answer is out of date or not valid yet: get a fresh one, and check the clock."
+
+
+class OcspOther(Rejected):
+    code = "pki.ocsp.other"
+    advice = "The OCSP answer speaks of another certificate, or answers another question (nonce)."
+
+
+class OcspNotGood(Rejected):
+    code = "pki.ocsp.not-good"
+    advice = "The responder does not vouch for the certificate: it does not know it, or could not answer."

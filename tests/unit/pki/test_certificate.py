@@ -14,7 +14,8 @@ from tidegate.base.errors import TidegateError
 from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.keys.store import KeyPurpose, KeySpec
-from tidegate.pki.certificate import Issuance, KeyStoreEcKey, encode_pem, issue_factory_ca, issue_idevid, parse_pem
+from tidegate.pki.certificate import Issuance, encode_pem, issue_factory_ca, issue_idevid, parse_pem
+from tidegate.pki.keyadapter import KeyStoreEcKey
 
 START = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 
@@ -29,7 +30,7 @@ def store(tmp_path_factory):
         ("ca", SignatureAlgorithm.ECDSA_P384),
         ("other-ca", SignatureAlgorithm.ECDSA_P256),
         ("device", SignatureAlgorithm.ECDSA_P256),
-        ("plain", SignatureAlgorithm.ED25519),
+        ("plain", SignatureAlgorithm.ML_DSA_65),
     ):
         store.generate(name, KeySpec(purpose=KeyPurpose.SIGN, algorithm=algorithm))
     return store
