@@ -19,8 +19,7 @@ from bench.machine import row
 from tidegate.crypto.signing import SignatureAlgorithm, Signer
 from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.keys.store import KeyPurpose, KeySpec, KeyStore
-from tidegate.keys.tpm2 import Tpm2KeyStore
-from tidegate.keys.uri import open_store
+from tidegate.keys.uri import open_store, parse_key_uri
 from tidegate.testing.certificates import Authority, MemorySigner, to_pem
 from tidegate.testing.swtpm import SwTpm
 from tidegate.testing.tokens import MODULE, SoftHsm
@@ -86,7 +85,7 @@ def _stores(stack: contextlib.ExitStack, folder: Path) -> Iterator[tuple[str, Ke
         yield "in SoftHSM", store
     if shutil.which("swtpm"):
         tpm = stack.enter_context(SwTpm(folder / "tpm"))
-        chip = Tpm2KeyStore.create(folder / "tpm-keys", tpm.tcti)
+        chip = open_store(parse_key_uri(f"tpm2:{folder}/tpm-keys?tcti={tpm.tcti}"), create=True)
         stack.callback(chip.close)
         yield "in swtpm", chip
 

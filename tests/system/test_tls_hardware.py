@@ -21,8 +21,7 @@ import pytest
 
 from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.keys.store import KeyPurpose, KeySpec
-from tidegate.keys.tpm2 import Tpm2KeyStore
-from tidegate.keys.uri import open_store
+from tidegate.keys.uri import open_store, parse_key_uri
 from tidegate.testing.certificates import Authority, CountingSigner, MemorySigner, to_pem
 from tidegate.testing.swtpm import SwTpm
 from tidegate.testing.tokens import MODULE, SoftHsm
@@ -98,6 +97,10 @@ class Pair:
         return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in started]
 
 
+def tpm_store(folder, tcti):
+    return open_store(parse_key_uri(f"tpm2:{folder}?tcti={tcti}"), create=True)
+
+
 @pytest.fixture
 def softhsm(tmp_path):
     with SoftHsm(tmp_path / "hsm") as hsm:
@@ -110,7 +113,7 @@ def softhsm(tmp_path):
 @pytest.fixture
 def swtpm(tmp_path):
     with SwTpm(tmp_path / "tpm") as tpm:
-        store = Tpm2KeyStore.create(tmp_path / "keys", tpm.tcti)
+        store = tpm_store(tmp_path / "keys", tpm.tcti)
         yield store
         store.close()
 
@@ -192,7 +195,7 @@ def test_the_tpm_saw_every_signature(tmp_path) -> None:
         folder = Path(tpm.tcti.partition("path=")[2]).parent / "proxy"
         folder.mkdir()
         with counting_proxy(tpm, folder) as (tcti, commands):
-            store = Tpm2KeyStore.create(tmp_path / "keys", tcti)
+            store = tpm_store(tmp_path / "keys", tcti)
             pair = Pair(store)
             commands.clear()
             pair.shake(50)
