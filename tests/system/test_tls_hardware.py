@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import textwrap
@@ -18,14 +19,17 @@ import time
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from tidegate.base.errors import TidegateError
 from tidegate.crypto.signing import SignatureAlgorithm
-from tidegate.keys.store import KeyPurpose, KeySpec
+from tidegate.keys.store import KeyPolicy, KeyPurpose, KeySpec
 from tidegate.keys.uri import open_store, parse_key_uri
 from tidegate.testing.certificates import Authority, CountingSigner, MemorySigner, to_pem
 from tidegate.testing.swtpm import SwTpm
 from tidegate.testing.tokens import MODULE, SoftHsm
 from tidegate.tls.context import client_context, server_context
+from tidegate.tls.failures import last_failure
 from tidegate.tls.selfcheck import require_platform, shake_hands
 
 SPY = Path("/usr/lib/x86_64-linux-gnu/pkcs11-spy.so")
@@ -263,6 +267,11 @@ USER = """
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         server.load_cert_chain(folder / "key.pem")
         client = client_context(anchors=[ca])
+    elif number.startswith("keyd:"):
+        from tidegate.keys.uri import open_store, parse_key_uri
+        signer = open_store(parse_key_uri(number)).signer("tls")
+        server = server_context(signer, chain, clients=[ca])
+        client = client_context(signer, chain, anchors=[ca])
     else:
         link = socket.socket(fileno=int(number))
         class Remote:
@@ -316,32 +325,97 @@ def user_process(folder, where, descriptors=()):
         process.communicate()
 
 
-def test_the_private_key_is_nowhere_in_the_process_that_speaks_tls(tmp_path) -> None:
-    """After 50 mutual handshakes with a key that another process holds: no copy, in any form, in all memory.
-
-    The same search finds the certificate there, the key in a process that loaded it from a file, and in the holder.
-    """
+@pytest.fixture
+def known(tmp_path):
+    """A key that the test knows, its certificate and its CA's in a folder, and the key's forms in memory."""
     signer, ca = MemorySigner(P256), Authority()
     certificate = ca.issue(signer.public_key)
+    folder = tmp_path / "known"
+    folder.mkdir()
     for name, content in {
         "ca.der": ca.der,
         "key.der": certificate,
         "point": signer.public_key.raw,
         "key.pem": to_pem(certificate) + signer.pem(),
     }.items():
-        (tmp_path / name).write_bytes(content)
-    needles = forms_of(signer.key.private_numbers().private_value)
+        (folder / name).write_bytes(content)
+    return signer, certificate, folder, forms_of(signer.key.private_numbers().private_value)
+
+
+def test_the_private_key_is_nowhere_in_the_process_that_speaks_tls(known) -> None:
+    """After 50 mutual handshakes with a key that another process holds: no copy, in any form, in all memory.
+
+    The same search finds the certificate there, the key in the holder, and in a process that loaded it from a file.
+    """
+    signer, certificate, folder, needles = known
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     holding = [sys.executable, "-c", textwrap.dedent(HOLDER), str(theirs.fileno())]
     holder = subprocess.Popen(holding, stdin=subprocess.PIPE, pass_fds=[theirs.fileno()])
     holder.stdin.write(signer.pem())
     holder.stdin.close()
     theirs.close()
-    with user_process(tmp_path, str(ours.fileno()), [ours.fileno()]) as process:
+    with user_process(folder, str(ours.fileno()), [ours.fileno()]) as process:
         assert found_in(process, needles) == 0
         assert found_in(process, [certificate]) > 0
         assert found_in(holder.pid, needles) > 0
     ours.close()
     assert holder.wait(10) == 0
-    with user_process(tmp_path, "file") as process:
+    with user_process(folder, "file") as process:
         assert found_in(process, needles) > 0
+
+
+@contextlib.contextmanager
+def keyd(folder, signer):
+    """Run a key process that has ``signer``'s key, as ``tls``, and lets this user sign with it; yield its socket."""
+    (folder / "secret").write_bytes(bytes(32))
+    (folder / "secret").chmod(0o600)
+    uri = f"file:{folder}/store?device-secret={folder}/secret"
+    pkcs8 = signer.key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    exportable = KeySpec(purpose=KeyPurpose.SIGN, algorithm=P256, policy=KeyPolicy(exportable=True))
+    open_store(parse_key_uri(uri), create=True).import_key("tls", pkcs8, exportable)
+    config = folder / "keyd.toml"
+    config.write_text(
+        f'[keyd]\nsocket = "{folder}/keyd.sock"\nstore = "{uri}"\n'
+        f'[[grant]]\nuser = {os.getuid()}\nkeys = ["tls"]\noperations = ["sign"]\n'
+    )
+    config.chmod(0o600)
+    command = [sys.executable, "-m", "tidegate.keys.keyd", str(config)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    try:
+        assert b"keyd.ready" in process.stderr.readline()
+        yield folder / "keyd.sock"
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
+
+
+def test_the_private_key_is_nowhere_when_the_key_process_holds_it(known, tmp_path) -> None:
+    """The same with the real key process, which lets its client sign and nothing else."""
+    signer, certificate, folder, needles = known
+    with keyd(tmp_path, signer) as path, user_process(folder, f"keyd:{path}?key=tls") as process:
+        assert found_in(process, needles) == 0
+        assert found_in(process, [certificate]) > 0
+        store = open_store(parse_key_uri(f"keyd:{path}"))
+        with pytest.raises(TidegateError) as caught:
+            store.export_key("tls")
+        assert caught.value.code == "keys.grant.refused"
+        store.close()
+
+
+def test_a_key_process_that_dies_and_comes_back(known, tmp_path) -> None:
+    """While it is away a handshake fails with its reason; when it is back the same context goes on."""
+    signer, certificate, folder, _ = known
+    ca = (folder / "ca.der").read_bytes()
+    (tmp_path / "first").mkdir()
+    with keyd(tmp_path / "first", signer) as path:
+        store = open_store(parse_key_uri(f"keyd:{path}"))
+        server = server_context(store.signer("tls"), [certificate], clients=None)
+        client = client_context(anchors=[ca])
+        shake_hands(server, client, "localhost")
+    with pytest.raises(ssl.SSLError):
+        shake_hands(server, client, "localhost")
+    assert last_failure(server).code == "keys.keyd.unreachable"
+    shutil.rmtree(tmp_path / "first" / "store")
+    with keyd(tmp_path / "first", signer):
+        shake_hands(server, client, "localhost")
+    store.close()
