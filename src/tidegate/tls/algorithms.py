@@ -10,10 +10,9 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from tidegate.crypto.signing import RSA_EXPONENT, PublicKey, SignatureAlgorithm, curve_of, load_rsa_public
+from tidegate.crypto.signing import RSA_EXPONENT, PublicKey, SignatureAlgorithm
 from tidegate.tls.errors import KeyUnsupported
 
 SHA256_NAMES = frozenset({b"SHA256", b"SHA2-256", b"SHA-256"})
@@ -156,13 +155,3 @@ def identity_of(key: PublicKey) -> tuple[bytes, ...]:
     if traits.family is RSA:
         return (b"RSA", key.raw, RSA_EXPONENT.to_bytes(3, "big"))
     return (traits.group or b"ED25519", key.raw)
-
-
-def library_key(key: PublicKey) -> ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey:
-    """Return ``key`` as the library's object, to be compared with a certificate's."""
-    traits = traits_of(key)
-    if traits.family is RSA:
-        return load_rsa_public(key.raw)
-    if traits.family is ED25519:
-        return ed25519.Ed25519PublicKey.from_public_bytes(key.raw)
-    return ec.EllipticCurvePublicKey.from_encoded_point(curve_of(key.algorithm)[0], key.raw)

@@ -11,10 +11,12 @@ import ssl
 from collections.abc import Sequence
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tidegate.crypto.signing import Signer
-from tidegate.tls.algorithms import SIGALGS_WITHOUT_KEY, library_key, traits_of
+from tidegate.pki.keyadapter import library_public_key
+from tidegate.tls.algorithms import SIGALGS_WITHOUT_KEY, traits_of
 from tidegate.tls.errors import (
     AnchorsMissing,
     CertificateMismatch,
@@ -126,10 +128,10 @@ def _use_key(
         raise ChainMissing("a key without its certificate")
     try:
         certified = x509.load_der_x509_certificate(chain[0]).public_key()
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise ChainMalformed(f"no X.509 certificate in DER: {error}") from error
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if certified.public_bytes(*form) != library_key(signer.public_key).public_bytes(*form):
+    if certified.public_bytes(*form) != library_public_key(signer.public_key).public_bytes(*form):
         raise CertificateMismatch("the first certificate is another key's", key=str(signer.public_key.key_id))
     library = platform.library
     key = platform.provider.new_key(signer, failures)
