@@ -71,6 +71,13 @@ _NOT_OPENED = (  # what tokens say of a tag that does not hold; SoftHSM says onl
     p11.GeneralError,
     p11.FunctionFailed,
 )
+_UNUSABLE = (  # a key of another kind than it says, or half written when the power went: it must not hide the others
+    p11.KeyTypeInconsistent,
+    p11.MechanismInvalid,
+    p11.KeySizeRange,
+    p11.GeneralError,
+    p11.FunctionFailed,
+)
 _GONE = (p11.ObjectHandleInvalid, p11.KeyHandleInvalid)
 
 
@@ -379,9 +386,7 @@ class Pkcs11KeyStore:
         names = [key.label for key in keys]
         infos = []
         for key in keys:
-            with contextlib.suppress(
-                KeyNameInvalid, StoreMalformed, p11.KeyTypeInconsistent, p11.MechanismInvalid, *_GONE
-            ):
+            with contextlib.suppress(KeyNameInvalid, StoreMalformed, *_GONE, *_UNUSABLE):
                 check_key_name(key.label)
                 if names.count(key.label) == 1:
                     infos.append(key.info(self._public_half(session, key)))
