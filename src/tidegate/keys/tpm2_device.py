@@ -4,7 +4,7 @@ Touches: the TPM, through tpm2-tss. Importing this file without the library rais
 
 A bare TPM (one without a resource manager in front) has three slots for objects and three for sessions, and keeps what
 a killed process left in them. So every piece of work is: alone with the TPM, load, use, flush; at most one key besides
-the primary; and whatever is found loaded at the start of a piece of work is garbage and flushed.
+the primary; and whatever is loaded when a connection is opened, or when the TPM has no room, is garbage and flushed.
 """
 
 from __future__ import annotations
@@ -97,19 +97,19 @@ class Tpm:
     def run(self, work: Callable[[Chip], T], *, once: bool = False, owner: Callable[[], Secret] | None = None) -> T:
         """Return ``work(chip)``; everything that it loaded is flushed, whatever happened.
 
-        A TPM that was restarted or is full of somebody's leftovers gets a second try, not if ``once``: a PIN and an
-        increment are sent one time. ``owner`` gives the owner's authorisation value where it is needed. Every failure
-        is coded.
+        A TPM that was restarted or is full of somebody's leftovers gets a second try; with ``once`` (a PIN, an
+        increment) only if it did nothing the first time. ``owner`` gives the owner's authorisation value where it is
+        needed. Every failure is coded.
         """
         with self._lock, self._only_process():
             for tried in (False, True):
                 chip: Chip | None = None
                 try:
-                    chip = Chip(self._connected(), self._contexts, owner)
+                    chip = Chip(self._connected(probe=once), self._contexts, owner)
                     with chip:
                         return work(chip)
                 except tss.TSS2_Exception as error:
-                    final = tried or (once and chip is not None)
+                    final = tried or (once and chip is not None and response_code(error) not in _RC_FULL)
                     if not self._heal(error) or final:
                         raise _coded(error, chip, self.tcti) from error
                 finally:
@@ -156,13 +156,13 @@ class Tpm:
             self._alone.close()
             self._alone = None
 
-    def _connected(self) -> Any:
-        """Return a connection to a TPM that is started and, if nobody manages it, empty."""
+    def _connected(self, *, probe: bool) -> Any:
+        """Return a connection; a bare TPM is emptied when it is opened, with ``probe`` it is so now and answers."""
         fresh = self._esys is None
         if fresh:
             self._esys = _Patient(self._open())
-        if not self._managed:
-            self._sweep(sessions=fresh)
+        if not self._managed and (fresh or probe):
+            self._sweep()
         return self._esys
 
     def _open(self) -> Any:
@@ -175,19 +175,17 @@ class Tpm:
                     raise
                 time.sleep(_FIRST_WAIT_S)
 
-    def _sweep(self, *, sessions: bool) -> None:
+    def _sweep(self) -> None:
         """Flush what a killed process left loaded: we are alone and have loaded nothing."""
         try:
-            left = _handles(self._esys, 0x80000000)
+            left = _handles(self._esys, 0x80000000) + _handles(self._esys, 0x02000000)
         except tss.TSS2_Exception as error:
             if response_code(error) != RC_INITIALIZE:
                 raise
             self._esys.startup(tss.TPM2_SU.CLEAR)
-            left = []
-        if sessions:
-            left += _handles(self._esys, 0x02000000)
+            return
         for handle in left:
-            self._esys.flush_context(_adopt(self._esys, handle))
+            self._esys.flush_context(self._esys.tr_from_tpmpublic(handle))
 
     def _heal(self, error: Any) -> bool:
         """Return whether trying again from a clean start may help, and make it clean."""
@@ -196,8 +194,9 @@ class Tpm:
             with contextlib.suppress(tss.TSS2_Exception):
                 self.disconnect()
             return True
-        if code in _RC_FULL and not self._managed:
-            self._sweep(sessions=True)
+        if code in {*_RC_FULL, RC_INITIALIZE} and not self._managed:
+            with contextlib.suppress(tss.TSS2_Exception):
+                self._sweep()
             return True
         return False
 
@@ -257,6 +256,7 @@ class Chip:
         self.esys = esys
         self._contexts = contexts
         self._loaded: list[Any] = []
+        self._borrowed: list[Any] = []
         self._owner = owner
         self._primary: Any = None
 
@@ -267,13 +267,16 @@ class Chip:
         self.release()
 
     def release(self) -> None:
-        """Flush everything that was loaded; what the TPM no longer knows needs no flushing."""
+        """Flush everything that was loaded, forget every PIN; what the TPM no longer knows needs no flushing."""
         if self._owner is not None:
             with contextlib.suppress(tss.TSS2_Exception):
                 self.esys.tr_set_auth(tss.ESYS_TR.OWNER, None)
         while self._loaded:
             with contextlib.suppress(tss.TSS2_Exception):
                 self.esys.flush_context(self._loaded.pop())
+        while self._borrowed:  # ESYS would remember a PIN that was set for it
+            with contextlib.suppress(tss.TSS2_Exception):
+                self.esys.tr_close(self._borrowed.pop())
 
     def owner_session(self) -> Any:
         """Return a session that authorises as owner; the value itself never crosses the bus."""
@@ -326,11 +329,13 @@ class Chip:
     def persistent(self, handle: int) -> Any | None:
         """Return a key that lives in the TPM, or ``None``."""
         try:
-            return self.esys.tr_from_tpmpublic(handle)
+            found = self.esys.tr_from_tpmpublic(handle)
         except tss.TSS2_Exception as error:
             if response_code(error) != RC_HANDLE:
                 raise
             return None
+        self._borrowed.append(found)
+        return found
 
     def load(self, key: WrappedKey, parent: Callable[[], Any]) -> Any:
         """Return ``key`` loaded; it comes back from its saved context without its parent where that is possible.
@@ -416,11 +421,6 @@ def _handles(esys: Any, first: int) -> list[int]:
     """Return the handles of the kind of ``first`` that are loaded."""
     _, answer = esys.get_capability(tss.TPM2_CAP.HANDLES, first, 64)
     return [int(handle) for handle in answer.data.handles if int(handle) >> 24 == first >> 24 or first >> 24 == 2]
-
-
-def _adopt(esys: Any, handle: int) -> Any:
-    """Return an ESYS object for a handle that somebody else loaded."""
-    return esys.tr_from_tpmpublic(handle)
 
 
 def _coded(error: Any, chip: Chip | None, tcti: str) -> TidegateError:

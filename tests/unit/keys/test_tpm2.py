@@ -12,9 +12,15 @@ import time
 
 import pytest
 from tpm2_pytss import ESAPI, TSS2_Exception
-from tpm2_pytss.constants import ESYS_TR, TPM2_ALG, TPM2_SE
+from tpm2_pytss.constants import ESYS_TR, TPM2_ALG, TPM2_SE, TPMA_NV
 from tpm2_pytss.tsskey import TSSPrivKey
-from tpm2_pytss.types import TPM2B_PUBLIC, TPM2B_SENSITIVE_CREATE
+from tpm2_pytss.types import (
+    TPM2B_NV_PUBLIC,
+    TPM2B_PUBLIC,
+    TPM2B_SENSITIVE_CREATE,
+    TPMS_NV_PUBLIC,
+    TPMS_SENSITIVE_CREATE,
+)
 
 from tidegate.base.errors import TidegateError
 from tidegate.crypto import cbor
@@ -23,8 +29,9 @@ from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.keys import tpm2_device
 from tidegate.keys.store import KeyPolicy, KeyPurpose, KeySpec
 from tidegate.keys.tpm2 import Tpm2KeyStore, Tpm2Pins
-from tidegate.keys.tpm2_device import _Patient, tpm_at
-from tidegate.keys.tpm2_files import parse_pem, parse_public_area, policy_digest
+from tidegate.keys.tpm2_counter import Counter
+from tidegate.keys.tpm2_device import _Patient, public_of, tpm_at
+from tidegate.keys.tpm2_files import PRIMARY_TEMPLATE, parse_pem, parse_public_area, policy_digest
 from tidegate.keys.uri import open_store, parse_key_uri
 from tidegate.testing.swtpm import SwTpm
 
@@ -191,10 +198,11 @@ def test_guessing_a_pin_ends_in_a_lock_with_its_time(own, tmp_path):
     store.signer("free").sign(b"m")
 
 
-def test_a_wrong_pin_is_sent_once(own, tmp_path):
+@pytest.mark.parametrize("pcrs", [frozenset(), frozenset({16})])
+def test_a_wrong_pin_is_sent_once(own, tmp_path, pcrs):
     """A service with a wrong PIN file must not lock the TPM for everybody by trying again and again."""
     store = Tpm2KeyStore.create(tmp_path / "keys", own.tcti, pins=pins())
-    store.generate("k", sealing(user_auth=True))
+    store.generate("k", sealing(user_auth=True, pcrs=pcrs))
     sealed = store.seal("k", b"s", b"")
     wrong = Tpm2KeyStore(tmp_path / "keys", own.tcti, pins=pins(b"1111"))
     assert [code_of(wrong.unseal, "k", sealed, b"") for _ in range(10)] == ["keys.pin.refused"] * 10
@@ -450,6 +458,49 @@ def test_a_counter_whose_making_was_cut_off(own, tmp_path, monkeypatch):
     assert done == ["nv_define_space", "nv_increment", "nv_define_space", "nv_write", "nv_write_lock", "nv_increment"]
 
 
+def test_counters_that_want_one_place(own, tmp_path):
+    """Two names whose labels point at one pair of indices, and a third that finds all its places taken."""
+    store, seen = Tpm2KeyStore.create(tmp_path / "keys", own.tcti), {}
+    for number in range(100_000):
+        first = Counter(None, f"c{number}")._slots()[0]
+        if first in seen:
+            break
+        seen[first] = f"c{number}"
+    pair = [seen[first], f"c{number}"]
+    assert [store.counter_increment(name) for name in (*pair, *pair, pair[0])] == [1, 1, 2, 2, 3]
+    assert [store.counter_read(name) for name in pair] == [3, 2]
+
+
+def test_a_counter_without_a_place(own, tmp_path, monkeypatch):
+    store = Tpm2KeyStore.create(tmp_path / "keys", own.tcti)
+    monkeypatch.setattr(Counter, "_slots", lambda self: [0x01500000])
+    assert store.counter_increment("a") == 1
+    assert code_of(store.counter_increment, "b") == "keys.provider.failed"
+    assert store.counter_read("b") == 0
+
+
+@pytest.mark.parametrize("base", [0x01500000, 0x01500001])
+def test_an_index_that_somebody_else_made(own, tmp_path, monkeypatch, base):
+    """An ordinary index in a counter's place, with a counter's label: it could be written at will."""
+    store = Tpm2KeyStore.create(tmp_path / "keys", own.tcti)
+    monkeypatch.setattr(Counter, "_slots", lambda self: [0x01500000])
+    store.counter_increment("a")
+    with ESAPI(own.tcti) as esys:
+        esys.nv_undefine_space(esys.tr_from_tpmpublic(base))
+        public = TPMS_NV_PUBLIC(
+            nvIndex=base,
+            nameAlg=TPM2_ALG.SHA256,
+            attributes=TPMA_NV.AUTHWRITE | TPMA_NV.AUTHREAD | TPMA_NV.NO_DA,
+            authPolicy=hashlib.sha256(b"tidegate counter v1\0a").digest(),
+            dataSize=8,
+        )
+        handle = esys.nv_define_space(b"", TPM2B_NV_PUBLIC(public))
+        esys.nv_write(handle, bytes(7) + b"\x09", auth_handle=handle)
+    (tmp_path / "keys" / "a.counter").unlink()
+    assert code_of(store.counter_read, "a") == "keys.store.malformed"
+    assert code_of(store.counter_increment, "a") == "keys.store.malformed"
+
+
 # ---- persistent keys -----------------------------------------------------------------------------------------
 
 
@@ -473,6 +524,19 @@ def test_a_persistent_key(store):
     for name in ("k", "0x81000200"):
         assert code_of(store.signer, name) == "keys.key.missing"
     other.public_key.verify(store.signer("other").sign(b"m"), b"m")
+
+
+def test_a_persistent_key_asks_for_its_pin_each_time(own, tmp_path):
+    """One right PIN in this process does not open the key for whoever comes next."""
+    store = Tpm2KeyStore.create(tmp_path / "keys", own.tcti, pins=pins())
+    store.generate("k", signing(user_auth=True))
+    store.persist("k", 0x81000220)
+    store.signer("k").sign(b"m")
+    other = Tpm2KeyStore(store._folder.path, store._tpm.tcti, pins=pins(b"1111"))
+    assert code_of(other.signer("k").sign, b"m") == "keys.pin.refused"
+    assert code_of(other.signer("0x81000220").sign, b"m") == "keys.pin.refused"
+    store.signer("0x81000220").sign(b"m")
+    store.destroy("k")
 
 
 def test_a_key_destroyed_by_its_handle(store):
@@ -503,6 +567,35 @@ def test_the_provisioned_storage_key_is_taken(own, tmp_path):
         esys.evict_control(ESYS_TR.OWNER, esys.tr_from_tpmpublic(0x81000001), 0x81000001)
     own.restart()
     assert code_of(second.signer, "k") == "keys.unlock.refused"
+
+
+def test_a_storage_key_with_an_authorisation_of_its_own(own, tmp_path):
+    with ESAPI(own.tcti) as esys:
+        sensitive = TPM2B_SENSITIVE_CREATE(TPMS_SENSITIVE_CREATE(userAuth=b"parent secret"))
+        handle = esys.create_primary(sensitive, public_of(PRIMARY_TEMPLATE))[0]
+        esys.evict_control(ESYS_TR.OWNER, handle, 0x81000001)
+        esys.flush_context(handle)
+    write(tmp_path / "parent", b"parent secret\n")
+    text = f"tpm2:{tmp_path}/keys?tcti={own.tcti}"
+    store = open_store(parse_key_uri(f"{text}&auth-source={tmp_path}/parent"), create=True)
+    store.generate("k", signing())
+    store.public_key("k").verify(store.signer("k").sign(b"m"), b"m")
+    other = open_store(parse_key_uri(text))
+    assert code_of(other.generate, "other", signing()) == "keys.pin.refused"
+
+
+def test_behind_a_resource_manager(own, tmp_path, monkeypatch):
+    """What others have loaded is not ours to flush there."""
+    store = Tpm2KeyStore.create(tmp_path / "keys", own.tcti, pins=pins())
+    monkeypatch.setattr(store._tpm, "_managed", True)
+    store.close()
+    store = Tpm2KeyStore(tmp_path / "keys", own.tcti, pins=pins())
+    with ESAPI(own.tcti) as esys:
+        theirs = esys.create_primary(TPM2B_SENSITIVE_CREATE(), "ecc")[0]
+        store.generate("k", signing(user_auth=True))
+        store.public_key("k").verify(store.signer("k").sign(b"m"), b"m")
+        esys.read_public(theirs)
+        esys.flush_context(theirs)
 
 
 # ---- bad weather ---------------------------------------------------------------------------------------------
