@@ -228,124 +228,14 @@ class OcspNotGood(Rejected):
     advice = "The responder does not vouch for the certificate: it does not know it, or could not answer."
 
 
-class KeyRefused(Rejected):
-    code = "pki.key.refused"
-    advice = "Use ECDSA P-256 or P-384, Ed25519, ML-DSA, or RSA of 3072 or 4096 bits, as far as the profile takes them."
-
-
-class RequestMalformed(Rejected):
-    code = "pki.request.malformed"
-    advice = "Send one PKCS#10 request in DER with at most one subject name of each kind; `openssl req -verify` helps."
-
-
-class RequestSignatureInvalid(Rejected):
-    code = "pki.request.signature"
-    advice = "The request is not signed by the key that it is for; whoever sent it does not hold that key."
-
-
-class RequestNameRefused(Rejected):
-    code = "pki.request.name"
-    advice = "The profile does not take such a name; docs/ca.md lists what each profile lets a request choose."
-
-
-class RequestExtensionRefused(Rejected):
-    code = "pki.request.extension"
-    advice = "The request asks to be a CA, which its profile does not give; use issuing-ca at the root if it is meant."
-
-
-class RequestConflict(Rejected):
-    code = "pki.request.conflict"
-    advice = "This request id was used for another request; choose a new id for a new request."
-
-
-class ProfileUnknown(Misuse):
-    code = "pki.profile.unknown"
-    advice = "Use one of the profiles in docs/ca.md."
-
-
-class ValidityRefused(Rejected):
-    code = "pki.validity.refused"
-    advice = "Ask for a time within the issuer's own, at most the profile's; renew or roll over the CA in good time."
-
-
-class SerialRepeated(Fault):
-    code = "pki.serial.repeated"
-    advice = "The random generator repeats itself: stop issuing and examine the machine before anything else is signed."
-
-
-class StoreBusy(Fault):
-    code = "pki.store.busy"
-    advice = "Another process writes to this CA's store; try again, and look for a command that hangs if it stays so."
-
-
-class StoreCorrupt(Fault):
-    code = "pki.store.corrupt"
-    advice = "The CA's database is damaged: stop issuing, restore the backup, publish a new CRL (docs/ca.md)."
-
-
-class StoreVersion(Rejected):
-    code = "pki.store.version"
-    advice = "A newer Tidegate wrote this CA's database; use that one."
-
-
-class CertificateUnknown(Rejected):
-    code = "pki.certificate.unknown"
-    advice = "This CA recorded no such serial number; `tidegate ca list` shows those that it has."
-
-
-class CertificateRevoked(Rejected):
-    code = "pki.certificate.revoked"
-    advice = "The issuer took the certificate back; enrol anew, or find out why if it was not meant."
-
-
-class TokenUnknown(Rejected):
-    code = "pki.token.unknown"
-    advice = "No such enrolment token was issued; check for a typing error, or issue one with `tidegate ca token`."
-
-
-class TokenExpired(Rejected):
-    code = "pki.token.expired"
-    advice = "The token's time is over; issue a new one with `tidegate ca token`."
-
-
-class TokenReplayed(Rejected):
-    code = "pki.token.replayed"
-    advice = "The token was used already: if not by this device, somebody else has it; revoke what it enrolled."
-
-
-class TokenDevice(Rejected):
-    code = "pki.token.device"
-    advice = "The token is for another device; issue one for this serial number, and ask how it came here."
-
-
-class OcspMalformed(Rejected):
-    code = "pki.ocsp.malformed"
-    advice = "The bytes are no OCSP message of ours (RFC 6960); check which responder answers at that address."
-
-
 class OcspUnsuccessful(Rejected):
     code = "pki.ocsp.unsuccessful"
     advice = "The responder answered with an error and no status; ask again later, and look at its own log."
 
 
-class OcspSignatureInvalid(Rejected):
-    code = "pki.ocsp.signature"
-    advice = "The answer was altered or forged; distrust the network it came through."
-
-
 class OcspResponderRefused(Rejected):
     code = "pki.ocsp.responder"
     advice = "The issuer did not authorise whoever signed the answer: issue it an ocsp-responder certificate, in date."
-
-
-class OcspMismatch(Rejected):
-    code = "pki.ocsp.mismatch"
-    advice = "The answer is about another certificate or issuer; ask for this one."
-
-
-class OcspStale(Rejected):
-    code = "pki.ocsp.stale"
-    advice = "The answer's time is over or has not begun; fetch a new one, and check the clock."
 
 
 class OcspNonceMismatch(Rejected):
@@ -358,24 +248,9 @@ class OcspStatusUnknown(Rejected):
     advice = "The issuer knows of no such certificate: it was never issued there, or the responder is another CA's."
 
 
-class CrlMalformed(Rejected):
-    code = "pki.crl.malformed"
-    advice = "The bytes are no revocation list (RFC 5280) in DER, or a larger one than any of ours."
-
-
-class CrlSignatureInvalid(Rejected):
-    code = "pki.crl.signature"
-    advice = "The list was altered or forged; distrust the place it came from."
-
-
 class CrlIssuerMismatch(Rejected):
     code = "pki.crl.issuer"
     advice = "The list is another CA's, or its signer may sign no lists; fetch this issuer's own."
-
-
-class CrlStale(Rejected):
-    code = "pki.crl.stale"
-    advice = "The list's time is over or has not begun; fetch a new one, and check the clock."
 
 
 class CrlExtensionRefused(Rejected):
@@ -390,58 +265,58 @@ class CrlDeltaMismatch(Rejected):
     advice = "The delta list does not continue the full list at hand; fetch the newest full list."
 
 
-class ChainMalformed(Rejected):
-    code = "pki.chain.malformed"
+class PathMalformed(Rejected):
+    code = "pki.path.malformed"
     advice = "Give X.509 certificates in DER, the one in question first."
 
 
-class ChainLimit(Rejected):
-    code = "pki.chain.limit"
+class PathLimit(Rejected):
+    code = "pki.path.limit"
     advice = "Give fewer and smaller certificates; no chain of ours has more than a root and two below it."
 
 
-class ChainUntrusted(Rejected):
-    code = "pki.chain.untrusted"
+class PathUntrusted(Rejected):
+    code = "pki.path.untrusted"
     advice = "No path leads from the certificate to a trust anchor; check the anchors and the certificates between."
 
 
-class ChainExpired(Rejected):
-    code = "pki.chain.expired"
+class PathExpired(Rejected):
+    code = "pki.path.expired"
     advice = "A certificate of the chain is out of date, or the clock is wrong; renew the one that is named."
 
 
-class ChainNotCa(Rejected):
-    code = "pki.chain.not-ca"
+class PathNotCa(Rejected):
+    code = "pki.path.not-ca"
     advice = "A certificate that is no CA's issued another one; distrust whoever holds it."
 
 
-class ChainPathLength(Rejected):
-    code = "pki.chain.path-length"
+class PathTooLong(Rejected):
+    code = "pki.path.length"
     advice = "A CA stands below one that may have no CA below it; issue from the CA that was meant to."
 
 
-class ChainNameRefused(Rejected):
-    code = "pki.chain.name"
+class PathNameRefused(Rejected):
+    code = "pki.path.name"
     advice = "A name is outside what its CA was allowed, or not the one expected; issue within the name constraints."
 
 
-class ChainUsageRefused(Rejected):
-    code = "pki.chain.usage"
+class PathUsageRefused(Rejected):
+    code = "pki.path.usage"
     advice = "The certificate is for another use; issue one of the profile that this use needs."
 
 
-class ChainExtensionRefused(Rejected):
-    code = "pki.chain.extension"
+class PathExtensionRefused(Rejected):
+    code = "pki.path.extension"
     advice = "A certificate has a critical extension that is not understood, or breaks RFC 5280's rules for one."
 
 
-class ChainKeyRefused(Rejected):
-    code = "pki.chain.key"
+class PathKeyRefused(Rejected):
+    code = "pki.path.key"
     advice = "A key of the chain is too small or of another kind; use ECDSA P-256 or better, or RSA of 3072 bits."
 
 
-class ChainSignatureRefused(Rejected):
-    code = "pki.chain.signature"
+class PathSignatureRefused(Rejected):
+    code = "pki.path.signature"
     advice = "A certificate is signed with an outdated algorithm such as SHA-1, or its signature does not hold."
 
 
