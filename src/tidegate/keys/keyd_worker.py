@@ -1,0 +1,218 @@
+"""The child of the key process that holds the token, and the parent's end of it.
+
+Touches: the provider (here alone), a socket pair between both. A token's module that crashes or hangs takes this child
+with it and nothing else: the request in flight fails, the next one gets a new child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from tidegate.base.errors import TidegateError
+from tidegate.crypto import cbor
+from tidegate.crypto.aead import Secret
+from tidegate.keys.errors import (
+    KeydMessageMalformed,
+    PinLocked,
+    PinMissing,
+    PinRefused,
+    ProviderFailed,
+    UnlockRefused,
+)
+from tidegate.keys.keyd_channel import receive_message, send_message
+from tidegate.keys.keyd_harden import harden
+from tidegate.keys.keyd_wire import (
+    MAX_MESSAGE_BYTES,
+    Operation,
+    Request,
+    encode_answer,
+    encode_error,
+    parse_reply,
+    parse_request,
+)
+from tidegate.keys.store import KeyStore
+from tidegate.keys.uri import KeyUri, open_store
+
+PIN_OPTIONS = ("pin-source", "passphrase-file", "auth-source")  # what opens a store, by provider
+_OPENING_S = 30.0
+_FOREVER_S = 1e9
+_FINAL = (PinRefused, PinLocked, PinMissing, UnlockRefused)  # trying once more would only cost the token a try
+
+
+class Worker:
+    """The child, started when it is needed; one request at a time."""
+
+    def __init__(self, uri: KeyUri, pin: Secret | None, *, within_s: float, report: Callable[..., None]) -> None:
+        self._uri = uri
+        self._pin = pin
+        self._within_s = within_s
+        self._report = report
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._refusal: TidegateError | None = None
+
+    def start(self) -> None:
+        """Open the store; raise what the provider says to that."""
+        with self._lock:
+            self._ready()
+
+    def call(self, body: bytes) -> bytes:
+        """Return the child's reply to a request; raise ``keys.provider.failed`` if it dies over it."""
+        with self._lock:
+            channel = self._ready()
+            try:
+                send_message(channel, body, within_s=self._within_s)
+                reply = receive_message(channel, idle_s=self._within_s, within_s=self._within_s)
+            except (OSError, KeydMessageMalformed):
+                reply = None
+            if reply is None:
+                raise self._lost()
+            return reply
+
+    def stop(self) -> None:
+        """End the child."""
+        with self._lock:
+            self._bury()
+
+    def _ready(self) -> socket.socket:
+        """Return the way to a child that has opened the store."""
+        if self._refusal is not None:
+            raise type(self._refusal)(self._refusal.message, **self._refusal.fields)
+        if self._channel is not None and self._child is not None and self._child.poll() is None:
+            return self._channel
+        self._bury()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            command = [sys.executable, "-m", "tidegate.keys.keyd_worker", str(theirs.fileno())]
+            try:
+                self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+            except OSError as error:  # after becoming another user: can he run this interpreter?
+                ours.close()
+                raise ProviderFailed(f"{sys.executable} does not start: {error.strerror}") from error
+        self._channel = ours
+        try:
+            send_message(ours, _opening(self._uri, self._pin), within_s=_OPENING_S)
+            reply = receive_message(ours, idle_s=_OPENING_S, within_s=_OPENING_S)
+        except (OSError, KeydMessageMalformed):
+            reply = None
+        if reply is None:
+            raise self._lost()
+        try:
+            parse_reply(Operation.DESTROY, reply)  # "nothing": the store is open
+        except TidegateError as error:
+            self._bury()
+            if isinstance(error, _FINAL):
+                self._refusal = error
+            raise
+        return ours
+
+    def _lost(self) -> ProviderFailed:
+        status = self._bury()
+        self._report("keyd.worker.lost", status=status)
+        return ProviderFailed("the process that talks to the token ended or hung; it is started anew", status=status)
+
+    def _bury(self) -> int | None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._child is None:
+            return None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(timeout=0.2)  # it may be ending by itself; its own status says more than ours
+        if self._child.poll() is None:
+            self._child.kill()
+        status = self._child.wait()
+        self._child = None
+        return status
+
+
+def perform(store: KeyStore, request: Request) -> Any:  # what keyd_wire says of the operation
+    """Return what the store answers to a request."""
+    name, given = request.name, request.arguments
+    actions: dict[Operation, Callable[..., Any]] = {
+        Operation.CAPABILITIES: store.capabilities,
+        Operation.LIST: store.list_keys,
+        Operation.RANDOM: lambda: store.random(*given),
+        Operation.PUBLIC: lambda: store.public_key(name),
+        Operation.SIGN: lambda: store.signer(name).sign(*given),
+        Operation.SEAL: lambda: store.seal(name, *given),
+        Operation.UNSEAL: lambda: store.unseal(name, *given),
+        Operation.COUNTER_READ: lambda: store.counter_read(name),
+        Operation.COUNTER_INCREMENT: lambda: store.counter_increment(name),
+        Operation.QUOTE: lambda: store.quote(name, *given),
+        Operation.CERTIFICATES: lambda: store.certificates(name),
+        Operation.KEEP_CERTIFICATES: lambda: store.keep_certificates(name, *given),
+        Operation.GENERATE: lambda: store.generate(name, *given),
+        Operation.EXPORT: lambda: store.export_key(name),
+        Operation.IMPORT: lambda: store.import_key(name, *given),
+        Operation.DESTROY: lambda: store.destroy(name),
+    }
+    return actions[request.operation]()
+
+
+def serve(channel: socket.socket) -> None:
+    """Open the store that the first message names and answer requests until the parent is gone."""
+    first = receive_message(channel, idle_s=_OPENING_S, within_s=_OPENING_S)
+    if first is None:
+        return
+    try:
+        store = _open(first)
+    except TidegateError as error:
+        send_message(channel, encode_error(error), within_s=_OPENING_S)
+        return
+    send_message(channel, encode_answer(Operation.DESTROY, None), within_s=_OPENING_S)
+    while (body := receive_message(channel, idle_s=_FOREVER_S, within_s=_OPENING_S)) is not None:
+        try:
+            request = parse_request(body)
+            answer = encode_answer(request.operation, perform(store, request))
+        except TidegateError as error:
+            answer = encode_error(error)
+        send_message(channel, answer, within_s=_OPENING_S)
+    store.close()
+
+
+def _opening(uri: KeyUri, pin: Secret | None) -> bytes:
+    options = {option: value for option, value in uri.options.items() if pin is None or option not in PIN_OPTIONS}
+    return cbor.encode([uri.scheme, uri.location, options, None if pin is None else bytes(pin.view())])
+
+
+def _open(first: bytes) -> KeyStore:
+    match cbor.decode(first, limit_bytes=MAX_MESSAGE_BYTES):
+        case [str() as scheme, str() as location, dict() as told, None | bytes() as raw]:
+            options = {str(option): str(value) for option, value in told.items()}
+        case _:
+            raise KeydMessageMalformed("no opening message")
+    pin = None if raw is None else Secret(raw)
+    first_question: list[str] = []
+
+    def ask(what: str) -> Secret:
+        """Answer what the store asks at opening, however often; a key's own PIN is another question."""
+        first_question.append(what)
+        if pin is None or what != first_question[0]:
+            raise PinMissing(f"the key process does not know {what}")
+        return Secret(bytes(pin.view()))
+
+    uri = KeyUri(scheme=scheme, location=location, name="", options=options)
+    return open_store(uri, ask=ask)
+
+
+def main() -> int:
+    """Serve the parent over the descriptor in the only argument."""
+    harden()
+    with socket.socket(fileno=int(sys.argv[1])) as channel:
+        os.set_inheritable(channel.fileno(), False)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent is gone, and so are we
+            serve(channel)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
