@@ -32,6 +32,8 @@ PACKAGES = {
     "ndpiReader": "libndpi-bin",
     "tshark": "tshark",
     "openssl": "openssl",
+    "softhsm2-util": "softhsm2",
+    "pkcs11-tool": "opensc",
 }
 _ADMIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
