@@ -84,7 +84,7 @@ class Tpm:
 
     def _begin(self) -> None:
         """Start anew, as in a child process: its parent's connection and lock are not touched."""
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._esys: Any = None
         self._alone: socket.socket | None = None
 
@@ -101,7 +101,7 @@ class Tpm:
         increment) only if it did nothing the first time. ``owner`` gives the owner's authorisation value where it is
         needed. Every failure is coded.
         """
-        with self._lock, self._only_process():
+        with self.lock, self._only_process():
             for tried in (False, True):
                 chip: Chip | None = None
                 try:
@@ -119,14 +119,14 @@ class Tpm:
 
     def disconnect(self) -> None:
         """Close the connection; the next piece of work opens it again."""
-        with self._lock:
+        with self.lock:
             esys, self._esys = self._esys, None
             if esys is not None:
                 esys.close()
 
     def forget(self, key: WrappedKey) -> None:
         """Drop the saved context of a key that is being destroyed."""
-        with self._lock:
+        with self.lock:
             self._contexts.pop(key.name, None)
 
     @contextlib.contextmanager
@@ -215,14 +215,34 @@ def tpm_at(tcti: str) -> Tpm:
         return found
 
 
-def _after_fork() -> None:
-    global _BY_TCTI_LOCK  # noqa: PLW0603  # another thread of the parent may have held it
-    _BY_TCTI_LOCK = threading.Lock()
+_HELD: list[threading.RLock] = []
+
+
+def _before_fork() -> None:
+    """Wait until no TPM command is under way.
+
+    A child with a copy of a connection in the middle of a command would keep the TPM waiting for its end, for ever.
+    """
+    _BY_TCTI_LOCK.acquire()
+    for tpm in list(_EVERY):
+        tpm.lock.acquire()
+        _HELD.append(tpm.lock)
+
+
+def _after_fork_in_parent() -> None:
+    while _HELD:
+        _HELD.pop().release()
+    _BY_TCTI_LOCK.release()
+
+
+def _after_fork_in_child() -> None:
+    _HELD.clear()
+    _BY_TCTI_LOCK.release()
     for tpm in list(_EVERY):
         tpm.after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 class _Patient:

@@ -23,14 +23,16 @@ from tpm2_pytss.types import (
 )
 
 from tidegate.base.errors import TidegateError
+from tidegate.base.program import run_program
 from tidegate.crypto import cbor
 from tidegate.crypto.aead import Secret
 from tidegate.crypto.signing import SignatureAlgorithm
-from tidegate.keys import tpm2_device
+from tidegate.keys import tpm2_commands, tpm2_device
 from tidegate.keys.store import KeyPolicy, KeyPurpose, KeySpec
 from tidegate.keys.tpm2 import Tpm2KeyStore, Tpm2Pins
+from tidegate.keys.tpm2_commands import extend_pcr
 from tidegate.keys.tpm2_counter import Counter
-from tidegate.keys.tpm2_device import _Patient, public_of, tpm_at
+from tidegate.keys.tpm2_device import Chip, _Patient, public_of, tpm_at
 from tidegate.keys.tpm2_files import PRIMARY_TEMPLATE, parse_pem, parse_public_area, policy_digest
 from tidegate.keys.uri import open_store, parse_key_uri
 from tidegate.testing.swtpm import SwTpm
@@ -169,6 +171,53 @@ def test_registers_that_are_none(store, call):
 
 def test_all_registers_at_once(store):
     assert set(store.pcr_values(frozenset(range(24)))) == set(range(24))
+
+
+def test_a_tpm_without_the_bank(own, tmp_path):
+    run_program(["tpm2_pcrallocate", "-T", own.tcti, "sha1:all+sha256:none+sha384:all+sha512:all"])
+    own.restart()
+    store = Tpm2KeyStore.create(tmp_path / "keys", own.tcti)
+    assert code_of(store.generate, "k", sealing(pcrs=frozenset({7}))) == "keys.capability.missing"
+    assert code_of(store.pcr_values, frozenset({7})) == "keys.capability.missing"
+    assert store.list_keys() == []
+
+
+def test_registers_that_change_while_they_are_quoted(store, monkeypatch):
+    store.generate("ak", attesting())
+    real, calls = Chip.pcr_values, []
+
+    def changing(self, pcrs, times):
+        if len(calls) < times:
+            calls.append(extend_pcr(self, 16, DIGEST))
+        return real(self, pcrs)
+
+    monkeypatch.setattr(Chip, "pcr_values", lambda self, pcrs: changing(self, pcrs, 2))
+    assert store.quote("ak", bytes(8), frozenset({16})).pcrs == store.pcr_values(frozenset({16}))
+    calls.clear()
+    monkeypatch.setattr(Chip, "pcr_values", lambda self, pcrs: changing(self, pcrs, 9))
+    assert code_of(store.quote, "ak", bytes(8), frozenset({16})) == "keys.provider.failed"
+
+
+@pytest.mark.parametrize("purpose", [KeyPurpose.SIGN, KeyPurpose.ATTEST])
+def test_a_tpm_with_other_rsa_salts(store, monkeypatch, purpose):
+    """It would make signatures that no TLS peer takes."""
+    monkeypatch.setattr(tpm2_commands, "_raw", lambda signature: bytes(384))
+    spec = KeySpec(purpose=purpose, algorithm=RSA)
+    assert code_of(store.generate, "k", spec) == "keys.capability.missing"
+    assert store.list_keys() == []
+
+
+def test_a_tpm_without_elliptic_curves(store, monkeypatch):
+    real = _Patient.__getattr__
+
+    def poorer(self, name):
+        if name == "test_parms":
+            raise TSS2_Exception(0x1C4)
+        return real(self, name)
+
+    monkeypatch.setattr(_Patient, "__getattr__", poorer)
+    monkeypatch.setattr(tpm2_commands, "ALG_ECDSA", 0x7FFF)
+    assert store._run(tpm2_commands.algorithms_of) == frozenset()
 
 
 @pytest.mark.parametrize("size", [0, 7, 33])
@@ -363,6 +412,41 @@ def test_files_are_private(store):
     store.counter_increment("private")
     assert {path.stat().st_mode & 0o777 for path in store._folder.path.iterdir()} == {0o600}
     assert store._folder.path.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_a_power_cut_leaves_in_the_folder(store):
+    folder = store._folder.path
+    info = store.generate("k", signing())
+    (folder / "k.key").rename(folder / "lost")
+    assert store.list_keys() == []
+    assert code_of(store.signer, "k") == "keys.key.missing"
+    assert store.generate("k", signing()).public_key != info.public_key
+    store.signer("k").sign(b"m")
+    (folder / "k.pem").unlink()
+    assert code_of(store.signer, "k") == "keys.key.missing"
+    assert code_of(store.generate, "k", signing()) == "keys.key.exists"
+    store.destroy("k")
+    assert code_of(store.destroy, "k") == "keys.key.missing"
+    assert list(folder.glob("k.*")) == []
+
+
+def test_a_destroyed_file_is_overwritten(store):
+    """A hard link shows what became of the blocks."""
+    store.generate("k", signing())
+    path, link = store._folder.path / "k.pem", store._folder.path / "link"
+    link.hardlink_to(path)
+    store.destroy("k")
+    assert set(link.read_bytes()) == {0}
+
+
+def test_a_copy_from_the_backup_works_again(store):
+    """No promise but a limit, on the page and in ``destroy``: the TPM cannot know that a wrapped key was destroyed."""
+    info = store.generate("k", signing())
+    kept = {name: (store._folder.path / name).read_bytes() for name in ("k.pem", "k.key")}
+    store.destroy("k")
+    for name, raw in kept.items():
+        write(store._folder.path / name, raw)
+    info.public_key.verify(store.signer("k").sign(b"m"), b"m")
 
 
 # ---- counters ------------------------------------------------------------------------------------------------
