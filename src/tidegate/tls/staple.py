@@ -11,10 +11,10 @@ import threading
 from collections.abc import Callable, Sequence
 
 from cryptography import x509
-from cryptography.x509 import ocsp
 
 from tidegate.base.clock import Clock, SystemClock
 from tidegate.base.errors import TidegateError
+from tidegate.pki.revocation import verify_ocsp
 from tidegate.tls.errors import ChainMalformed, StapleMissing
 
 _RETRY_S = 60.0  # after a refresh that failed: the responder is not asked again by every handshake
@@ -50,13 +50,10 @@ class Stapler:
 
     def refresh(self) -> None:
         """Fetch a new answer and put it in place; raise what ``fetch`` and ``pki.revocation.verify_ocsp`` raise."""
-        from tidegate.pki.revocation import verify_ocsp
-
         raw = self._fetch()
         now_s = self._clock.now_s()
-        verify_ocsp(raw, certificate=self._certificate, issuer=self._issuer, now=_moment(now_s))
-        expires = ocsp.load_der_ocsp_response(raw).next_update_utc
-        expires_s = expires.timestamp() if expires else now_s
+        good = verify_ocsp(raw, certificate=self._certificate, issuer=self._issuer, now=_moment(now_s))
+        expires_s = good.next_update.timestamp()
         self._answer, self._expires_s, self._due_s = raw, expires_s, (now_s + expires_s) / 2
 
     def current(self) -> bytes | None:
@@ -93,8 +90,6 @@ class StapleCheck:
             if self._rule is OcspRule.REQUIRE:
                 raise StapleMissing("the server sent no OCSP answer")
             return
-        from tidegate.pki.revocation import verify_ocsp
-
         if len(chain) < 2:
             raise StapleMissing("the server's certificate is an anchor itself: nobody above it can vouch for it")
         certificate, issuer = (x509.load_der_x509_certificate(one) for one in chain[:2])
