@@ -309,7 +309,7 @@ def _extensions(
         (x509.SubjectKeyIdentifier.from_public_key(library_public_key(order.public_key)), False),
     ]
     if issuer is not None:
-        extensions.append((_authority_key(issuer, signer), False))
+        extensions.append((authority_key(issuer, signer), False))
     if profile.extended:
         extensions.append((x509.ExtendedKeyUsage(profile.extended), False))
     if order.subject.names:
@@ -324,7 +324,7 @@ def _extensions(
     return extensions
 
 
-def _authority_key(issuer: x509.Certificate, signer: Signer) -> x509.AuthorityKeyIdentifier:
+def authority_key(issuer: x509.Certificate, signer: Signer) -> x509.AuthorityKeyIdentifier:
     """Return the issuer's key by the identifier that its own certificate gives it, so that verifiers find it."""
     try:
         identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
