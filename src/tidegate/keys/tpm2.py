@@ -372,7 +372,7 @@ class Tpm2KeyStore:
             key = self._run(lambda chip: self._foreign(chip, name))
         else:
             record, wrapped = self._folder.key(name)
-            info = check_key(record, wrapped)
+            info = check_key(record, wrapped, self._store.parent)
             key = _Key(record=record, info=info, name=wrapped.name, wrapped=wrapped)
         if purpose not in (None, key.record.spec.purpose):
             raise KeyPurposeWrong(f"key {name!r} is for {key.record.spec.purpose.value}", key=name)
@@ -398,7 +398,9 @@ class Tpm2KeyStore:
             public, private = chip.create(self._primary(chip), template, auth=pin, data=data)
         wrapped = WrappedKey(parent=self._store.parent, public=public, private=private, user_auth=spec.policy.user_auth)
         record = KeyRecord(name=name, spec=spec, pcrs=values)
-        key = _Key(record=record, info=check_key(record, wrapped), name=wrapped.name, wrapped=wrapped)
+        key = _Key(
+            record=record, info=check_key(record, wrapped, self._store.parent), name=wrapped.name, wrapped=wrapped
+        )
         if spec.algorithm is SignatureAlgorithm.RSA_PSS and key.info.public_key is not None:
             require_salt(chip, self._use(chip, key, pin), key.info.public_key, spec.purpose)
         return key

@@ -257,7 +257,7 @@ def _checked(key: PublicKey) -> PublicKey:
         raise StoreMalformed(f"a TPM key's public half is none: {error.message}") from error
 
 
-def check_key(record: KeyRecord, key: WrappedKey) -> KeyInfo:
+def check_key(record: KeyRecord, key: WrappedKey, parent: int) -> KeyInfo:
     """Return what is known of a key whose record and public area say the same, else raise ``keys.store.malformed``.
 
     The record is nobody's signature; the public area is bound to the private one by the TPM when it loads them. So a
@@ -272,6 +272,7 @@ def check_key(record: KeyRecord, key: WrappedKey) -> KeyInfo:
         and area.attributes == _attributes(record.spec)
         and area.auth_policy == policy
         and key.user_auth is record.spec.policy.user_auth
+        and key.parent == parent
     )
     if not same:
         raise StoreMalformed(f"record and TPM object of key {record.name!r} contradict each other", key=record.name)
@@ -290,7 +291,7 @@ def spec_of(public: bytes) -> KeySpec:
 
 def encode_pem(key: WrappedKey) -> bytes:
     """Return the TSS2 PRIVATE KEY file of ``key``."""
-    parent = key.parent.to_bytes(5, "big").lstrip(b"\0")
+    parent = key.parent.to_bytes(5, "big").lstrip(b"\0") or b"\0"
     parent = b"\0" + parent if parent[0] & 0x80 else parent
     body = _OID + (_ASKS if key.user_auth else _EMPTY_AUTH) + _der(0x02, parent)
     body += _der(0x04, _sized(key.public)) + _der(0x04, _sized(key.private))
