@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import shutil
 import socket
 import ssl
 import subprocess
 import threading
 import time
+import urllib.request
 
 import pytest
 
 from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.testing.certificates import Authority, CountingSigner, MemorySigner, to_pem
 from tidegate.tls.context import client_context, server_context
+from tidegate.tls.failures import last_failure
+from tidegate.tls.staple import OcspRule, Stapler
 
 pytestmark = pytest.mark.skipif(
     not all(map(shutil.which, ("openssl", "gnutls-cli", "gnutls-serv"))), reason="openssl or gnutls-bin is missing"
@@ -189,3 +193,74 @@ def test_an_openssl_client_cannot_resume(files) -> None:
             done = run(files, [*command, "-servername", "localhost", "-ign_eof"])
         assert b"TLS session ticket:" not in done.stdout
         assert b"Post-Handshake New Session Ticket arrived" not in done.stdout
+
+
+def test_openssl_reads_our_staple(files) -> None:
+    signer, chain = files.identity(SignatureAlgorithm.ECDSA_P256)
+    stapler = Stapler(lambda: files.ca.answer(chain[0]), [*chain, files.ca.der])
+    for version in ("-tls1_2", "-tls1_3"):
+        with serving(server_context(signer, chain, clients=None, stapler=stapler)) as (port, _):
+            command = ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-CAfile", "ca.pem", version, "-status"]
+            done = run(files, [*command, "-servername", "localhost", "-ign_eof"])
+        assert b"OCSP Response Status: successful" in done.stdout
+        assert b"Cert Status: good" in done.stdout
+
+
+@pytest.mark.parametrize("revoked", [False, True])
+def test_gnutls_judges_our_staple(files, revoked) -> None:
+    """GnuTLS verifies what is stapled; the answer of a revoked certificate is sent past our own check.
+
+    Without the issuer in the chain GnuTLS 3.7 finds no responder that is named by the hash of its key.
+    """
+    signer, chain = files.identity(SignatureAlgorithm.ECDSA_P256)
+    chain.append(files.ca.der)
+
+    class Raw:
+        def current(self):
+            return files.ca.answer(chain[0], revoked=revoked)
+
+    with serving(server_context(signer, chain, clients=None, stapler=Raw())) as (port, _):
+        done = run(files, ["gnutls-cli", "--port", str(port), "localhost", "--x509cafile", "ca.pem"])
+    assert (b"hello" in done.stdout) is not revoked
+    assert b"OCSP status request" in done.stdout or revoked
+
+
+@pytest.mark.parametrize("state", ["good", "revoked", "forged", "none"])
+def test_our_client_judges_openssl_s_staple(files, state) -> None:
+    answer = files.ca.answer(files.peer_certificate, revoked=state == "revoked")
+    if state == "forged":
+        answer = Authority().answer(files.peer_certificate)
+    (files.folder / "answer.der").write_bytes(answer)
+    port = free_port()
+    command = ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-www", "-cert", "peer.pem", "-key", "peer.key"]
+    if state != "none":
+        command += ["-status_file", "answer.der"]
+    with their_server(files, command, port):
+        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            client = client_context(anchors=[files.ca.der], ocsp=OcspRule.REQUIRE)
+            client.minimum_version = client.maximum_version = version
+            with socket.create_connection(("127.0.0.1", port), timeout=WAIT_S) as raw:
+                if state == "good":
+                    client.wrap_socket(raw, server_hostname="localhost").close()
+                    continue
+                with pytest.raises(ssl.SSLError):
+                    client.wrap_socket(raw, server_hostname="localhost")
+            codes = {"revoked": "pki.certificate.revoked", "none": "tls.staple.missing"}
+            assert last_failure(client).code == codes.get(state, "pki.ocsp.responder")
+
+
+def test_standard_library_clients_take_our_contexts(files) -> None:
+    """``http.client`` and ``urllib`` know nothing of us."""
+    signer, chain = files.identity(SignatureAlgorithm.ECDSA_P384)
+    client = client_context(signer, chain, anchors=[files.ca.der])
+    server = server_context(*files.identity(SignatureAlgorithm.ED25519), clients=[files.ca.der])
+    with serving(server) as (port, seen):
+        connection = http.client.HTTPSConnection("localhost", port, context=client, timeout=WAIT_S)
+        connection.request("GET", "/")
+        assert connection.getresponse().read() == b"hello"
+        connection.close()
+    with serving(server) as (port, seen):
+        opened = urllib.request.urlopen(f"https://localhost:{port}/", context=client, timeout=WAIT_S)
+        with opened:
+            assert opened.read() == b"hello"
+    assert seen[0][1] == chain[0]
