@@ -264,6 +264,46 @@ def key_operation(*, operation: str, key: str, provider: str, error: TidegateErr
     )
 
 
+# -- certificates -----------------------------------------------------------------------------------------------------
+
+
+def certificate_act(*, act: str, serial: str, profile: str, subject: str, detail: str = "") -> Event:
+    """A CA ``issued`` or ``revoked`` a certificate, or ``listed`` the revoked ones; a revocation is an alert."""
+    activities = {"issued": 1, "revoked": 3}
+    return _certificate(
+        f"pki.{act}",
+        activities.get(act, 99),
+        Severity.MEDIUM if act == "revoked" else Severity.INFORMATIONAL,
+        f"{act}: {profile} {serial} for {_clip(subject)}" + (f" ({_clip(detail)})" if detail else ""),
+        data={"serial": serial, "profile": profile, "subject": _clip(subject), "detail": _clip(detail)},
+    )
+
+
+def enrolment_refused(*, operation: str, source: str, code: str, message: str) -> Event:
+    """An EST server did not give ``source`` what it asked for."""
+    return _certificate(
+        "pki.refused",
+        99,
+        Severity.HIGH,
+        f"enrolment refused to {source}: {_clip(message)}",
+        code=code,
+        source=source,
+        data={"operation": _clip(operation), "source": source},
+    )
+
+
+def identity_changed(*, kind: str, state: str, generation: int | None, message: str, code: str | None = None) -> Event:
+    """The device's own certificate took a step; with ``code`` it failed to."""
+    return _certificate(
+        "identity.changed" if code is None else "identity.refused",
+        3,
+        Severity.INFORMATIONAL if code is None else Severity.HIGH,
+        _clip(message),
+        code=code,
+        data={"step": kind, "state": state, "generation": generation},
+    )
+
+
 # -- agent and the log itself -----------------------------------------------------------------------------------------
 
 
@@ -380,6 +420,33 @@ def _application(  # one shape for two rooms
         code=None if error is None else error.code,
         attributes={"app": app},
         data={} if error is None else _error_data(error),
+    )
+
+
+def _certificate(  # one shape for both ends of an enrolment
+    kind: str,
+    activity: int,
+    severity: Severity,
+    message: str,
+    *,
+    code: str | None = None,
+    source: str | None = None,
+    data: dict[str, Json],
+) -> Event:
+    return Event(
+        kind=kind,
+        ocsf_class=OcsfClass.API_ACTIVITY,
+        activity=activity,
+        severity=severity,
+        message=message,
+        outcome=Outcome.SUCCESS if code is None else Outcome.FAILURE,
+        code=code,
+        attributes={
+            "api": {"operation": kind, "service": {"name": kind.partition(".")[0]}},
+            "actor": _ACTOR,
+            "src_endpoint": {"svc_name": "tidegate"} if source is None else {"ip": source},
+        },
+        data=data,
     )
 
 
