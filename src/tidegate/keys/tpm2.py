@@ -200,15 +200,15 @@ class Tpm2KeyStore:
         return key.info.public_key
 
     def signer(self, name: str) -> Tpm2Signer:
-        key = self._key(name, KeyPurpose.SIGN)
-        algorithm = key.record.spec.algorithm
-        if algorithm is None:
-            raise KeyPurposeWrong(f"key {name!r} does not sign", key=name)
+        self._key(name, KeyPurpose.SIGN)
+        public = self.public_key(name)
 
         def sign(message: bytes) -> bytes:
-            return self._operate(name, KeyPurpose.SIGN, lambda chip, use: command_sign(chip, use, algorithm, message))
+            return self._operate(
+                name, KeyPurpose.SIGN, lambda chip, use: command_sign(chip, use, public.algorithm, message)
+            )
 
-        return Tpm2Signer(self.public_key(name), sign)
+        return Tpm2Signer(public, sign)
 
     def seal(self, name: str, secret: bytes | memoryview, context: bytes) -> bytes:
         nonce = self._entropy.random_bytes(NONCE_BYTES)
