@@ -47,11 +47,10 @@ def build(parser: argparse.ArgumentParser) -> None:
 def issue_ca(arguments: argparse.Namespace, output: Output) -> int:
     """Issue the CA certificate."""
     from tidegate.base.durable import write_file_atomic
-    from tidegate.keys.uri import open_store, parse_key_uri
+    from tidegate.cli.keyuri import open_key
     from tidegate.pki.certificate import encode_pem, issue_factory_ca
 
-    uri = parse_key_uri(arguments.key)
-    signer = open_store(uri).signer(uri.name)
+    signer = open_key(arguments.key)
     certificate = issue_factory_ca(signer, organization=arguments.organization, issuance=_issuance())
     write_file_atomic(arguments.output, encode_pem(certificate))
     subject = certificate.subject.rfc4514_string()
@@ -65,12 +64,11 @@ def provision_device(arguments: argparse.Namespace, output: Output) -> int:
     from tidegate.base.clock import SystemClock, SystemEntropy
     from tidegate.base.durable import read_file_bounded, write_file_atomic
     from tidegate.boot.storage import SOFTWARE_KEYSTORE, DeviceStorage
+    from tidegate.cli.keyuri import open_key
     from tidegate.crypto.cose import MAX_ENVELOPE_BYTES
     from tidegate.factory.provision import DeviceOrder, FactoryCa, provision_identity
-    from tidegate.keys.uri import open_store, parse_key_uri
     from tidegate.pki.certificate import MAX_PEM_BYTES, parse_pem
 
-    uri = parse_key_uri(arguments.ca_key)
     certificate = parse_pem(read_file_bounded(arguments.ca, limit_bytes=MAX_PEM_BYTES))
     device = provision_identity(
         DeviceStorage(arguments.storage),
@@ -80,7 +78,7 @@ def provision_device(arguments: argparse.Namespace, output: Output) -> int:
             keystore=arguments.keys or SOFTWARE_KEYSTORE,
             keystore_in_use=arguments.keys_in_use,
         ),
-        FactoryCa(certificate=certificate, signer=open_store(uri).signer(uri.name)),
+        FactoryCa(certificate=certificate, signer=open_key(arguments.ca_key)),
         clock=SystemClock(),
         entropy=SystemEntropy(),
     )

@@ -39,17 +39,16 @@ def build_image(arguments: argparse.Namespace, output: Output) -> int:
     """Build and sign a bundle; it appears under its name only when it is whole."""
     from tidegate.base.durable import read_file_bounded, translate_os_errors
     from tidegate.boot.stage2_build import build_stage2
+    from tidegate.cli.keyuri import open_key
     from tidegate.crypto.trust import MAX_TRUST_BYTES, parse_trust
     from tidegate.factory.describe import MAX_DESCRIPTION_BYTES, parse_description
     from tidegate.image.build import PayloadSource, write_bundle
     from tidegate.image.errors import ImageDescription
     from tidegate.image.manifest import PayloadKind
-    from tidegate.keys.uri import open_store, parse_key_uri
 
     path: Path = arguments.description
     described = parse_description(read_file_bounded(path, limit_bytes=MAX_DESCRIPTION_BYTES), name=str(path))
-    uris = [parse_key_uri(text) for text in arguments.sign]
-    signers = [open_store(uri).signer(uri.name) for uri in uris]
+    signers = [open_key(uri) for uri in arguments.sign]
     with ExitStack() as stack:
         sources = []
         for payload in described.payload:

@@ -52,17 +52,17 @@ def check_policy(arguments: argparse.Namespace, output: Output) -> int:
 def sign_file(arguments: argparse.Namespace, output: Output) -> int:
     """Check a policy and sign it."""
     from tidegate.base.durable import write_file_atomic
-    from tidegate.keys.uri import open_store, parse_key_uri
+    from tidegate.cli.keyuri import open_key
     from tidegate.policy.check import verify_sections
     from tidegate.policy.sign import sign_policy
 
     policy = _read_policy(arguments.policy)
     verify_sections(policy)
-    uris = [parse_key_uri(uri) for uri in arguments.sign]
-    signed = sign_policy(policy, [open_store(uri).signer(uri.name) for uri in uris])
+    signers = [open_key(uri) for uri in arguments.sign]
+    signed = sign_policy(policy, signers)
     write_file_atomic(arguments.output, signed)
-    output.line(f"wrote {arguments.output}: policy version {policy.policy.version}, {len(uris)} signatures")
-    output.result({"file": str(arguments.output), "version": policy.policy.version, "signatures": len(uris)})
+    output.line(f"wrote {arguments.output}: policy version {policy.policy.version}, {len(signers)} signatures")
+    output.result({"file": str(arguments.output), "version": policy.policy.version, "signatures": len(signers)})
     return 0
 
 

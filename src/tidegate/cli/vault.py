@@ -162,10 +162,9 @@ def _unlocker(arguments: argparse.Namespace) -> Unlocker:
     from tidegate.vault.unlockers import KeyStoreUnlocker, PassphraseUnlocker
 
     if arguments.key is not None:
-        from tidegate.keys.uri import open_store, parse_key_uri
+        from tidegate.cli.keyuri import open_keys
 
-        uri = parse_key_uri(arguments.key)
-        return KeyStoreUnlocker(open_store(uri), uri.name)
+        return KeyStoreUnlocker(*open_keys(arguments.key))
     if arguments.passphrase_fd is not None:
         from tidegate.keys.uri import read_passphrase
 

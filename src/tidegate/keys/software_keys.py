@@ -87,9 +87,17 @@ def to_pkcs8(algorithm: SignatureAlgorithm, private: bytes) -> bytes:
 
 
 def from_pkcs8(der: bytes, algorithm: SignatureAlgorithm) -> tuple[bytes, PublicKey]:
+    """Return private bytes and public key of unencrypted PKCS#8 DER of ``algorithm``, as ``parse_pkcs8`` does."""
+    private, public = parse_pkcs8(der)
+    if public.algorithm is not algorithm:
+        raise ImportRefused(f"the key is {public.algorithm.label}, not {algorithm.label}")
+    return private, public
+
+
+def parse_pkcs8(der: bytes) -> tuple[bytes, PublicKey]:
     """Return private bytes and public key of unencrypted PKCS#8 DER, or raise ``keys.import.refused``.
 
-    Only a key of ``algorithm``, of an allowed size, whose halves belong together; nothing behind it.
+    Only a key of an allowed algorithm and size, whose halves belong together; nothing behind it.
     """
     if len(der) > MAX_PKCS8_BYTES or int.from_bytes(der[:1], "big") != 0x30 or len(der) != _der_length(der):
         raise ImportRefused("these bytes are no single PKCS#8 structure in DER")
@@ -105,8 +113,6 @@ def from_pkcs8(der: bytes, algorithm: SignatureAlgorithm) -> tuple[bytes, Public
             load_rsa_public(public.raw)
     except (ValueError, KeyError) as error:
         raise ImportRefused("the key's curve, size or exponent is not allowed") from error
-    if public.algorithm is not algorithm:
-        raise ImportRefused(f"the key is {public.algorithm.label}, not {algorithm.label}")
     return private, public
 
 

@@ -292,13 +292,19 @@ def test_every_verb_has_a_purpose_and_takes_json():
     for noun in NOUNS:
         parser = build_parser(noun)
         nouns = next(action for action in parser._actions if action.dest == "noun")
-        for action in nouns.choices[noun]._actions:
-            if getattr(action, "dest", "") != "verb":
-                continue
-            for name, verb in action.choices.items():
-                assert verb.description, f"{noun} {name}"
-                assert "--json" in verb.format_help(), f"{noun} {name}"
-                assert verb.get_default("run"), f"{noun} {name}"
+        for name, verb in verbs_of(nouns.choices[noun], noun):
+            assert verb.description, name
+            assert "--json" in verb.format_help(), name
+            assert verb.get_default("run"), name
+
+
+def verbs_of(parser, name):
+    """Yield each verb; a verb with verbs below it (keys ceremony) is these."""
+    for action in parser._actions:
+        if action.dest.endswith("verb"):
+            for word, verb in action.choices.items():
+                below = list(verbs_of(verb, f"{name} {word}"))
+                yield from below or [(f"{name} {word}", verb)]
 
 
 @pytest.mark.parametrize(
