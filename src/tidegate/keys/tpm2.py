@@ -43,6 +43,7 @@ from tidegate.keys.store import (
     check_key_name,
 )
 from tidegate.keys.tpm2_commands import (
+    Tpm2Signer,
     Use,
     algorithms_of,
     check_digest,
@@ -109,22 +110,6 @@ class _Key:
     info: KeyInfo
     name: bytes
     wrapped: WrappedKey | None
-
-
-class Tpm2Signer:
-    """Signs with a key inside the TPM; the message is hashed here, the TPM sees its digest."""
-
-    def __init__(self, public_key: PublicKey, sign: Callable[[bytes], bytes]) -> None:
-        self._public_key = public_key
-        self._sign = sign
-
-    @property
-    def public_key(self) -> PublicKey:
-        return self._public_key
-
-    def sign(self, message: bytes) -> bytes:
-        """Return the raw signature over ``message``; raises ``keys.pcr.mismatch``, ``keys.pin.*``."""
-        return self._sign(message)
 
 
 class Tpm2KeyStore:

@@ -6,7 +6,7 @@ Touches: the TPM.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,22 @@ class Use:
 
     handle: Any
     session: Any
+
+
+class Tpm2Signer:
+    """Signs with a key inside the TPM; the message is hashed here, the TPM sees its digest."""
+
+    def __init__(self, public_key: PublicKey, sign: Callable[[bytes], bytes]) -> None:
+        self._public_key = public_key
+        self._sign = sign
+
+    @property
+    def public_key(self) -> PublicKey:
+        return self._public_key
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the raw signature over ``message``; raises ``keys.pcr.mismatch``, ``keys.pin.*``."""
+        return self._sign(message)
 
 
 def algorithms_of(chip: Chip) -> frozenset[SignatureAlgorithm]:
