@@ -363,6 +363,8 @@ def _crl_numbers(crl: x509.CertificateRevocationList) -> tuple[int, int | None]:
         value = extension.value
         if isinstance(value, x509.CRLNumber):
             number = value.crl_number
+            if extension.critical:
+                raise CrlMalformed("the list's number is critical, which RFC 5280 §5.2.3 forbids")
         elif isinstance(value, x509.DeltaCRLIndicator):
             base = value.crl_number
         elif isinstance(value, x509.IssuingDistributionPoint):
