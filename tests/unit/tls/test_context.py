@@ -148,6 +148,18 @@ def test_a_weak_ca_is_refused_by_openssl_s_level(world) -> None:
     assert "CA certificate key too weak" in str(refusal(server, client_context(anchors=[weak.der])))
 
 
+def test_a_weak_certificate_of_our_own_is_refused(world) -> None:
+    """``tls.key.unsupported`` and the comparison of keys come first; OpenSSL's level stands behind them."""
+    weak = Authority("weak", key=rsa.generate_private_key(65_537, 1024))  # noqa: S505  # the attack
+    platform = require_platform()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_ciphers("ECDHE+AESGCM:@SECLEVEL=2")
+    key = platform.provider.new_key(world.signers[P256], Failures())
+    pointer = platform.layout.pointer(context)
+    assert code_of(use_identity, platform.library, pointer, [weak.der], key) == "tls.context.refused"
+    platform.library.EVP_PKEY_free(key)
+
+
 @pytest.mark.parametrize(
     ("attack", "message"),
     [
