@@ -1,0 +1,236 @@
+"""``tidegate ca serve``: the CA's EST server, and its CRL and OCSP over plain HTTP, until SIGTERM.
+
+Every act and refusal is one line of JSON on standard output; systemd's journal keeps them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tidegate.cli.main import add_verb
+from tidegate.cli.output import Output
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+    from tidegate.pki.authority import Authority
+    from tidegate.pki.registrar import Conditions
+    from tidegate.pki.revocation import VerifiedCrl
+    from tidegate.tls.asgi import HttpServer
+
+_MAX_PEM_BYTES = 1 << 20
+_MAX_LISTS = 16
+
+
+def add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb to ``tidegate ca``."""
+    serve = add_verb(verbs, "serve", "run the EST server, and CRL and OCSP on a second port, until SIGTERM")
+    serve.add_argument("--store", type=Path, required=True, help="the CA's folder")
+    serve.add_argument("--key", required=True, help="the issuing CA's key as a URI")
+    serve.add_argument("--chain", type=Path, required=True, help="PEM: the issuing CA's certificate, then those above")
+    serve.add_argument("--tls-key", required=True, help="the server's own key as a URI")
+    serve.add_argument("--tls-chain", type=Path, required=True, help="PEM: the server's certificate, then those above")
+    serve.add_argument("--listen", default="127.0.0.1:8443", help="HOST:PORT of EST (default 127.0.0.1:8443)")
+    serve.add_argument("--status-listen", help="HOST:PORT of CRL (/crl) and OCSP (/ocsp), in plain HTTP")
+    serve.add_argument("--idevid-anchors", type=Path, help="PEM: CAs of makers whose IDevIDs may enrol")
+    serve.add_argument("--idevid-crl", type=Path, action="append", default=[], help="their CRL in DER; may be repeated")
+    serve.add_argument("--label", action="append", default=[], help="answer below this EST label too; may be repeated")
+    serve.add_argument("--lifetime-days", type=float, help="of device certificates (default: the profile's)")
+    serve.add_argument("--require-binding", action="store_true", help="refuse requests not bound to their connection")
+    serve.add_argument("--device-rate", type=float, default=2.0, help="certificates a minute for a device (default 2)")
+    serve.add_argument(
+        "--address-rate", type=float, default=60.0, help="requests a minute from an address (default 60)"
+    )
+    serve.set_defaults(run=serve_ca)
+
+
+def serve_ca(arguments: argparse.Namespace, output: Output) -> int:  # noqa: ARG001  # every verb has this form
+    """Serve; 0 after SIGTERM or SIGINT."""
+    from tidegate.base.clock import SystemClock, SystemEntropy
+    from tidegate.keys.uri import open_store, parse_key_uri
+    from tidegate.pki.authority import Authority
+    from tidegate.pki.ca_store import CaStore
+
+    key = parse_key_uri(arguments.key)
+    keys = open_store(key)
+    with CaStore(arguments.store) as store:
+        authority = Authority(
+            _certificates(arguments.chain),
+            keys.signer(key.name),
+            store,
+            clock=SystemClock(),
+            entropy=SystemEntropy(),
+            report=lambda report: _log(f"ca.{report.act.value}", **_plain(report)),
+        )
+        asyncio.run(_serve(arguments, authority))
+    keys.close()
+    return 0
+
+
+async def _serve(arguments: argparse.Namespace, authority: Authority) -> None:
+    from tidegate.base.clock import SystemClock
+    from tidegate.pki.est_server import EstServer
+    from tidegate.pki.rate import Rate
+    from tidegate.pki.registrar import CaRegistrar
+    from tidegate.pki.status_server import StatusServer
+    from tidegate.tls.asgi import HttpServer, open_listener
+
+    clock, servers = SystemClock(), []
+    est = EstServer(
+        CaRegistrar(authority, clock=clock, conditions=_conditions(arguments)),
+        clock=clock,
+        report=lambda refusal: _log("est.refused", **_plain(refusal)),
+        labels=frozenset({"", *arguments.label}),
+        rate=Rate(burst=max(60, int(arguments.address_rate)), per_minute=arguments.address_rate),
+    )
+    status = StatusServer(authority, clock=clock)
+    listener = open_listener(*_place(arguments.listen))
+    servers.append(
+        HttpServer(
+            est,
+            listener,
+            _context(arguments, authority),
+            report_handshake=lambda reason: _log("tls.refused", message=reason),
+        )
+    )
+    _log("est.listening", address=_shown(listener.getsockname()))
+    if arguments.status_listen:
+        listener = open_listener(*_place(arguments.status_listen))
+        servers.append(HttpServer(status, listener, None))
+        _log("status.listening", address=_shown(listener.getsockname()))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop, servers)
+    async with asyncio.TaskGroup() as group:
+        for server in servers:
+            group.create_task(server.serve())
+    est.close()
+    status.close()
+    _log("stopped")
+
+
+def _stop(servers: Sequence[HttpServer]) -> None:
+    for server in servers:
+        server.stop()
+
+
+def _conditions(arguments: argparse.Namespace) -> Conditions:
+    from tidegate.pki.rate import Rate
+    from tidegate.pki.registrar import Conditions
+
+    anchors = _certificates(arguments.idevid_anchors) if arguments.idevid_anchors else []
+    rate = Rate(burst=max(20, int(arguments.device_rate)), per_minute=arguments.device_rate)
+    lifetime = datetime.timedelta(days=arguments.lifetime_days) if arguments.lifetime_days else None
+    return Conditions(
+        lifetime=lifetime,
+        idevid_anchors=tuple(_der(one) for one in anchors),
+        lists=_Lists(arguments.idevid_crl, anchors),
+        binding_required=arguments.require_binding,
+        rate=rate,
+    )
+
+
+class _Lists:
+    """The makers' revocation lists, read again whenever one of the files changed; none of them may be stale."""
+
+    def __init__(self, paths: Sequence[Path], issuers: Sequence[x509.Certificate]) -> None:
+        self._paths, self._issuers = list(paths)[:_MAX_LISTS], issuers
+        self._seen: dict[Path, tuple[int, bytes]] = {}
+        self()  # a list that cannot be used stops the start, not a device
+
+    def __call__(self) -> Sequence[VerifiedCrl]:
+        from tidegate.base.durable import read_file_bounded, translate_os_errors
+        from tidegate.pki.revocation import MAX_CRL_BYTES
+
+        found = []
+        for path in self._paths:
+            with translate_os_errors(path):
+                changed = path.stat().st_mtime_ns
+            if self._seen.get(path, (0, b""))[0] != changed:
+                self._seen[path] = (changed, read_file_bounded(path, limit_bytes=MAX_CRL_BYTES))
+            found.append(self._verify(self._seen[path][1], path))
+        return found
+
+    def _verify(self, raw: bytes, path: Path) -> VerifiedCrl:
+        from cryptography import x509
+
+        from tidegate.pki.errors import CrlMalformed
+        from tidegate.pki.revocation import verify_crl
+
+        try:
+            named = x509.load_der_x509_crl(raw).issuer
+        except ValueError as error:
+            raise CrlMalformed(f"{path} is no CRL in DER") from error
+        issuer = next((one for one in self._issuers if one.subject == named), None)
+        if issuer is None:
+            raise CrlMalformed(f"{path} is the list of none of the --idevid-anchors")
+        return verify_crl(raw, issuer=issuer, now=datetime.datetime.now(tz=datetime.UTC))
+
+
+def _context(arguments: argparse.Namespace, authority: Authority) -> Any:
+    """Return the server's TLS context; who comes with a certificate has to have one of the makers' or of this CA."""
+    from tidegate.keys.uri import open_store, parse_key_uri
+    from tidegate.tls.context import server_context
+
+    key = parse_key_uri(arguments.tls_key)
+    anchors = _certificates(arguments.idevid_anchors) if arguments.idevid_anchors else []
+    return server_context(
+        open_store(key).signer(key.name),
+        [_der(one) for one in _certificates(arguments.tls_chain)],
+        clients=[_der(one) for one in (authority.certificate, *anchors)],
+        clients_required=False,
+    )
+
+
+def _certificates(path: Path) -> list[x509.Certificate]:
+    from cryptography import x509
+
+    from tidegate.base.durable import read_file_bounded
+    from tidegate.pki.errors import CertificateMalformed
+
+    try:
+        return x509.load_pem_x509_certificates(read_file_bounded(path, limit_bytes=_MAX_PEM_BYTES))
+    except ValueError as error:
+        raise CertificateMalformed(f"{path} holds no certificates in PEM", path=str(path)) from error
+
+
+def _der(certificate: x509.Certificate) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return certificate.public_bytes(Encoding.DER)
+
+
+def _place(text: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT; an IPv6 address stands in brackets."""
+    from tidegate.pki.errors import EstUrlMalformed
+
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65_535 or not host:
+        raise EstUrlMalformed(f"{text!r} is no HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def _shown(name: Sequence[Any]) -> str:
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+
+
+def _plain(record: Any) -> dict[str, object]:
+    """Return a record's fields as plain values; ``act`` is in the line's kind already."""
+    import dataclasses
+
+    return {name: value for name, value in dataclasses.asdict(record).items() if name != "act"}
+
+
+def _log(kind: str, **fields: object) -> None:
+    moment = datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="milliseconds")
+    sys.stdout.write(json.dumps({"time": moment, "kind": kind, **fields}, default=str) + "\n")
+    sys.stdout.flush()
