@@ -25,14 +25,13 @@ from pathlib import Path
 
 from tidegate.base.durable import read_file_bounded, translate_os_errors
 from tidegate.base.errors import TidegateError, UnsafePermissions
-from tidegate.crypto.aead import Secret
 from tidegate.keys.errors import GrantRefused, KeydBusy, KeydConfigInvalid, KeydMessageMalformed
 from tidegate.keys.keyd_channel import receive_message, send_message
 from tidegate.keys.keyd_grants import MAX_CONFIG_BYTES, Grants, KeydFile, Limits, Peer, parse_config
 from tidegate.keys.keyd_harden import become, harden
 from tidegate.keys.keyd_wire import Operation, encode_answer, encode_error, parse_reply, parse_request
-from tidegate.keys.keyd_worker import PIN_OPTIONS, Worker
-from tidegate.keys.uri import parse_key_uri, read_pin
+from tidegate.keys.keyd_worker import Worker, hold_pins
+from tidegate.keys.uri import parse_key_uri
 
 _SO_PEERGROUPS = 59
 _MAX_GROUPS = 256  # a peer in more of them is taken to be in none but his own
@@ -221,16 +220,14 @@ def serve(path: Path, report: Report) -> None:
     """Run the key process of the file at ``path`` until SIGTERM."""
     config, grants = read_config(path)
     section = config.keyd
-    uri = parse_key_uri(section.store)
-    source = next((uri.options[option] for option in PIN_OPTIONS if option in uri.options), None)
-    pin: Secret | None = read_pin(source, None, "the PIN") if source is not None else None  # as root, where we are
+    uri, pins = hold_pins(parse_key_uri(section.store))
     uid, gid = _identity(section.user)
     group = gid if section.group is None else _group(section.group)
     listener = listen(Path(section.socket), mode=section.mode, uid=uid, gid=group)
     with listener:
         become(uid, gid)
         is_locked = harden()
-        worker = Worker(uri, pin, within_s=config.limits.provider_s, report=report)
+        worker = Worker(uri, pins, within_s=config.limits.provider_s, report=report)
         try:
             worker.start()
             keyd = Keyd(listener, worker, grants, config.limits, report)

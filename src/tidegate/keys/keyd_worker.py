@@ -15,9 +15,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from tidegate.base.durable import write_all
 from tidegate.base.errors import TidegateError
 from tidegate.crypto import cbor
-from tidegate.crypto.aead import Secret
 from tidegate.keys.errors import (
     KeydMessageMalformed,
     PinLocked,
@@ -38,20 +38,38 @@ from tidegate.keys.keyd_wire import (
     parse_request,
 )
 from tidegate.keys.store import KeyStore
-from tidegate.keys.uri import KeyUri, open_store
+from tidegate.keys.uri import KeyUri, open_store, read_pin
 
-PIN_OPTIONS = ("pin-source", "passphrase-file", "auth-source")  # what opens a store, by provider
+_PIN_OPTIONS = ("pin-source", "passphrase-file", "key-pin-source", "auth-source", "owner-auth-source")
 _OPENING_S = 30.0
 _FOREVER_S = 1e9
 _FINAL = (PinRefused, PinLocked, PinMissing, UnlockRefused)  # trying once more would only cost the token a try
 
 
+def hold_pins(uri: KeyUri) -> tuple[KeyUri, tuple[int, ...]]:
+    """Return ``uri`` with every PIN in a descriptor in place of its file, and these descriptors.
+
+    The files are read now, as the user who may; each new child reads the descriptors, as the user that is left.
+    Raises what ``read_pin`` does.
+    """
+    options, descriptors = dict(uri.options), []
+    for option in _PIN_OPTIONS:
+        if option in options:
+            with read_pin(options[option], None, f"the PIN of {option}") as pin:
+                descriptor = os.memfd_create(option)
+                write_all(descriptor, pin.view())
+            descriptors.append(descriptor)
+            options[option] = f"/dev/fd/{descriptor}"
+    held = KeyUri(scheme=uri.scheme, location=uri.location, name=uri.name, options=options)
+    return held, tuple(descriptors)
+
+
 class Worker:
     """The child, started when it is needed; one request at a time."""
 
-    def __init__(self, uri: KeyUri, pin: Secret | None, *, within_s: float, report: Callable[..., None]) -> None:
+    def __init__(self, uri: KeyUri, pins: tuple[int, ...], *, within_s: float, report: Callable[..., None]) -> None:
         self._uri = uri
-        self._pin = pin
+        self._pins = pins
         self._within_s = within_s
         self._report = report
         self._lock = threading.Lock()
@@ -93,13 +111,15 @@ class Worker:
         with theirs:
             command = [sys.executable, "-m", "tidegate.keys.keyd_worker", str(theirs.fileno())]
             try:
-                self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+                self._child = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno(), *self._pins]
+                )
             except OSError as error:  # after becoming another user: can he run this interpreter?
                 ours.close()
                 raise ProviderFailed(f"{sys.executable} does not start: {error.strerror}") from error
         self._channel = ours
         try:
-            send_message(ours, _opening(self._uri, self._pin), within_s=_OPENING_S)
+            send_message(ours, _opening(self._uri), within_s=_OPENING_S)
             reply = receive_message(ours, idle_s=_OPENING_S, within_s=_OPENING_S)
         except (OSError, KeydMessageMalformed):
             reply = None
@@ -179,29 +199,16 @@ def serve(channel: socket.socket) -> None:
     store.close()
 
 
-def _opening(uri: KeyUri, pin: Secret | None) -> bytes:
-    options = {option: value for option, value in uri.options.items() if pin is None or option not in PIN_OPTIONS}
-    return cbor.encode([uri.scheme, uri.location, options, None if pin is None else bytes(pin.view())])
+def _opening(uri: KeyUri) -> bytes:
+    return cbor.encode([uri.scheme, uri.location, dict(uri.options)])
 
 
 def _open(first: bytes) -> KeyStore:
     match cbor.decode(first, limit_bytes=MAX_MESSAGE_BYTES):
-        case [str() as scheme, str() as location, dict() as told, None | bytes() as raw]:
+        case [str() as scheme, str() as location, dict() as told]:
             options = {str(option): str(value) for option, value in told.items()}
-        case _:
-            raise KeydMessageMalformed("no opening message")
-    pin = None if raw is None else Secret(raw)
-    first_question: list[str] = []
-
-    def ask(what: str) -> Secret:
-        """Answer what the store asks at opening, however often; a key's own PIN is another question."""
-        first_question.append(what)
-        if pin is None or what != first_question[0]:
-            raise PinMissing(f"the key process does not know {what}")
-        return Secret(bytes(pin.view()))
-
-    uri = KeyUri(scheme=scheme, location=location, name="", options=options)
-    return open_store(uri, ask=ask)
+            return open_store(KeyUri(scheme=scheme, location=location, name="", options=options))
+    raise KeydMessageMalformed("no opening message")
 
 
 def main() -> int:

@@ -37,12 +37,13 @@ from tidegate.keys.keyd_wire import (
     parse_reply,
     parse_request,
 )
-from tidegate.keys.keyd_worker import Worker
+from tidegate.keys.keyd_worker import Worker, hold_pins
 from tidegate.keys.remote import RemoteKeyStore
 from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.keys.store import KeyPolicy, KeyPurpose, KeySpec, Quote
-from tidegate.keys.uri import open_store, parse_key_uri, read_pin
+from tidegate.keys.uri import open_store, parse_key_uri
 from tidegate.testing.keystores import KeyStoreConformance, in_threads
+from tidegate.testing.swtpm import SwTpm
 from tidegate.testing.tokens import SoftHsm
 
 P256 = KeySpec(purpose=KeyPurpose.SIGN, algorithm=SignatureAlgorithm.ECDSA_P256)
@@ -146,6 +147,33 @@ class TestConformance(KeyStoreConformance):
         return self.room.store()
 
 
+class TestConformanceOverTpm(KeyStoreConformance):
+    """A TPM without a resource manager, with the PIN of a key known to the key process."""
+
+    @pytest.fixture(autouse=True)
+    def _room(self, reachable):
+        with SwTpm(reachable / "tpm") as tpm:
+            pin = reachable / "pin"
+            pin.write_bytes(b"first pin 1")
+            pin.chmod(0o600)
+            uri = f"tpm2:{reachable}/store?tcti={tpm.tcti}&key-pin-source={pin}"
+            open_store(parse_key_uri(uri), create=True).close()
+            self.room = Room(reachable, uri).start()
+            yield
+            self.room.stop()
+
+    def make_store(self):
+        return self.room.store()
+
+    def reopen(self, store):
+        return self.room.store()
+
+    def test_a_key_with_its_own_pin(self):
+        spec = KeySpec(purpose=KeyPurpose.SIGN, algorithm=P256.algorithm, policy=KeyPolicy(user_auth=True))
+        info = self.room.store().generate("own-pin", spec)
+        info.public_key.verify(self.room.store().sign("own-pin", b"m"), b"m")
+
+
 class TestConformanceOverSoftHsm(KeyStoreConformance):
     """A module that crashes when threads use it, behind the process that does not let them."""
 
@@ -171,9 +199,9 @@ def test_a_wrong_pin_is_tried_once(reachable):
         hsm.make_token("device")
         pin = hsm.write_pin("wrong", "111111")
         events = []
-        worker = Worker(
-            hsm.uri("device", pin_source=pin), read_pin(str(pin), None, "x"), within_s=20, report=events.append
-        )
+        uri, pins = hold_pins(hsm.uri("device", pin_source=pin))
+        pin.unlink()
+        worker = Worker(uri, pins, within_s=20, report=events.append)
         started = []
         for _ in range(3):
             assert code_of(worker.start) in {"keys.pin.refused", "keys.pin.locked"}
@@ -181,6 +209,8 @@ def test_a_wrong_pin_is_tried_once(reachable):
         assert code_of(worker.call, b"x") in {"keys.pin.refused", "keys.pin.locked"}
         assert started == [None] * 3
         assert worker._refusal is not None
+        for descriptor in pins:
+            os.close(descriptor)
 
 
 # ---- grants ----------------------------------------------------------------------------------------------
