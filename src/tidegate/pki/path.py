@@ -55,7 +55,7 @@ _KNOWN: tuple[type[x509.ExtensionType], ...] = (
     x509.AuthorityKeyIdentifier,
     x509.AuthorityInformationAccess,
 )
-_SIGNATURES = {
+SIGNATURES = {  # on certificates
     SignatureAlgorithmOID.ECDSA_WITH_SHA256,
     SignatureAlgorithmOID.ECDSA_WITH_SHA384,
     SignatureAlgorithmOID.ECDSA_WITH_SHA512,
@@ -63,6 +63,8 @@ _SIGNATURES = {
     SignatureAlgorithmOID.RSA_WITH_SHA384,
     SignatureAlgorithmOID.RSA_WITH_SHA512,
     SignatureAlgorithmOID.RSASSA_PSS,  # the verifier takes it with SHA-2 and matching parameters only
+    x509.ObjectIdentifier("2.16.840.1.101.3.4.3.18"),  # ML-DSA-65
+    x509.ObjectIdentifier("2.16.840.1.101.3.4.3.19"),  # ML-DSA-87
 }
 
 
@@ -259,12 +261,8 @@ def _check_key(certificate: x509.Certificate) -> None:
 
 def _check_signature_kind(certificate: x509.Certificate) -> None:
     oid = certificate.signature_algorithm_oid
-    if oid not in _SIGNATURES and not _is_mldsa(oid):
+    if oid not in SIGNATURES:
         raise PathSignatureRefused(f"{_name(certificate)} is signed with {oid.dotted_string}, which is not allowed")
-
-
-def _is_mldsa(oid: x509.ObjectIdentifier) -> bool:
-    return oid.dotted_string in ("2.16.840.1.101.3.4.3.18", "2.16.840.1.101.3.4.3.19")
 
 
 # -- why a chain was refused ------------------------------------------------------------------------------------------
