@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _thread
+import signal
 import ssl
 import threading
 import weakref
@@ -24,7 +24,7 @@ class Failures:
         """Keep ``error`` without its tracebacks: their frames would keep alive what a signer had in its hands."""
         if isinstance(error, KeyboardInterrupt):
             # from a thread of its own: at once, it would be raised here, inside the callback, and be lost again
-            threading.Timer(_INTERRUPT_S, _thread.interrupt_main).start()
+            threading.Timer(_INTERRUPT_S, _interrupt).start()
         one: BaseException | None = error
         for _ in range(_MAX_CHAIN):
             if one is None:
@@ -32,6 +32,11 @@ class Failures:
             one.__traceback__ = None
             one = one.__cause__ or one.__context__
         self.last = error
+
+
+def _interrupt() -> None:
+    """Send the signal once more, to wake the main thread wherever it waits."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def keep_failures(context: ssl.SSLContext, failures: Failures) -> None:

@@ -6,6 +6,8 @@ import gc
 import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -494,3 +496,76 @@ def test_asyncio_both_ends(world) -> None:
                 return await asyncio.gather(*(one(port) for _ in range(20)))
 
     assert asyncio.run(main()) == [b"hello"] * 20
+
+
+ENDING = """
+import sys, threading, time
+from tidegate.crypto.signing import SignatureAlgorithm
+from tidegate.testing.certificates import Authority, MemorySigner
+from tidegate.tls.context import client_context, server_context
+from tidegate.tls.selfcheck import shake_hands
+ca, signer = Authority(), MemorySigner(SignatureAlgorithm.ECDSA_P256)
+chain = [ca.issue(signer.public_key)]
+server = server_context(signer, chain, clients=[ca.der])
+client = client_context(signer, chain, anchors=[ca.der])
+kept = [shake_hands(server, client, "localhost")]
+kept.append(kept)
+def loop():
+    while True:
+        shake_hands(server, client, "localhost")
+for _ in range(int(sys.argv[1])):
+    threading.Thread(target=loop, daemon=True).start()
+time.sleep(0.2)
+"""
+
+
+@pytest.mark.parametrize("threads", [0, 4])
+def test_a_process_ends_in_peace(threads) -> None:
+    """With contexts in global variables and in cycles, and with threads in the middle of their signatures."""
+    for _ in range(3):
+        command = [sys.executable, "-W", "error", "-c", ENDING, str(threads)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_one_server_with_a_context_for_each_name(world) -> None:
+    """``sni_callback`` changes the context in the middle of a handshake; each signs with its own key."""
+    signers = {name: CountingSigner(MemorySigner(P256)) for name in ("a.example", "b.example")}
+    contexts = {
+        name: server_context(key, [world.ca.issue(key.public_key, name)], clients=None) for name, key in signers.items()
+    }
+    front = server_context(*world.identity(), clients=None)
+
+    def choose(connection, name, _):
+        connection.context = contexts[name]
+
+    front.sni_callback = choose
+    client = client_context(anchors=[world.ca.der])
+    for name in ("a.example", "b.example", "b.example"):
+        shake_hands(front, client, name)
+    assert [one.signatures for one in signers.values()] == [1, 2]
+
+
+def test_contexts_are_made_and_dropped_while_others_work(world) -> None:
+    """4 threads for two seconds: contexts of every kind, good and failing signers, each dropped after its handshake."""
+    wrong, until = [], time.monotonic() + 2
+    broken = Broken(world.signers[P256].public_key, ProviderFailed("away"))
+
+    def work(algorithm):
+        while time.monotonic() < until:
+            for signer in (world.signers[algorithm], broken):
+                chain = [world.certificates[algorithm if signer is not broken else P256]]
+                server = server_context(signer, chain, clients=[world.ca.der])
+                client = client_context(world.signers[P256], [world.certificates[P256]], anchors=[world.ca.der])
+                try:
+                    shake_hands(server, client, "localhost")
+                except ssl.SSLError as error:
+                    if signer is not broken or last_failure(server) is not broken.error:
+                        wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(one,)) for one in ALGORITHMS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
