@@ -6,7 +6,6 @@ Touches: its store; the signer's provider. Time and randomness come from what it
 from __future__ import annotations
 
 import datetime
-import enum
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +15,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from tidegate.base.clock import Clock, Entropy
+from tidegate.base.errors import Fault
 from tidegate.crypto.aead import Secret
 from tidegate.crypto.signing import PublicKey, Signer
 from tidegate.pki import crl, ocsp
-from tidegate.pki.ca_store import CaStore, CrlRecord, Issued, Reason
+from tidegate.pki.ca_store import Act, CaStore, CrlRecord, Issued, PendingAct, Reason
 from tidegate.pki.errors import IssuerMismatch
 from tidegate.pki.profiles import (
     SERIAL_BYTES,
@@ -36,14 +36,6 @@ from tidegate.pki.requests import VerifiedRequest
 from tidegate.pki.tokens import token_digest
 
 MAX_REQUEST_ID = 64
-
-
-class Act(enum.Enum):
-    """What a CA did."""
-
-    ISSUED = "issued"
-    REVOKED = "revoked"
-    LISTED = "listed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +77,8 @@ class Grant:
 class Authority:
     """A CA: ``chain`` is its certificate and those above it, ``signer`` its key, ``store`` its memory.
 
-    One thread at a time writes; the store sees to that. ``report`` gets every act after it is durable.
+    One thread at a time writes; the store sees to that. ``report`` gets every act after it is durable, at least once:
+    what a power cut or a ``Fault`` of ``report`` left untold is told at the next act, or by the next ``Authority``.
     """
 
     def __init__(
@@ -109,6 +102,7 @@ class Authority:
         self._signer, self._clock, self._entropy, self._report = signer, clock, entropy, report
         self._pointers = pointers or Pointers()
         self._responder = responder
+        self.tell()
 
     @property
     def certificate(self) -> x509.Certificate:
@@ -155,7 +149,7 @@ class Authority:
         if grant.request_id is not None and not 1 <= len(grant.request_id) <= MAX_REQUEST_ID:
             raise ValueError(f"a request id has 1 to {MAX_REQUEST_ID} bytes")
         now_s = int(self._clock.now_s())
-        issued, is_new = self.store.issue_once(
+        issued, _ = self.store.issue_once(
             grant.request_id,
             grant.digest(),
             lambda: self._make(grant, now_s),
@@ -163,15 +157,13 @@ class Authority:
             now_s=now_s,
             device=grant.subject.serial_number,
         )
-        if is_new:
-            self._tell(Act.ISSUED, issued)
+        self.tell()
         return x509.load_der_x509_certificate(issued.der)
 
     def revoke(self, serial: int, reason: Reason) -> Issued:
         """Take a certificate back; harmless when repeated. Raise ``pki.serial.unknown``."""
-        issued, is_new = self.store.revoke(serial, reason, int(self._clock.now_s()))
-        if is_new:
-            self._tell(Act.REVOKED, issued, reason.label)
+        issued, _ = self.store.revoke(serial, reason, int(self._clock.now_s()))
+        self.tell()
         return issued
 
     def crl(self) -> bytes:
@@ -200,6 +192,15 @@ class Authority:
     def staple_for(self, certificate: x509.Certificate) -> bytes:
         """Return an OCSP answer about a certificate, for its owner to staple."""
         return ocsp.answer_for(certificate, self._answering(), self.store.find, crl.moment(self._clock.now_s()))
+
+    def tell(self) -> None:
+        """Report what was not reported yet; a ``Fault`` of the one who is told leaves it for later."""
+        for pending in self.store.pending_acts():
+            try:
+                self._report(_report_of(pending, self.certificate.subject.rfc4514_string()))
+            except Fault:
+                return
+            self.store.strike_out(pending)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -237,26 +238,29 @@ class Authority:
             return CrlRecord(number=number, made_s=now_s, base=base, der=der)
 
         record = self.store.add_crl(make)
-        self._report(
-            CaReport(
-                act=Act.LISTED,
-                serial="",
-                profile="delta-crl" if base is not None else "crl",
-                subject=self.certificate.subject.rfc4514_string(),
-                expires_s=now_s + int(lifetime.total_seconds()),
-                reason=f"number {record.number}, {len(revoked)} certificates",
-            )
-        )
+        self.tell()
         return record.der
 
-    def _tell(self, act: Act, issued: Issued, reason: str = "") -> None:
-        self._report(
-            CaReport(
-                act=act,
-                serial=f"{issued.serial:x}",
-                profile=issued.profile,
-                subject=issued.subject,
-                expires_s=issued.expires_s,
-                reason=reason,
-            )
+
+def _report_of(pending: PendingAct, authority: str) -> CaReport:
+    """Return an act in the words of an event log."""
+    if pending.issued is not None:
+        one = pending.issued
+        reason = one.reason.label if pending.act is Act.REVOKED and one.reason is not None else ""
+        return CaReport(
+            act=pending.act,
+            serial=f"{one.serial:x}",
+            profile=one.profile,
+            subject=one.subject,
+            expires_s=one.expires_s,
+            reason=reason,
         )
+    made = pending.crl
+    return CaReport(
+        act=pending.act,
+        serial="",
+        profile="delta-crl" if made is not None and made.base is not None else "crl",
+        subject=authority,
+        expires_s=0,
+        reason=f"number {made.number}" if made is not None else "",
+    )

@@ -19,7 +19,6 @@ from typing import Self, TypeVar
 
 from tidegate.base.durable import require_private, sync_folder, translate_os_errors
 from tidegate.base.errors import StorageFailed, StorageFull
-from tidegate.base.lock import FolderLock
 from tidegate.pki.errors import (
     CaStoreBusy,
     CaStoreCorrupt,
@@ -67,6 +66,12 @@ CREATE TABLE crls (
     base INTEGER,
     der BLOB NOT NULL
 );
+CREATE TABLE acts (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    act TEXT NOT NULL,
+    serial BLOB,
+    crl INTEGER
+);
 """
 
 
@@ -85,6 +90,14 @@ class Reason(enum.IntEnum):
     def label(self) -> str:
         """Return the name used on the command line."""
         return self.name.lower().replace("_", "-")
+
+
+class Act(enum.Enum):
+    """What a CA did."""
+
+    ISSUED = "issued"
+    REVOKED = "revoked"
+    LISTED = "listed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,11 +140,24 @@ class CrlRecord:
     der: bytes
 
 
-class CaStore:
-    """The store in ``folder``; open once a machine, usable from every thread."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingAct:
+    """An act that nobody was told of yet: about a certificate, or the making of a CRL."""
 
-    def __init__(self, folder: Path, *, create: bool = False) -> None:
-        """Raise ``pki.ca-store.busy``, ``pki.ca-store.corrupt``, ``base.permissions.unsafe``, ``base.storage.*``."""
+    number: int
+    act: Act
+    issued: Issued | None
+    crl: CrlRecord | None
+
+
+class CaStore:
+    """The store in ``folder``, usable from every thread."""
+
+    def __init__(self, folder: Path, *, create: bool = False, test_only_unsynced: bool = False) -> None:
+        """Raise ``pki.ca-store.busy``, ``pki.ca-store.corrupt``, ``base.permissions.unsafe``, ``base.storage.*``.
+
+        ``test_only_unsynced`` shows what durability costs: with it a power cut forgets certificates.
+        """
         if create:
             with translate_os_errors(folder):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -139,13 +165,9 @@ class CaStore:
         path = folder / DATABASE
         if not create:
             require_private(path)
-        self._folder_lock = FolderLock(folder, wait_s=_LOCK_WAIT_S, busy=CaStoreBusy)
         self._lock = threading.Lock()
-        try:
-            self._database = self._open(path, create=create)
-        except BaseException:
-            self._folder_lock.release()
-            raise
+        self._reported: list[int] = []
+        self._database = self._open(path, create=create, synchronous="OFF" if test_only_unsynced else "FULL")
 
     def __enter__(self) -> Self:
         return self
@@ -156,10 +178,12 @@ class CaStore:
         self.close()
 
     def close(self) -> None:
-        """Let the next one in; harmless when repeated."""
+        """Close the file; harmless when repeated."""
+        if self._reported:
+            with contextlib.suppress(sqlite3.ProgrammingError, CaStoreBusy, StorageFailed), self._transaction():
+                pass  # what was reported is struck out; if that fails it is reported once more
         with self._lock:
             self._database.close()
-            self._folder_lock.release()
 
     def issue_once(
         self,
@@ -187,6 +211,7 @@ class CaStore:
                 self._redeem(database, token, device, now_s, request_id)
             made = make()
             self._insert(database, made, request_id, request_digest)
+            self._note(database, Act.ISSUED, serial=made.serial)
             return made, True
 
     def revoke(self, serial: int, reason: Reason, now_s: int) -> tuple[Issued, bool]:
@@ -201,6 +226,7 @@ class CaStore:
                 "UPDATE certificates SET revoked_s = ?, reason = ? WHERE serial = ?",
                 (now_s, int(reason), _serial(serial)),
             )
+            self._note(database, Act.REVOKED, serial=serial)
             updated = self._by_serial(database, serial)
         return updated or found, True
 
@@ -257,6 +283,7 @@ class CaStore:
                 "INSERT INTO crls (number, made_s, base, der) VALUES (?, ?, ?, ?)",
                 (record.number, record.made_s, record.base, record.der),
             )
+            self._note(database, Act.LISTED, crl=record.number)
             # the newest full list and its deltas are enough; numbers go on from the newest row
             database.execute(
                 "DELETE FROM crls WHERE number < (SELECT max(number) FROM crls WHERE base IS NULL) AND number != "
@@ -268,19 +295,35 @@ class CaStore:
         """Return the newest full CRL, or the newest delta."""
         query = f"SELECT * FROM crls WHERE base IS {'NOT ' if delta else ''}NULL ORDER BY number DESC LIMIT 1"  # noqa: S608  # two constants
         row = self._read(lambda database: database.execute(query).fetchone())
-        return CrlRecord(number=row["number"], made_s=row["made_s"], base=row["base"], der=row["der"]) if row else None
+        return CrlRecord(**dict(row)) if row else None
+
+    def pending_acts(self) -> list[PendingAct]:
+        """Return the acts that were not reported yet, oldest first; a hundred at most."""
+
+        def read(database: sqlite3.Connection) -> list[PendingAct]:
+            rows = database.execute("SELECT * FROM acts ORDER BY number LIMIT 100").fetchall()
+            return [self._pending(database, row) for row in rows if row["number"] not in self._reported]
+
+        return self._read(read)
+
+    def strike_out(self, act: PendingAct) -> None:
+        """Forget an act that was reported; durable with the next transaction, so a power cut repeats a report."""
+        with self._lock:
+            self._reported.append(act.number)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _open(self, path: Path, *, create: bool) -> sqlite3.Connection:
+    def _open(self, path: Path, *, create: bool, synchronous: str) -> sqlite3.Connection:
         new = not path.exists()
         with _translated(path):
-            database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+            database = sqlite3.connect(
+                path, timeout=_LOCK_WAIT_S, isolation_level=None, check_same_thread=False, cached_statements=64
+            )
             try:
                 path.chmod(0o600)
                 database.row_factory = sqlite3.Row
                 database.execute("PRAGMA journal_mode = WAL")
-                database.execute("PRAGMA synchronous = FULL")
+                database.execute(f"PRAGMA synchronous = {synchronous}")
                 database.execute("PRAGMA foreign_keys = ON")
                 (version,) = database.execute("PRAGMA user_version").fetchone()
                 if version == 0 and (new or create):
@@ -304,8 +347,11 @@ class CaStore:
         with self._lock, _translated(self._path):
             self._database.execute("BEGIN IMMEDIATE")
             try:
+                struck = [(number,) for number in self._reported]
+                self._database.executemany("DELETE FROM acts WHERE number = ?", struck)
                 yield self._database
                 self._database.execute("COMMIT")
+                del self._reported[: len(struck)]
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):  # a full disk may have rolled back already
                     self._database.execute("ROLLBACK")
@@ -346,6 +392,18 @@ class CaStore:
         )
 
     @staticmethod
+    def _note(database: sqlite3.Connection, act: Act, *, serial: int | None = None, crl: int | None = None) -> None:
+        packed = None if serial is None else _serial(serial)
+        database.execute("INSERT INTO acts (act, serial, crl) VALUES (?, ?, ?)", (act.value, packed, crl))
+
+    def _pending(self, database: sqlite3.Connection, row: sqlite3.Row) -> PendingAct:
+        serial, number = row["serial"], row["crl"]
+        found = self._by_serial(database, int.from_bytes(serial, "big")) if serial is not None else None
+        made = database.execute("SELECT * FROM crls WHERE number = ?", (number,)).fetchone()
+        crl = CrlRecord(**dict(made)) if made else None
+        return PendingAct(number=row["number"], act=Act(row["act"]), issued=found, crl=crl)
+
+    @staticmethod
     def _token(database: sqlite3.Connection, digest: bytes) -> TokenRecord | None:
         row = database.execute("SELECT * FROM tokens WHERE digest = ?", (digest,)).fetchone()
         return TokenRecord(**dict(row)) if row else None
@@ -384,6 +442,8 @@ def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+            raise CaStoreBusy(f"{path} is being written by another process (waited {_LOCK_WAIT_S:g} s)") from error
         full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
         raise (StorageFull if full else StorageFailed)(f"{path}: {error}", path=str(path)) from error
     except sqlite3.DatabaseError as error:

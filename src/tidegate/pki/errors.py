@@ -155,7 +155,7 @@ class SerialUnknown(Misuse):
 
 class CaStoreBusy(Fault):
     code = "pki.ca-store.busy"
-    advice = "Another process is the one writer of this CA, probably its server; ask that one or stop it first."
+    advice = "Another process keeps the CA's database locked; try again, and look for a command that hangs if it stays so."
 
 
 class CaStoreCorrupt(Rejected):
