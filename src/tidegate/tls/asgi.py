@@ -98,6 +98,7 @@ def open_listener(host: str, port: int) -> socket.socket:
     """Return a listening TCP socket; port 0 takes a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=256)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited; asyncio sets it on other sockets only
     listener.setblocking(False)
     return listener
 
