@@ -24,7 +24,7 @@ _ETH_P_ALL = 0x0003
 _PROGRAMS = {
     "image": ("mksquashfs", "veritysetup"),
     "boot": ("mount", "umount", "mkfs.ext4", "unshare"),
-    "demo": ("ip", "nsenter", "busybox", "nmap", "hping3", "dropbear", "openssl"),
+    "demo": ("ip", "nsenter", "busybox", "nmap", "hping3", "dropbear", "openssl", "softhsm2-util", "swtpm"),
     "bench": ("ndpiReader", "tshark"),
 }
 _OPTIONAL_ROOMS = frozenset({"demo", "bench"})
@@ -56,6 +56,7 @@ def examine() -> Iterator[Check]:
         yield from (_program(room, name) for name in names)
     yield from _examine_boot()
     yield from _examine_keys()
+    yield from _examine_tls()
     yield from _examine_firewall()
     yield from _examine_sensor()
     yield from _examine_vault()
@@ -126,6 +127,12 @@ def _examine_keys() -> Iterator[Check]:
         )
 
 
+def _examine_tls() -> Iterator[Check]:
+    from tidegate.tls.selfcheck import require_platform
+
+    yield _probe("tls", "TLS with keys in hardware", require_platform)
+
+
 def _examine_firewall() -> Iterator[Check]:
     from tidegate.firewall.nft import require_kernel
 
@@ -176,7 +183,7 @@ class _Unavailable(Exception):
     """A probe found that something is not there."""
 
 
-def _probe(room: str, what: str, probe: Callable[[], None]) -> Check:
+def _probe(room: str, what: str, probe: Callable[[], object]) -> Check:
     try:
         probe()
     except TidegateError as error:

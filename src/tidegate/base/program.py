@@ -34,6 +34,10 @@ PACKAGES = {
     "openssl": "openssl",
     "softhsm2-util": "softhsm2",
     "pkcs11-tool": "opensc",
+    "swtpm": "swtpm",
+    "tpm2_sign": "tpm2-tools",
+    "certtool": "gnutls-bin",
+    "curl": "curl",
 }
 _ADMIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
