@@ -21,6 +21,7 @@ from tidegate.cli.output import Output
 NOUNS = {
     "agent": "run the device daemon, ask it for its state",
     "boot": "provision a device's storage, boot it, show slots and measurements",
+    "ca": "make a root and issuing CAs, issue and revoke certificates, run the EST server",
     "demo": "show a protected device from end to end on this machine",
     "doctor": "say what this kernel and system can and cannot do for each room",
     "error": "explain an error code",

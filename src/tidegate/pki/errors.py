@@ -323,3 +323,13 @@ class PathSignatureRefused(Rejected):
 class RolloverRefused(Rejected):
     code = "pki.rollover.refused"
     advice = "The new anchor is not vouched for by one that is held; bring it to the device by another way."
+
+
+class ProfileUnknown(Misuse):
+    code = "pki.profile.unknown"
+    advice = "Use a profile that `tidegate ca profiles` shows."
+
+
+class CaStoreExists(Misuse):
+    code = "pki.ca-store.exists"
+    advice = "Name an empty folder; a CA's records are never written over."
