@@ -58,6 +58,8 @@ def same(ours, theirs):
         )
     if isinstance(ours, list):
         return isinstance(theirs, (list, tuple)) and len(ours) == len(theirs) and all(map(same, ours, theirs))
+    if isinstance(ours, cbor.Tagged) and isinstance(theirs, cbor.Tagged):
+        return ours.tag == theirs.tag and same(ours.value, theirs.value)
     return type(ours) is type(theirs) and ours == theirs
 
 

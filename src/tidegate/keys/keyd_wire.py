@@ -111,7 +111,7 @@ def encode_request(request: Request) -> bytes:
 def parse_request(body: bytes) -> Request:
     """Return the request in ``body``, or raise ``keys.keyd.malformed`` or ``keys.name.invalid``."""
     match _decode(body):
-        case [int() as version, str() as word, str() as name, list() as packed] if _is_version(version):
+        case [version, str() as word, str() as name, list() as packed] if _is(version, VERSION):
             pass
         case _:
             raise KeydMessageMalformed("no request of this version")
@@ -144,9 +144,11 @@ def parse_reply(operation: Operation, body: bytes) -> Any:  # what _SHAPES says 
     An error of an unknown code is ``keys.provider.failed``; ``keys.keyd.malformed`` if this is no reply.
     """
     match _decode(body):
-        case [int() as version, 0, value] if _is_version(version):
+        case [version, failed, value] if _is(version, VERSION) and _is(failed, 0):
             return _unpack(_SHAPES[operation][1], value)
-        case [int() as version, 1, [str() as code, str() as message, dict() as told]] if _is_version(version):
+        case [version, failed, [str() as code, str() as message, dict() as told]] if _is(version, VERSION) and _is(
+            failed, 1
+        ):
             fields = {
                 field: value
                 for field, value in told.items()
@@ -162,8 +164,9 @@ def parse_reply(operation: Operation, body: bytes) -> Any:  # what _SHAPES says 
             raise KeydMessageMalformed("no reply of this version")
 
 
-def _is_version(number: int) -> bool:
-    return number == VERSION and not isinstance(number, bool)
+def _is(value: _Packed, number: int) -> bool:
+    """Return whether ``value`` is this number, and not a truth that Python takes for it."""
+    return type(value) is int and value == number
 
 
 def _decode(body: bytes) -> _Packed:

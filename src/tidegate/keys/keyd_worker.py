@@ -42,6 +42,7 @@ from tidegate.keys.uri import KeyUri, open_store, read_pin
 
 _PIN_OPTIONS = ("pin-source", "passphrase-file", "key-pin-source", "auth-source", "owner-auth-source")
 _OPENING_S = 30.0
+_STOPPING_S = 3.0
 _FOREVER_S = 1e9
 _FINAL = (PinRefused, PinLocked, PinMissing, UnlockRefused)  # trying once more would only cost the token a try
 
@@ -96,9 +97,16 @@ class Worker:
             return reply
 
     def stop(self) -> None:
-        """End the child."""
-        with self._lock:
+        """End the child, within seconds even if it is in the middle of something."""
+        if not self._lock.acquire(timeout=_STOPPING_S):
+            child = self._child
+            if child is not None:
+                child.kill()
+            self._lock.acquire()
+        try:
             self._bury()
+        finally:
+            self._lock.release()
 
     def _ready(self) -> socket.socket:
         """Return the way to a child that has opened the store."""

@@ -514,6 +514,20 @@ def test_a_worker_that_hangs(room):
     assert len(store.sign("a", b"m")) == 64
 
 
+def test_it_ends_although_its_worker_hangs(room):
+    room.start()
+    store = room.store()
+    for pid in room.worker():
+        os.kill(pid, signal.SIGSTOP)
+    asking = threading.Thread(target=lambda: code_of(store.random, 8))
+    asking.start()
+    time.sleep(0.3)
+    room.stop()
+    asking.join(timeout=5)
+    assert not asking.is_alive()
+    assert room.process.returncode == 0
+
+
 def test_a_restart_of_the_key_process(room):
     room.start()
     store = room.store()
@@ -738,7 +752,14 @@ def test_answers_go_through():
     assert caught.value.fields == {"key": "a"}
     unknown = cbor.encode([1, 1, ["keys.of.tomorrow", "message", {}]])
     assert code_of(parse_reply, Operation.SIGN, unknown) == "keys.provider.failed"
-    for wrong in ([1, 2, None], [1, 0], [True, 0, b""], [1, 1, ["keys.key.missing", "m", {"self": 1}]], [1, 0, "text"]):
+    for wrong in (
+        [1, 2, None],
+        [1, 0],
+        [True, 0, b""],
+        [1, False, b""],
+        [1, 1, ["keys.key.missing", "m", {"self": 1}]],
+        [1, 0, "text"],
+    ):
         assert code_of(parse_reply, Operation.SIGN, cbor.encode(wrong)) == "keys.keyd.malformed"
 
 
