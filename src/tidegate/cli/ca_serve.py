@@ -1,6 +1,7 @@
 """``tidegate ca serve``: the CA's EST server, and its CRL and OCSP over plain HTTP, until SIGTERM.
 
-Every act and refusal is one line of JSON on standard output; systemd's journal keeps them.
+Every act and refusal is one line of JSON on standard output; systemd's journal keeps them. Acts go into the CA's event
+log as well.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tidegate.cli.ca_open import opened_events
 from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
 
 if TYPE_CHECKING:
     from cryptography import x509
 
-    from tidegate.pki.authority import Authority
+    from tidegate.pki.authority import Authority, CaReport
     from tidegate.pki.registrar import Conditions
     from tidegate.pki.revocation import VerifiedCrl
     from tidegate.tls.asgi import HttpServer
@@ -36,6 +38,7 @@ def add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     serve.add_argument("--store", type=Path, required=True, help="the CA's folder")
     serve.add_argument("--key", required=True, help="the issuing CA's key as a URI")
     serve.add_argument("--chain", type=Path, required=True, help="PEM: the issuing CA's certificate, then those above")
+    serve.add_argument("--event-key", help="key URI that signs the CA's event log")
     serve.add_argument("--tls-key", required=True, help="the server's own key as a URI")
     serve.add_argument("--tls-chain", type=Path, required=True, help="PEM: the server's certificate, then those above")
     serve.add_argument("--listen", default="127.0.0.1:8443", help="HOST:PORT of EST (default 127.0.0.1:8443)")
@@ -61,14 +64,20 @@ def serve_ca(arguments: argparse.Namespace, output: Output) -> int:  # noqa: ARG
 
     key = parse_key_uri(arguments.key)
     keys = open_store(key)
-    with CaStore(arguments.store) as store:
+    chain = _certificates(arguments.chain)
+    with CaStore(arguments.store) as store, opened_events(arguments, chain[0]) as events:
+
+        def report(told: CaReport) -> None:
+            events.report(told)
+            _log(f"ca.{told.act.value}", **_plain(told))
+
         authority = Authority(
-            _certificates(arguments.chain),
+            chain,
             keys.signer(key.name),
             store,
             clock=SystemClock(),
             entropy=SystemEntropy(),
-            report=lambda report: _log(f"ca.{report.act.value}", **_plain(report)),
+            report=report,
         )
         asyncio.run(_serve(arguments, authority))
     keys.close()
@@ -143,7 +152,7 @@ class _Lists:
 
     def __init__(self, paths: Sequence[Path], issuers: Sequence[x509.Certificate]) -> None:
         self._paths, self._issuers = list(paths)[:_MAX_LISTS], issuers
-        self._seen: dict[Path, tuple[int, bytes]] = {}
+        self._seen: dict[Path, tuple[int, VerifiedCrl]] = {}
         self()  # a list that cannot be used stops the start, not a device
 
     def __call__(self) -> Sequence[VerifiedCrl]:
@@ -154,9 +163,11 @@ class _Lists:
         for path in self._paths:
             with translate_os_errors(path):
                 changed = path.stat().st_mtime_ns
-            if self._seen.get(path, (0, b""))[0] != changed:
-                self._seen[path] = (changed, read_file_bounded(path, limit_bytes=MAX_CRL_BYTES))
-            found.append(self._verify(self._seen[path][1], path))
+            known = self._seen.get(path)
+            if known is None or known[0] != changed or known[1].next_update <= datetime.datetime.now(tz=datetime.UTC):
+                raw = read_file_bounded(path, limit_bytes=MAX_CRL_BYTES)
+                known = self._seen[path] = (changed, self._verify(raw, path))
+            found.append(known[1])
         return found
 
     def _verify(self, raw: bytes, path: Path) -> VerifiedCrl:

@@ -1,6 +1,7 @@
 """Who may get which certificate: a row for each attack, and what has to go on working beside it."""
 
 import base64
+import dataclasses
 import datetime
 
 import pytest
@@ -66,6 +67,9 @@ class Office:
                 address="192.0.2.1",
             )
         )
+
+    def change(self, **conditions):
+        self.registrar._conditions = dataclasses.replace(self.registrar._conditions, **conditions)
 
     def token(self, device="SN-1", lifetime_s=3600):
         secret = issue_token(
@@ -229,8 +233,7 @@ def expired_idevid(office, lab):
     factory = lab.certify("issuing-ca", "old-factory", Subject(common_name="Old"), now=start)
     above = (factory, "old-factory")
     old = lab.certify("ldevid", "idevid", Subject(serial_number="SN-1"), above=above, now=start, lifetime=DAY)
-    anchors = (der(factory),)
-    object.__setattr__(office.registrar._conditions, "idevid_anchors", anchors)
+    office.change(idevid_anchors=(der(factory),))
     return {"request": request(), "chain": [old]}
 
 
@@ -247,7 +250,7 @@ def revoked_idevid(office, lab):
     )
     raw = crl.sign(private_key_for(lab.keys.signer("factory")), hashes.SHA256()).public_bytes(Encoding.DER)
     lists = [verify_crl(raw, issuer=lab.factory, now=now)]
-    object.__setattr__(office.registrar._conditions, "lists", lambda: lists)
+    office.change(lists=lambda: lists)
     return {"request": request(), "chain": [idevid]}
 
 
