@@ -5,7 +5,9 @@ from tidegate.base.errors import Fault, Misuse, Rejected
 
 class KeyUriMalformed(Misuse):
     code = "keys.uri.malformed"
-    advice = "Write it as file:/FOLDER?key=NAME&…, pkcs11:token=…;object=NAME?… or tpm2:/FOLDER?key=NAME&… (docs/keys.md)."
+    advice = (
+        "Write it as file:/FOLDER?key=NAME&…, pkcs11:token=…;object=NAME?… or tpm2:/FOLDER?key=NAME&… (docs/keys.md)."
+    )
 
 
 class ProviderUnknown(Misuse):
