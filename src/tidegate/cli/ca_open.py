@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -102,8 +102,8 @@ def opened_store(folder: Path) -> Iterator[CaStore]:
 
 
 @contextlib.contextmanager
-def opened(arguments: argparse.Namespace) -> Iterator[Authority]:
-    """Yield the CA that the arguments name, its acts going into its event log."""
+def opened(arguments: argparse.Namespace, *, watch: Callable[[CaReport], None] = lambda _: None) -> Iterator[Authority]:
+    """Yield the CA that the arguments name, its acts going into its event log and then to ``watch``."""
     from tidegate.base.clock import SystemClock, SystemEntropy
     from tidegate.cli.keyuri import open_key
     from tidegate.pki.authority import Authority
@@ -112,13 +112,18 @@ def opened(arguments: argparse.Namespace) -> Iterator[Authority]:
     chain = read_chain(arguments.chain or arguments.store / CHAIN)
     signer = open_key(arguments.key)
     with opened_store(arguments.store) as store, opened_events(arguments, chain[0]) as events:
+
+        def report(act: CaReport) -> None:
+            events.report(act)
+            watch(act)
+
         yield Authority(
             chain,
             signer,
             store,
             clock=SystemClock(),
             entropy=SystemEntropy(),
-            report=events.report,
+            report=report,
             pointers=Pointers(crl_url=arguments.crl_url, ocsp_url=arguments.ocsp_url),
         )
 

@@ -1,6 +1,6 @@
 """``tidegate ca serve``: the CA's EST server, and its CRL and OCSP over plain HTTP, until SIGTERM.
 
-Every act and refusal is one line of JSON on standard output; systemd's journal keeps them. Acts go into the CA's event
+Every act and refusal is one line of JSON on standard output (systemd's journal keeps them); acts go into the CA's event
 log as well.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tidegate.cli.ca_open import opened_events
+from tidegate.cli.ca_open import add_store, opened, read_chain
 from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
 
@@ -28,17 +28,13 @@ if TYPE_CHECKING:
     from tidegate.pki.revocation import VerifiedCrl
     from tidegate.tls.asgi import HttpServer
 
-_MAX_PEM_BYTES = 1 << 20
 _MAX_LISTS = 16
 
 
 def add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb to ``tidegate ca``."""
     serve = add_verb(verbs, "serve", "run the EST server, and CRL and OCSP on a second port, until SIGTERM")
-    serve.add_argument("--store", type=Path, required=True, help="the CA's folder")
-    serve.add_argument("--key", required=True, help="the issuing CA's key as a URI")
-    serve.add_argument("--chain", type=Path, required=True, help="PEM: the issuing CA's certificate, then those above")
-    serve.add_argument("--event-key", help="key URI that signs the CA's event log")
+    add_store(serve, key=True)
     serve.add_argument("--tls-key", required=True, help="the server's own key as a URI")
     serve.add_argument("--tls-chain", type=Path, required=True, help="PEM: the server's certificate, then those above")
     serve.add_argument("--listen", default="127.0.0.1:8443", help="HOST:PORT of EST (default 127.0.0.1:8443)")
@@ -57,30 +53,8 @@ def add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def serve_ca(arguments: argparse.Namespace, output: Output) -> int:  # noqa: ARG001  # every verb has this form
     """Serve; 0 after SIGTERM or SIGINT."""
-    from tidegate.base.clock import SystemClock, SystemEntropy
-    from tidegate.keys.uri import open_store, parse_key_uri
-    from tidegate.pki.authority import Authority
-    from tidegate.pki.ca_store import CaStore
-
-    key = parse_key_uri(arguments.key)
-    keys = open_store(key)
-    chain = _certificates(arguments.chain)
-    with CaStore(arguments.store) as store, opened_events(arguments, chain[0]) as events:
-
-        def report(told: CaReport) -> None:
-            events.report(told)
-            _log(f"ca.{told.act.value}", **_plain(told))
-
-        authority = Authority(
-            chain,
-            keys.signer(key.name),
-            store,
-            clock=SystemClock(),
-            entropy=SystemEntropy(),
-            report=report,
-        )
+    with opened(arguments, watch=_tell_act) as authority:
         asyncio.run(_serve(arguments, authority))
-    keys.close()
     return 0
 
 
@@ -135,7 +109,7 @@ def _conditions(arguments: argparse.Namespace) -> Conditions:
     from tidegate.pki.rate import Rate
     from tidegate.pki.registrar import Conditions
 
-    anchors = _certificates(arguments.idevid_anchors) if arguments.idevid_anchors else []
+    anchors = read_chain(arguments.idevid_anchors) if arguments.idevid_anchors else []
     rate = Rate(burst=max(20, int(arguments.device_rate)), per_minute=arguments.device_rate)
     lifetime = datetime.timedelta(days=arguments.lifetime_days) if arguments.lifetime_days else None
     return Conditions(
@@ -188,29 +162,16 @@ class _Lists:
 
 def _context(arguments: argparse.Namespace, authority: Authority) -> Any:
     """Return the server's TLS context; who comes with a certificate has to have one of the makers' or of this CA."""
-    from tidegate.keys.uri import open_store, parse_key_uri
+    from tidegate.cli.keyuri import open_key
     from tidegate.tls.context import server_context
 
-    key = parse_key_uri(arguments.tls_key)
-    anchors = _certificates(arguments.idevid_anchors) if arguments.idevid_anchors else []
+    anchors = read_chain(arguments.idevid_anchors) if arguments.idevid_anchors else []
     return server_context(
-        open_store(key).signer(key.name),
-        [_der(one) for one in _certificates(arguments.tls_chain)],
+        open_key(arguments.tls_key),
+        [_der(one) for one in read_chain(arguments.tls_chain)],
         clients=[_der(one) for one in (authority.certificate, *anchors)],
         clients_required=False,
     )
-
-
-def _certificates(path: Path) -> list[x509.Certificate]:
-    from cryptography import x509
-
-    from tidegate.base.durable import read_file_bounded
-    from tidegate.pki.errors import CertificateMalformed
-
-    try:
-        return x509.load_pem_x509_certificates(read_file_bounded(path, limit_bytes=_MAX_PEM_BYTES))
-    except ValueError as error:
-        raise CertificateMalformed(f"{path} holds no certificates in PEM", path=str(path)) from error
 
 
 def _der(certificate: x509.Certificate) -> bytes:
@@ -239,6 +200,10 @@ def _plain(record: Any) -> dict[str, object]:
     import dataclasses
 
     return {name: value for name, value in dataclasses.asdict(record).items() if name != "act"}
+
+
+def _tell_act(report: CaReport) -> None:
+    _log(f"ca.{report.act.value}", **_plain(report))
 
 
 def _log(kind: str, **fields: object) -> None:

@@ -33,10 +33,6 @@ from tidegate.pki.profiles import PROFILES, Order, Subject, draw_serial, sign_ce
 from tidegate.pki.tokens import issue_token, token_digest
 
 _START_S = 15.0
-_SERVE = """import argparse, sys
-from tidegate.cli import ca_serve, output
-p = argparse.ArgumentParser(); ca_serve.add_serve(p.add_subparsers()); a = p.parse_args()
-sys.exit(a.run(a, output.Output(as_json=False)))"""
 _LOOPBACK = ipaddress.ip_address("127.0.0.1")
 _P256 = KeySpec(purpose=KeyPurpose.SIGN, algorithm=SignatureAlgorithm.ECDSA_P256)
 
@@ -169,7 +165,7 @@ class ServerProcess:
         log = lab.folder / "server.jsonl"
         seen = log.stat().st_size if log.exists() else 0
         command = [
-            *(sys.executable, "-c", _SERVE, "serve"),
+            *(sys.executable, "-m", "tidegate.cli.main", "ca", "serve"),
             *("--store", str(lab.store), "--key", lab.key_uri + "issuing", "--chain", str(lab.folder / "chain.pem")),
             *("--tls-key", lab.key_uri + "server", "--tls-chain", str(lab.folder / "server.pem")),
             *("--idevid-anchors", str(lab.folder / "factory.pem")),
