@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -102,6 +103,7 @@ class Authority:
         self._signer, self._clock, self._entropy, self._report = signer, clock, entropy, report
         self._pointers = pointers or Pointers()
         self._responder = responder
+        self._telling = threading.Lock()
         self.tell()
 
     @property
@@ -195,12 +197,13 @@ class Authority:
 
     def tell(self) -> None:
         """Report what was not reported yet; a ``Fault`` of the one who is told leaves it for later."""
-        for pending in self.store.pending_acts():
-            try:
-                self._report(_report_of(pending, self.certificate.subject.rfc4514_string()))
-            except Fault:
-                return
-            self.store.strike_out(pending)
+        with self._telling:
+            for pending in self.store.pending_acts():
+                try:
+                    self._report(_report_of(pending, self.certificate.subject.rfc4514_string()))
+                except Fault:
+                    return
+                self.store.strike_out(pending)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

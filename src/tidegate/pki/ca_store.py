@@ -22,6 +22,7 @@ from tidegate.base.errors import StorageFailed, StorageFull
 from tidegate.pki.errors import (
     CaStoreBusy,
     CaStoreCorrupt,
+    EntropyRepeated,
     RequestConflict,
     SerialUnknown,
     TokenExpired,
@@ -446,5 +447,7 @@ def _translated(path: Path) -> Iterator[None]:
             raise CaStoreBusy(f"{path} is being written by another process (waited {_LOCK_WAIT_S:g} s)") from error
         full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
         raise (StorageFull if full else StorageFailed)(f"{path}: {error}", path=str(path)) from error
+    except sqlite3.IntegrityError as error:  # a random number that was there before
+        raise EntropyRepeated(f"{path}: {error}", path=str(path)) from error
     except sqlite3.DatabaseError as error:
         raise CaStoreCorrupt(f"{path}: {error}", path=str(path)) from error

@@ -155,7 +155,7 @@ class SerialUnknown(Misuse):
 
 class CaStoreBusy(Fault):
     code = "pki.ca-store.busy"
-    advice = "Another process keeps the CA's database locked; try again, and look for a command that hangs if it stays so."
+    advice = "Another process keeps the CA's database locked: try again, and look for a command that hangs."
 
 
 class CaStoreCorrupt(Rejected):
@@ -333,3 +333,8 @@ class ProfileUnknown(Misuse):
 class CaStoreExists(Misuse):
     code = "pki.ca-store.exists"
     advice = "Name an empty folder; a CA's records are never written over."
+
+
+class EntropyRepeated(Fault):
+    code = "pki.entropy.repeated"
+    advice = "The random generator repeats itself: stop issuing and examine the machine before going on."
