@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from tidegate.pki.ca_store import CaStore, Reason
+from tidegate.cli.main import main
 from tidegate.pki.keyadapter import public_key_of
 from tidegate.pki.profiles import Subject
 from tidegate.testing.ca import Lab
@@ -264,10 +264,8 @@ def test_revoked_device(lab, curl, server, tokens):
     ask = ["openssl", "ocsp", "-issuer", issuing, "-cert", pem, "-CAfile", root, "-verify_other", issuing]
     ask += ["-url", f"http://127.0.0.1:{server.status_port}/ocsp"]
     assert b": good" in run(*ask).stdout
-    server.stop()
-    with CaStore(lab.store) as store:
-        store.revoke(serial, Reason.KEY_COMPROMISE, int(time.time()))
-    server.start()
+    words = ["--store", str(lab.store), "--key", lab.key_uri + "issuing", "--chain", str(lab.folder / "chain.pem")]
+    assert main(["ca", "revoke", f"{serial:x}", "--reason", "key-compromise", *words]) == 0  # while the server runs
     assert b": revoked" in run(*ask).stdout
     where = f"http://127.0.0.1:{server.status_port}"
     crl = run("curl", "-sS", where + "/crl").stdout

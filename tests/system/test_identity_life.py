@@ -1,5 +1,6 @@
 """A device's life by its command line against the real server: enrolled, renewed, moved, reset; key in its provider."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,10 +14,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tidegate.cli.main import main
 from tidegate.crypto.signing import SignatureAlgorithm
-from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.keys.store import KeyPurpose, KeySpec
+from tidegate.keys.uri import open_store, parse_key_uri
 from tidegate.pki.profiles import Subject
 from tidegate.testing.ca import Lab
+from tidegate.testing.swtpm import SwTpm
+from tidegate.testing.tokens import SoftHsm
 
 
 @pytest.fixture(scope="module")
@@ -27,34 +30,70 @@ def lab(tmp_path_factory):
 
 
 class Board:
-    """A device with a software store and its certificate of birth in a file."""
+    """A device with its keys in the store that ``uri`` names and its certificate of birth in a file."""
 
-    def __init__(self, lab, folder, serial):
-        folder.mkdir(mode=0o700)
-        secret = folder / "secret"
-        secret.touch(mode=0o600)
-        secret.write_bytes(os.urandom(32))
-        self.lab, self.folder, self.serial = lab, folder, serial
-        self.keys = SoftwareKeyStore.create(folder / "keys", DeviceSecretUnlock(secret))
-        self.keys.generate("identity", KeySpec(purpose=KeyPurpose.SIGN, algorithm=SignatureAlgorithm.ECDSA_P256))
-        idevid = lab.sign(
-            "idevid", self.keys.public_key("identity"), Subject(serial_number=serial), (lab.factory, "factory")
-        )
+    def __init__(self, lab, folder, serial, uri):
+        self.lab, self.folder, self.serial, self.uri = lab, folder, serial, uri
+        with self.opened() as keys:
+            keys.generate("identity", KeySpec(purpose=KeyPurpose.SIGN, algorithm=SignatureAlgorithm.ECDSA_P256))
+            public = keys.public_key("identity")
+        idevid = lab.sign("idevid", public, Subject(serial_number=serial), (lab.factory, "factory"))
         (folder / "idevid.pem").write_bytes(idevid.public_bytes(Encoding.PEM))
         self.place = ["--folder", str(folder / "identity")]
-        self.store = [*self.place, "--keys", f"file:{folder}/keys?device-secret={secret}"]
+        self.store = [*self.place, "--keys", uri]
         self.birth = ["--idevid-chain", str(folder / "idevid.pem")]
+
+    def opened(self):
+        return contextlib.closing(open_store(parse_key_uri(self.uri)))
 
     def at(self, port):
         return ["--url", f"https://127.0.0.1:{port}", "--anchors", str(self.lab.folder / "root.pem")]
 
     def key_names(self):
-        return {info.name for info in self.keys.list_keys()}
+        with self.opened() as keys:
+            return {info.name for info in keys.list_keys()}
+
+
+@contextlib.contextmanager
+def software(folder):
+    secret = folder / "secret"
+    secret.touch(mode=0o600)
+    secret.write_bytes(os.urandom(32))
+    yield f"file:{folder}/keys?device-secret={secret}"
+
+
+@contextlib.contextmanager
+def token(folder):
+    with SoftHsm(folder / "hsm") as hsm:
+        pin = hsm.make_token("device")
+        yield f"pkcs11:token=device?module-path={hsm.module}&pin-source={pin}"
+
+
+@contextlib.contextmanager
+def tpm(folder):
+    with SwTpm(folder / "tpm") as chip:
+        yield f"tpm2:{folder}/keys?tcti={chip.tcti}"
 
 
 @pytest.fixture
-def board(lab, tmp_path, request):
-    return Board(lab, tmp_path / "board", f"SN-{abs(hash(request.node.name)) % 10**9}")
+def make_board(lab, tmp_path, request):
+    """Return what makes a board with its keys in one kind of provider."""
+    with contextlib.ExitStack() as stack:
+
+        def make(kind):
+            folder = tmp_path / "board"
+            folder.mkdir(mode=0o700)
+            uri = stack.enter_context(kind(folder))
+            if kind is not token:
+                open_store(parse_key_uri(uri), create=True).close()
+            return Board(lab, folder, f"SN-{abs(hash(request.node.name)) % 10**9}", uri)
+
+        yield make
+
+
+@pytest.fixture
+def board(make_board):
+    return make_board(software)
 
 
 def run(capsys, *arguments):
@@ -62,8 +101,9 @@ def run(capsys, *arguments):
     return status, json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.timeout(60)
-def test_whole_life(lab, board, capsys):
+@pytest.mark.parametrize("provider", [software, token, tpm], ids=["software", "pkcs11", "tpm2"])
+def test_whole_life(lab, make_board, capsys, provider):
+    board = make_board(provider)
     with lab.serving() as server:
         assert run(capsys, "status", *board.place)[0] == 1
         status, answer = run(capsys, "enrol", *board.store, *board.at(server.port), *board.birth)
@@ -94,11 +134,11 @@ def test_whole_life(lab, board, capsys):
 
 
 def test_enrolment_with_a_token(lab, board, capsys, tmp_path):
-    token = tmp_path / "token"
-    token.touch(mode=0o600)
-    token.write_bytes(bytes(lab.token(board.serial).view()))
+    secret = tmp_path / "token"
+    secret.touch(mode=0o600)
     with lab.serving() as server:
-        words = [*board.store, *board.at(server.port), "--token-file", str(token)]
+        secret.write_bytes(bytes(lab.token(board.serial).view()))  # while the server runs
+        words = [*board.store, *board.at(server.port), "--token-file", str(secret)]
         assert run(capsys, "enrol", *words, "--serial", "SN-other")[1]["error"]["code"] == "pki.est.refused"
         assert server.log()[-1]["code"] == "pki.token.device"
         status, answer = run(capsys, "enrol", *words, "--serial", board.serial)
@@ -121,7 +161,6 @@ def test_what_is_no_server(lab, board, capsys, url):
     assert (status, answer["error"]["code"]) == (2, "pki.est.url")
 
 
-@pytest.mark.timeout(60)
 def test_service_enrols_waits_and_stops(lab, board, capsys):
     """The server comes up late and is killed in between; the service enrols all the same, and ends on SIGTERM."""
     with lab.serving() as server:
