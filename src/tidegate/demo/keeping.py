@@ -1,4 +1,4 @@
-"""Chapters 7 and 8: a patient record at rest, and the evidence of the whole story.
+"""Chapters 7 and 9: a patient record at rest, and the evidence of the whole story.
 
 Touches: the vault and the event log of the device; its raw data image.
 """
@@ -52,8 +52,8 @@ def tell_vault(report: Report, board: Board) -> None:
 
 
 def tell_evidence(report: Report, board: Board, reader: EventReader, event_key: PublicKey, work: Path) -> None:
-    """Chapter 8: the log verifies; with one event altered, dropped or reordered it names the place."""
-    report.chapter("8  Evidence")
+    """Chapter 9: the log verifies; with one event altered, dropped or reordered it names the place."""
+    report.chapter("9  Evidence")
     trust = TrustPolicy(keys=(event_key,), threshold=1, required_classes=frozenset({AlgorithmClass.CLASSICAL}))
     with report.step("the whole story is in the event log, and the log verifies") as step:
         board.ask({"op": "checkpoint"})

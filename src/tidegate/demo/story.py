@@ -16,6 +16,7 @@ from tidegate.base.errors import NotRoot, TidegateError
 from tidegate.base.program import find_program
 from tidegate.demo.board import RUN_PARENT, RUN_PREFIX, Board
 from tidegate.demo.booting import tell_boot
+from tidegate.demo.certifying import tell_keys
 from tidegate.demo.defending import required_programs, tell_attacks, tell_policy
 from tidegate.demo.keeping import tell_evidence, tell_vault
 from tidegate.demo.lab import build_lab, delete_lab
@@ -37,6 +38,8 @@ _PROGRAMS = (
     "unshare",
     "nsenter",
     "openssl",
+    "softhsm2-util",
+    "swtpm",
 )
 
 
@@ -81,6 +84,7 @@ def run_story(options: DemoOptions) -> tuple[Report, TidegateError | None]:
             tell_update(report, bench, board, lab, reader)
             tell_fallback(report, bench, board, lab, reader, shell)
             tell_vault(report, board)
+            tell_keys(report, board, lab, work)
             tell_evidence(report, board, reader, device.event_key, work)
         except TidegateError as error:
             failure = error
