@@ -82,7 +82,7 @@ def parse_pem_chain(raw: bytes) -> Sequence[x509.Certificate]:
         raise CertificateMalformed(f"more than {MAX_PEM_BYTES} bytes of certificates")
     try:
         chain = x509.load_pem_x509_certificates(raw)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise CertificateMalformed(f"no certificate in PEM: {error}") from error
     if len(chain) > MAX_CHAIN:
         raise CertificateMalformed(f"{len(chain)} certificates; a chain has at most {MAX_CHAIN}")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
@@ -57,7 +58,9 @@ def answer_question(
         name = question.hash_algorithm.name
         nonce = _nonce(question)
         serial = question.serial_number
-    except (ValueError, NotImplementedError, x509.DuplicateExtension):
+        if serial <= 0 or serial.bit_length() > 160:
+            raise ValueError
+    except (ValueError, UnsupportedAlgorithm, NotImplementedError, x509.DuplicateExtension):
         return _unsuccessful(ocsp.OCSPResponseStatus.MALFORMED_REQUEST)
     if name not in _HASHES or (question.issuer_name_hash, question.issuer_key_hash) != _hashes(responder.issuer, name):
         return _unsuccessful(ocsp.OCSPResponseStatus.UNAUTHORIZED)  # 2

@@ -164,18 +164,27 @@ def verify_chain(chain: Sequence[bytes], rule: PathRule) -> VerifiedChain:
     return VerifiedChain(tuple(found), _PROOF)
 
 
-def _load(raw: Sequence[bytes], limit: int) -> list[x509.Certificate]:
-    if not 1 <= len(raw) <= limit or any(len(one) > MAX_CERTIFICATE_BYTES for one in raw):
-        raise PathLimit(f"1 to {limit} certificates of at most {MAX_CERTIFICATE_BYTES} bytes, not {len(raw)}")
+def load_certificate(raw: bytes) -> x509.Certificate:
+    """Return a certificate with every part that is looked at parsed, unverified.
+
+    Raises ``pki.path.limit``, ``pki.path.malformed``.
+    """
+    if len(raw) > MAX_CERTIFICATE_BYTES:
+        raise PathLimit(f"a certificate has at most {MAX_CERTIFICATE_BYTES} bytes")
     try:
-        certificates = [x509.load_der_x509_certificate(one) for one in raw]
-        for one in certificates:
-            _ = one.extensions, one.subject, one.issuer  # parsed late by the library, and here once for all
-            if one.serial_number <= 0:
-                raise PathMalformed("a serial number is not positive")
+        certificate = x509.load_der_x509_certificate(raw)
+        _ = certificate.extensions, certificate.subject, certificate.issuer  # the library parses late
+        if certificate.serial_number <= 0:
+            raise PathMalformed("a serial number is not positive")
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion) as error:
         raise PathMalformed(f"no X.509 certificate in DER: {error}") from error
-    return certificates
+    return certificate
+
+
+def _load(raw: Sequence[bytes], limit: int) -> list[x509.Certificate]:
+    if not 1 <= len(raw) <= limit:
+        raise PathLimit(f"there are 1 to {limit} certificates, not {len(raw)}")
+    return [load_certificate(one) for one in raw]
 
 
 def _search(

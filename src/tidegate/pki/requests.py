@@ -82,7 +82,7 @@ def verify_request(der: bytes) -> VerifiedRequest:
         names, password = _names(request), _password(request)
     except KeyUnsupported as error:
         raise KeyNotAllowed(error.message) from error
-    except (ValueError, UnsupportedAlgorithm, InvalidSignature) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion) as error:
         raise RequestMalformed(f"no certification request: {error}") from error
     if not holds:
         raise RequestForged("the request is not signed with the key that it asks a certificate for")

@@ -325,8 +325,8 @@ def _parse_crl(raw: bytes) -> x509.CertificateRevocationList:
         raise CrlMalformed(f"a list has at most {MAX_CRL_BYTES} bytes")
     try:
         crl = x509.load_der_x509_crl(raw)
-        _ = crl.extensions, crl.signature_algorithm_oid
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+        _ = crl.extensions, crl.signature_algorithm_oid, crl.issuer, crl.last_update_utc, crl.next_update_utc
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension) as error:
         raise CrlMalformed(f"no revocation list in DER: {error}") from error
     return crl
 

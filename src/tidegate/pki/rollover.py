@@ -16,10 +16,11 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from tidegate.base.errors import Rejected
 from tidegate.crypto.signing import PublicKey, Signer
 from tidegate.pki.errors import KeyUnsupported, RolloverRefused
-from tidegate.pki.keyadapter import library_public_key, public_key_of
-from tidegate.pki.path import MAX_ANCHORS, MAX_CERTIFICATE_BYTES, SIGNATURES
+from tidegate.pki.keyadapter import public_key_of
+from tidegate.pki.path import MAX_ANCHORS, SIGNATURES, load_certificate
 from tidegate.pki.profiles import PROFILES, Order, Subject, require_issuer, sign_certificate
 
 _PROOF = object()
@@ -137,15 +138,13 @@ def _text(certificate: x509.Certificate, kind: x509.ObjectIdentifier) -> str:
 
 
 def _load_authority(raw: bytes, now: datetime.datetime) -> x509.Certificate:
-    if len(raw) > MAX_CERTIFICATE_BYTES:
-        raise RolloverRefused(f"a certificate has at most {MAX_CERTIFICATE_BYTES} bytes")
     try:
-        certificate = x509.load_der_x509_certificate(raw)
+        certificate = load_certificate(raw)
         extensions = certificate.extensions
         basic = extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = extensions.get_extension_for_class(x509.KeyUsage).value
-        library_public_key(public_key_of(certificate.public_key()))
-    except (ValueError, TypeError, UnsupportedAlgorithm, KeyUnsupported, x509.ExtensionNotFound) as error:
+        public_key_of(certificate.public_key())
+    except (ValueError, UnsupportedAlgorithm, KeyUnsupported, Rejected, x509.ExtensionNotFound) as error:
         raise RolloverRefused(f"no CA certificate that is allowed: {error}") from error
     if not basic.ca or not usage.key_cert_sign or certificate.signature_algorithm_oid not in SIGNATURES:
         raise RolloverRefused("the certificate is no CA's, or signed in a way that is not allowed")
