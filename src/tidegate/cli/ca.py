@@ -72,9 +72,10 @@ def build(parser: argparse.ArgumentParser) -> None:
 def init_root(arguments: argparse.Namespace, output: Output) -> int:
     """Make a root CA."""
     from tidegate.cli.keyuri import open_key
-    from tidegate.pki.profiles import Subject, sign_certificate
+    from tidegate.pki.profiles import Subject, require_ca_key, sign_certificate
 
     signer = open_key(arguments.key)
+    require_ca_key(signer.public_key)
     subject = Subject(organization=arguments.organization, common_name=arguments.common_name)
     order = _order("root-ca", subject, signer.public_key, lifetime=_lifetime(arguments))
     root = sign_certificate(order, None, signer)
@@ -99,9 +100,10 @@ def make_request(arguments: argparse.Namespace, output: Output) -> int:
 
 def sign_ca(arguments: argparse.Namespace, output: Output) -> int:
     """Issue an issuing CA's certificate."""
-    from tidegate.pki.profiles import PROFILES
+    from tidegate.pki.profiles import PROFILES, require_ca_key
 
     request = ca_records.read_request(arguments.request)
+    require_ca_key(request.public_key)
     with opened(arguments) as authority:
         grant = authority.grant(PROFILES["issuing-ca"], request, lifetime=_lifetime(arguments))
         certificate = authority.issue(dataclasses.replace(grant, limits=_limits(arguments)))
@@ -155,10 +157,11 @@ def roll_over(arguments: argparse.Namespace, output: Output) -> int:
     from tidegate.base.clock import SystemEntropy
     from tidegate.base.durable import translate_os_errors
     from tidegate.cli.keyuri import open_key
-    from tidegate.pki.profiles import SERIAL_BYTES, draw_serial
+    from tidegate.pki.profiles import SERIAL_BYTES, draw_serial, require_ca_key
     from tidegate.pki.rollover import make_rollover
 
     new_signer = open_key(arguments.new_key)
+    require_ca_key(new_signer.public_key)
     serials = [draw_serial(SystemEntropy().random_bytes(SERIAL_BYTES)) for _ in range(3)]
     now = datetime.datetime.now(tz=datetime.UTC)
     with opened(arguments) as authority:
@@ -195,7 +198,12 @@ def _add_output(verb: argparse.ArgumentParser, what: str) -> None:
 
 
 def _lifetime(arguments: argparse.Namespace) -> datetime.timedelta | None:
-    return None if arguments.lifetime_days is None else datetime.timedelta(days=arguments.lifetime_days)
+    from tidegate.pki.errors import ProfileRefused
+
+    try:
+        return None if arguments.lifetime_days is None else datetime.timedelta(days=arguments.lifetime_days)
+    except (OverflowError, ValueError) as error:
+        raise ProfileRefused(f"{arguments.lifetime_days} days are no lifetime") from error
 
 
 def _subject(arguments: argparse.Namespace, *, organization: str) -> Subject:

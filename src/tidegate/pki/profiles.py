@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from cryptography import x509
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID, NameOID
 
-from tidegate.crypto.signing import PublicKey, Signer
-from tidegate.pki.errors import IssuerMismatch, NameInvalid, ProfileRefused
+from tidegate.crypto.signing import PublicKey, SignatureAlgorithm, Signer
+from tidegate.pki.errors import IssuerMismatch, KeyUnsupported, NameInvalid, ProfileRefused
 from tidegate.pki.keyadapter import hash_for, library_public_key, padding_for, private_key_for
 
 SERIAL_BYTES = 20  # RFC 5280 §4.1.2.2 at most; 158 random bits of them
@@ -254,6 +254,12 @@ def sign_certificate(order: Order, issuer: x509.Certificate | None, signer: Sign
     return builder.sign(private_key_for(signer), hash_for(public), rsa_padding=padding_for(public))
 
 
+def require_ca_key(key: PublicKey) -> None:
+    """Refuse a CA key whose certificates ``path`` cannot judge (its library knows no Ed25519 signatures)."""
+    if key.algorithm is SignatureAlgorithm.ED25519:
+        raise KeyUnsupported("a CA has an ECDSA or RSA key: what an Ed25519 key signs, no path validation here takes")
+
+
 def require_issuer(ca: x509.Certificate, signer: Signer) -> None:
     """Refuse a pair that would give a whole line of devices identities that nobody can verify."""
     if ca.public_key() != library_public_key(signer.public_key):
@@ -285,11 +291,14 @@ def _require_subject(order: Order) -> None:
 
 def _validity(order: Order, issuer: x509.Certificate | None) -> tuple[datetime.datetime, datetime.datetime]:
     profile = order.profile
-    lifetime = order.lifetime or profile.lifetime
+    lifetime = profile.lifetime if order.lifetime is None else order.lifetime
     if profile.longest is not None and (lifetime is None or not datetime.timedelta() < lifetime <= profile.longest):
         raise ProfileRefused(f"{profile.name}: it lives at most {profile.longest.days} days")
     start = order.now.replace(microsecond=0) - (datetime.timedelta() if profile.is_ca else BACKDATED)
-    end = NO_EXPIRY if lifetime is None else order.now.replace(microsecond=0) + lifetime
+    try:
+        end = NO_EXPIRY if lifetime is None else order.now.replace(microsecond=0) + lifetime
+    except OverflowError as error:
+        raise ProfileRefused(f"{profile.name}: no calendar has a day that far off") from error
     if issuer is not None:
         start = max(start, issuer.not_valid_before_utc)
         if end > issuer.not_valid_after_utc:
