@@ -115,6 +115,8 @@ def test_whole_life(lab, make_board, capsys, provider):
         assert (status, answer["generation"]) == (0, 2)
         assert answer["serial"] != first
         assert board.key_names() == {"identity", "identity-2"}
+        shown = run(capsys, "show", *board.place)[1]["chain"]
+        assert shown[0]["serial"] == answer["serial"]
         chain = board.folder / "chain.pem"
         assert run(capsys, "export", *board.place, "-o", str(chain))[0] == 0
         issued = x509.load_pem_x509_certificates(chain.read_bytes())
@@ -136,7 +138,7 @@ def test_whole_life(lab, make_board, capsys, provider):
 def test_enrolment_with_a_token(lab, board, capsys, tmp_path):
     secret = tmp_path / "token"
     secret.touch(mode=0o600)
-    with lab.serving() as server:
+    with lab.serving("--require-binding") as server:
         secret.write_bytes(bytes(lab.token(board.serial).view()))  # while the server runs
         words = [*board.store, *board.at(server.port), "--token-file", str(secret)]
         assert run(capsys, "enrol", *words, "--serial", "SN-other")[1]["error"]["code"] == "pki.est.refused"

@@ -7,7 +7,6 @@ import contextlib
 import datetime
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,8 @@ from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
 
 if TYPE_CHECKING:
+    from cryptography import x509
+
     from tidegate.pki.identity import Endpoint, Record
     from tidegate.pki.identity_flow import IdentityReport, Keeper
     from tidegate.pki.identity_store import Credential, IdentityStore
@@ -53,6 +54,9 @@ def build(parser: argparse.ArgumentParser) -> None:
     status = add_verb(verbs, "status", "say what the identity is; exit code 1 if there is no usable certificate")
     status.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help=f"default {DEFAULT_FOLDER}")
     status.set_defaults(run=show_status)
+    show = add_verb(verbs, "show", "show the certificates of the chain in force")
+    show.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help=f"default {DEFAULT_FOLDER}")
+    show.set_defaults(run=show_chain)
     export = add_verb(verbs, "export", "write the chain in force as PEM")
     export.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help=f"default {DEFAULT_FOLDER}")
     export.add_argument("-o", "--output", type=Path, required=True, help="file to write")
@@ -117,17 +121,20 @@ def run_move(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def run_service(arguments: argparse.Namespace, output: Output) -> int:
-    """Take step after step; systemd restarts us should the storage or the provider fail."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    """Take step after step; systemd restarts us should the storage fail.
+
+    The signals that end it are waited for, not handled: no step is broken off, and none takes longer than its
+    connection's deadlines.
+    """
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     endpoint = _endpoint(arguments) if arguments.url else None
     with _opened(arguments, output, endpoint) as (keeper, store):
-        while not stop.is_set():
+        wait_s = 0.0
+        while signal.sigtimedwait(ends, min(wait_s, _LONGEST_SLEEP_S)) is None:
             if arguments.set_clock:
                 _set_clock(store.record.floor_s)
             wait_s = keeper.step()
-            stop.wait(min(wait_s, _LONGEST_SLEEP_S))
     return 0
 
 
@@ -153,29 +160,53 @@ def show_status(arguments: argparse.Namespace, output: Output) -> int:
     return _tell(read_record(arguments.folder), output)
 
 
-def export_chain(arguments: argparse.Namespace, output: Output) -> int:
-    """Write the chain."""
-    from cryptography import x509
-
-    from tidegate.base.durable import write_file_atomic
-    from tidegate.pki.certificate import encode_pem
-    from tidegate.pki.errors import IdentityMissing
+def show_chain(arguments: argparse.Namespace, output: Output) -> int:
+    """Show the chain."""
     from tidegate.pki.identity_store import read_record
 
-    active = read_record(arguments.folder).active
-    if active is None:
-        raise IdentityMissing("there is no certificate to export")
-    chain = b"".join(encode_pem(x509.load_der_x509_certificate(one)) for one in active.chain)
-    write_file_atomic(arguments.output, chain)
-    output.line(f"wrote {len(active.chain)} certificates to {arguments.output}")
-    output.result({"certificates": len(active.chain), "path": str(arguments.output)})
+    rows = [
+        {
+            "subject": one.subject.rfc4514_string(),
+            "issuer": one.issuer.rfc4514_string(),
+            "serial": f"{one.serial_number:x}",
+            "not_before": one.not_valid_before_utc.isoformat(),
+            "not_after": one.not_valid_after_utc.isoformat(),
+        }
+        for one in _chain(read_record(arguments.folder))
+    ]
+    for row in rows:
+        for name, value in row.items():
+            output.line(f"{name:12} {value}")
+        output.line()
+    output.result({"chain": rows})
     return 0
+
+
+def export_chain(arguments: argparse.Namespace, output: Output) -> int:
+    """Write the chain."""
+    from tidegate.base.durable import write_file_atomic
+    from tidegate.pki.certificate import encode_pem
+    from tidegate.pki.identity_store import read_record
+
+    chain = _chain(read_record(arguments.folder))
+    write_file_atomic(arguments.output, encode_pem(*chain))
+    output.line(f"wrote {len(chain)} certificates to {arguments.output}")
+    output.result({"certificates": len(chain), "path": str(arguments.output)})
+    return 0
+
+
+def _chain(record: Record) -> list[x509.Certificate]:
+    from cryptography import x509
+
+    from tidegate.pki.errors import IdentityMissing
+
+    if record.active is None:
+        raise IdentityMissing("there is no certificate yet")
+    return [x509.load_der_x509_certificate(one) for one in record.active.chain]
 
 
 def _tell(record: Record, output: Output) -> int:
     """Show the record; 1 where nothing in it can be used now."""
-    from cryptography import x509
-
     from tidegate.pki.identity import trusted_now_s
 
     now_s = trusted_now_s(record, time.time())
@@ -188,7 +219,7 @@ def _tell(record: Record, output: Output) -> int:
         "clock_floor": _moment(record.floor_s),
     }
     if active is not None:
-        certificate = x509.load_der_x509_certificate(active.chain[0])
+        certificate = _chain(record)[0]
         answer |= {
             "generation": active.number,
             "key": active.key_name,

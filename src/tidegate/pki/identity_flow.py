@@ -81,8 +81,8 @@ class Keeper:
     def step(self) -> float:
         """Take the next step and return for how many seconds nothing is to be done (0: another step is due).
 
-        What the server refuses or the network loses is reported and waited for. What the storage or the provider of
-        keys cannot do is raised.
+        What the server refuses, the network loses or the provider of keys fails at is reported and waited for. What
+        the identity's own storage cannot do is raised.
         """
         step, wait = identity.plan_step(self._store.record, now_s=self._clock.now_s())
         if step is Step.CLEAN:

@@ -27,6 +27,8 @@ from tidegate.pki.errors import (
     EstRateExceeded,
     EstRenewalRefused,
     EstUnauthenticated,
+    TokenUnknown,
+    TokenWrongDevice,
 )
 from tidegate.pki.est import CsrAttributes
 from tidegate.pki.est_server import Application
@@ -151,6 +153,12 @@ class CaRegistrar:
         if application.token is None or application.renew:
             raise EstUnauthenticated("there is neither a certificate nor a token, or a token where none is taken")
         device, token = application.token
+        known = self._authority.store.token(token_digest(token))
+        # redeeming it comes last and says the same; until then nobody shall spend another device's allowance
+        if known is None:
+            raise TokenUnknown("no such enrolment token was issued")
+        if known.device != device:
+            raise TokenWrongDevice(f"the token is for {known.device}, not for {device}", device=known.device)
         return _Requester(device=device, token=token)
 
     def _require_certificate(self, chain: tuple[bytes, ...]) -> x509.Certificate:
@@ -165,6 +173,8 @@ class CaRegistrar:
                 raise CertificateRevoked("this CA has no record of having issued that certificate")
             if known.revoked_s is not None:
                 raise CertificateRevoked(f"the certificate of {known.device} was revoked", device=known.device)
+            if known.profile != self._conditions.profile.name:
+                raise EstIdentityMismatch(f"the certificate is of profile {known.profile}, not a device's")
         for one in self._conditions.lists():
             if one.issuer == certificate.issuer:
                 one.require_good(certificate)

@@ -14,11 +14,11 @@ from cryptography.x509.oid import AttributeOID, NameOID
 from tidegate.base.clock import SystemEntropy
 from tidegate.base.errors import TidegateError
 from tidegate.crypto.aead import Secret
-from tidegate.pki.authority import Authority
+from tidegate.pki.authority import Authority, Grant
 from tidegate.pki.ca_store import CaStore, Reason
 from tidegate.pki.est_server import Application
 from tidegate.pki.keyadapter import private_key_for
-from tidegate.pki.profiles import Subject
+from tidegate.pki.profiles import PROFILES, Subject
 from tidegate.pki.rate import Rate
 from tidegate.pki.registrar import CaRegistrar, Conditions
 from tidegate.pki.revocation import verify_crl
@@ -268,6 +268,14 @@ def servers_certificate(office, lab):
     return {"request": request("localhost"), "chain": [lab.server]}
 
 
+def operators_certificate(office, lab):
+    """A person's certificate of this CA, whose subject happens to have a serial number."""
+    subject = Subject(common_name="Operator", serial_number="SN-1")
+    key = lab.keys.public_key("server")
+    grant = Grant(profile=PROFILES["operator"], subject=subject, public_key=key)
+    return {"request": request(), "chain": [office.authority.issue(grant)]}
+
+
 def unrecorded_certificate(office, lab):
     forged = lab.certify("ldevid", "idevid", Subject(serial_number="SN-1"), above=(lab.issuing, "issuing"))
     return {"request": request(), "chain": [forged], "renew": True}
@@ -349,6 +357,7 @@ ATTACKS = [
     (foreign_idevid, "pki.path.untrusted"),
     (idevid_of_a_namesake, "pki.path.signature"),
     (servers_certificate, "pki.path.usage"),
+    (operators_certificate, "pki.est.identity"),
     (unrecorded_certificate, "pki.certificate.revoked"),
     (revoked_ldevid, "pki.certificate.revoked"),
     (revoked_and_asked_again, "pki.certificate.revoked"),
@@ -392,3 +401,11 @@ def test_one_device_cannot_have_it_all(make_office, lab):
         office.ask(request(), chain=[idevid])
     refused("pki.est.rate", office.ask, request(), chain=[idevid])
     assert office.ask(request("SN-2"), token=office.token("SN-2"))  # others are not held up
+
+
+def test_nobody_spends_anothers_allowance(make_office):
+    office = make_office(rate=Rate(burst=1, per_minute=1))
+    for _ in range(5):
+        refused("pki.token.unknown", office.ask, request(), token=("SN-1", Secret(b"guess")))
+        refused("pki.token.device", office.ask, request(), token=("SN-1", office.token("SN-2")[1]))
+    assert office.ask(request(), token=office.token())
