@@ -22,10 +22,10 @@ from tidegate.crypto.signing import PublicKey, SignatureAlgorithm, Signer
 from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.keys.store import KeyPurpose, KeySpec, KeyStore
 from tidegate.pki import identity
-from tidegate.pki.certificate import load_ec_public
 from tidegate.pki.errors import EstRefused
 from tidegate.pki.identity_flow import EnrolmentPeer, IdentityReport, Issued, Keeper
 from tidegate.pki.identity_store import Credential, IdentityStore
+from tidegate.pki.keyadapter import library_public_key
 
 START_S = identity.BUILD_FLOOR_S + 86_400
 LIFETIME_S = 90 * 86_400
@@ -85,7 +85,7 @@ class MemoryServer:
             builder = x509.CertificateBuilder(
                 name,
                 name,
-                load_ec_public(public),
+                library_public_key(public),
                 x509.random_serial_number(),
                 start,
                 start + datetime.timedelta(seconds=LIFETIME_S),
@@ -161,6 +161,6 @@ class Device:
         """Raise unless the credential's key signs and its certificate is for that key."""
         if found != self.idevid:
             certificate = x509.load_der_x509_certificate(found.chain[0])
-            if certificate.public_key() != load_ec_public(found.signer.public_key):
+            if certificate.public_key() != library_public_key(found.signer.public_key):
                 raise RuntimeError("the certificate is another key's")
         found.signer.public_key.verify(found.signer.sign(b"proof"), b"proof")
