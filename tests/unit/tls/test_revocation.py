@@ -87,10 +87,10 @@ def test_another_ca_s_list_does_not_open_the_door(door) -> None:
     [
         ("junk", "tls.crl.malformed"),
         ("another CA's", "tls.crl.malformed"),
-        ("an impostor's", "pki.crl."),
-        ("altered", "pki.crl."),
-        ("stale", "pki.crl."),
-        ("from the future", "pki.crl."),
+        ("an impostor's", "pki.crl.issuer"),
+        ("altered", "pki.crl.forged"),
+        ("stale", "pki.crl.stale"),
+        ("from the future", "pki.crl.stale"),
         ("older", "tls.crl.rollback"),
     ],
 )
@@ -107,7 +107,7 @@ def test_bad_lists_are_refused_and_the_one_in_force_stays(door, attack, code) ->
         "from the future": lambda: door.ca.crl(number=3, span=(DAY, 2 * DAY)),
         "older": lambda: door.ca.crl(number=1, span=(-DAY, DAY)),
     }[attack]()
-    assert code_of(door.lists.update, raw).startswith(code)
+    assert code_of(door.lists.update, raw) == code
     assert door.knock() == "certificate revoked"
 
 
