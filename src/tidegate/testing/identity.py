@@ -118,13 +118,20 @@ class Device:
     """One device with its storage below ``root``; the secret that unlocks its keys lies outside, as if in fuses."""
 
     def __init__(
-        self, root: Path, secret: Path, *, clock: SetClock | None = None, server: MemoryServer | None = None
+        self,
+        root: Path,
+        keys: KeyStore | Path,
+        *,
+        clock: SetClock | None = None,
+        server: MemoryServer | None = None,
     ) -> None:
+        """``keys`` is a provider, or the secret of a software store below ``root``."""
         self.root = root
-        unlock = DeviceSecretUnlock(secret)
-        is_new = not (root / "keys").exists()
-        self.keys: KeyStore = (SoftwareKeyStore.create if is_new else SoftwareKeyStore)(root / "keys", unlock)
-        if is_new:
+        if isinstance(keys, Path):
+            kind = SoftwareKeyStore if (root / "keys").exists() else SoftwareKeyStore.create
+            keys = kind(root / "keys", DeviceSecretUnlock(keys))
+        self.keys = keys
+        if "idevid" not in self.key_names():
             self.keys.generate("idevid", KeySpec(purpose=KeyPurpose.SIGN, algorithm=SignatureAlgorithm.ECDSA_P256))
         self.clock = clock or SetClock()
         self.server = server or MemoryServer(self.clock)
