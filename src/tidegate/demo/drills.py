@@ -16,7 +16,7 @@ from tidegate.base.durable import read_file_bounded
 from tidegate.base.errors import TidegateError
 from tidegate.crypto.aead import Secret
 from tidegate.crypto.cose import MAX_ENVELOPE_BYTES, sign_envelope, verify_envelope
-from tidegate.crypto.signing import PublicKey, SignatureAlgorithm
+from tidegate.crypto.signing import PublicKey, SignatureAlgorithm, Signer
 from tidegate.crypto.trust import TrustPolicy
 from tidegate.demo.report import require
 from tidegate.factory.ceremony import CeremonyPlan, KeyPlan, Transcript, share_name, verify_transcript
@@ -25,6 +25,10 @@ from tidegate.factory.token import TRANSCRIPT, CeremonyRoom, hold_ceremony, rene
 from tidegate.keys.pkcs11 import Pkcs11KeyStore, open_uri
 from tidegate.keys.store import KeyPurpose, KeySpec
 from tidegate.keys.uri import parse_key_uri
+from tidegate.pki.authority import Authority, Grant
+from tidegate.pki.ca_store import CaStore, Reason
+from tidegate.pki.profiles import PROFILES, SERIAL_BYTES, Order, Subject, draw_serial, sign_certificate
+from tidegate.pki.revocation import verify_crl
 from tidegate.testing.tokens import SoftHsm
 
 ROLE = "tidegate.drill.v1"
@@ -182,7 +186,31 @@ def _drill_revocation(maker: Maker, held: Callable[[str], None]) -> None:
         held,
         "anchors without the key refuse what it signs",
     )
+    _revoke_certificate(maker, policy, release.public_key, held)
     store.close()
+
+
+def _revoke_certificate(maker: Maker, signer: Signer, public: PublicKey, held: Callable[[str], None]) -> None:
+    """Certify the release key, take the certificate back, and judge it by the list that says so."""
+    clock, entropy = SystemClock(), SystemEntropy()
+    now = datetime.datetime.fromtimestamp(int(clock.now_s()), tz=datetime.UTC)
+    root = Order(
+        profile=PROFILES["root-ca"],
+        subject=Subject(organization="Drill", common_name="Drill root"),
+        public_key=signer.public_key,
+        now=now,
+        serial=draw_serial(entropy.random_bytes(SERIAL_BYTES)),
+    )
+    ca = sign_certificate(root, None, signer)
+    with CaStore(maker.folder.with_name("ca"), create=True) as store:
+        authority = Authority([ca], signer, store, clock=clock, entropy=entropy, report=lambda _: None)
+        subject = Subject(organization="Drill", common_name="release")
+        granted = authority.issue(Grant(profile=PROFILES["code-signing"], subject=subject, public_key=public))
+        verify_crl(authority.crl(), issuer=ca, now=now).require_good(granted)
+        authority.revoke(granted.serial_number, Reason.KEY_COMPROMISE)
+        listed = verify_crl(authority.crl(), issuer=ca, now=now)
+    step = "its certificate is in the next list, and refused"
+    _refused(lambda: listed.require_good(granted), "pki.certificate.revoked", held, step)
 
 
 def _drill_loss(maker: Maker, held: Callable[[str], None]) -> None:
