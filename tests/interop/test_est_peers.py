@@ -122,6 +122,8 @@ def test_certificates_of_the_authority(lab, curl):
     assert len(unpacked(lab, body)) == 2
     printed = run("openssl", "cms", "-cmsout", "-print", "-inform", "DER", "-in", lab.folder / "answer.p7").stdout
     assert b"signerInfos:\n      <EMPTY>" in printed
+    known = run("certtool", "--p7-info", "--inder", "--infile", lab.folder / "answer.p7").stdout
+    assert b"Number of certificates: 2" in known
     assert run("openssl", "base64", "-d", input=body).stdout == (lab.folder / "answer.p7").read_bytes()
 
 

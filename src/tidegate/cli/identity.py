@@ -89,12 +89,13 @@ def _add_bootstrap(parser: argparse.ArgumentParser) -> None:
 def run_enrol(arguments: argparse.Namespace, output: Output) -> int:
     """Enrol now."""
     from tidegate.pki.errors import IdentityTransition
-    from tidegate.pki.identity import State
+    from tidegate.pki.identity import trusted_now_s
 
     endpoint = _endpoint(arguments)
     with _opened(arguments, output, endpoint) as (keeper, store):
-        if store.record.state in (State.ACTIVE, State.RENEWING):
-            raise IdentityTransition("there is a certificate already; use renew or move", state="active")
+        active = store.record.active
+        if active is not None and trusted_now_s(store.record, time.time()) <= active.not_after_s:
+            raise IdentityTransition("there is a valid certificate; use renew or move", state=store.record.state.value)
         if store.record.pending is None or store.record.pending.endpoint != endpoint:
             keeper.begin(endpoint)
         keeper.run_until_settled()
