@@ -19,6 +19,7 @@ from tidegate.pki.errors import IssuerMismatch, KeyUnsupported, NameInvalid, Pro
 from tidegate.pki.keyadapter import hash_for, library_public_key, padding_for, private_key_for
 
 SERIAL_BYTES = 20  # RFC 5280 §4.1.2.2 at most; 158 random bits of them
+HARDWARE_MODULE_NAME = x509.ObjectIdentifier("1.3.6.1.5.5.7.8.4")
 MAX_NAME_CHARACTERS = 64  # RFC 5280, appendix A: ub-common-name, ub-serial-number
 NO_EXPIRY = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
 BACKDATED = datetime.timedelta(minutes=5)  # so that a device whose clock is a little late takes its new certificate
@@ -32,6 +33,7 @@ class NameKind(enum.Enum):
     IP = x509.IPAddress
     URI = x509.UniformResourceIdentifier
     EMAIL = x509.RFC822Name
+    HARDWARE = x509.OtherName  # hardware_module_name, and no other kind of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +104,7 @@ PROFILES = {
             purpose="initial device identity (IEEE 802.1AR), for life",
             lifetime=None,
             longest=None,
+            names=frozenset({NameKind.HARDWARE}),
             needs_serial_number=True,
         ),
         Profile(
@@ -209,6 +212,29 @@ class Order:
     pointers: Pointers = field(default_factory=Pointers)
 
 
+def hardware_module_name(hardware_type: str, serial: bytes) -> x509.OtherName:
+    """Return a hardwareModuleName (RFC 4108 §5) for an IDevID: the maker's OID for the hardware, and its serial number.
+
+    ``serial`` has 1 to 64 bytes. Raises ``pki.name.invalid``.
+    """
+    arcs = [int(arc) for arc in hardware_type.split(".") if arc.isascii() and arc.isdecimal()]
+    if not 2 < len(arcs) == hardware_type.count(".") + 1 or not 1 <= len(serial) <= MAX_NAME_CHARACTERS:
+        raise NameInvalid(f"{hardware_type[:64]!r} is no object identifier, or the serial number is no 1 to 64 bytes")
+    body = b"".join(_base128(arc) for arc in (40 * arcs[0] + arcs[1], *arcs[2:]))
+    content = bytes((0x06, len(body))) + body + bytes((0x04, len(serial))) + serial
+    if arcs[0] > 2 or (arcs[0] < 2 and arcs[1] > 39) or len(content) > 127:
+        raise NameInvalid(f"{hardware_type[:64]!r} is no object identifier of sensible length")
+    return x509.OtherName(HARDWARE_MODULE_NAME, bytes((0x30, len(content))) + content)
+
+
+def _base128(number: int) -> bytes:
+    """Return a number as DER has the arcs of an object identifier: seven bits a byte, the last without the high bit."""
+    septets = [number & 0x7F]
+    while number := number >> 7:
+        septets.append(number & 0x7F | 0x80)
+    return bytes(reversed(septets))
+
+
 def draw_serial(random_bytes: bytes) -> int:
     """Return a serial number of ``SERIAL_BYTES`` random bytes: positive, of full length, never 0."""
     if len(random_bytes) != SERIAL_BYTES:
@@ -285,6 +311,8 @@ def _require_subject(order: Order) -> None:
     if refused:
         raise ProfileRefused(f"{profile.name}: a name of kind {type(refused[0]).__name__} is not allowed")
     for name in subject.names:
+        if isinstance(name, x509.OtherName) and name.type_id != HARDWARE_MODULE_NAME:
+            raise ProfileRefused(f"{profile.name}: the kind of name {name.type_id.dotted_string} is not allowed")
         if isinstance(name, x509.DNSName) and ("*" in name.value or not name.value.isascii() or not name.value):
             raise ProfileRefused(f"{profile.name}: {name.value!r} is no plain DNS name")
 

@@ -4,6 +4,7 @@ import copy
 import datetime
 
 import pytest
+from asn1crypto import core as strict_core
 from asn1crypto import x509 as strict
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -14,7 +15,8 @@ from cryptography.x509.oid import SignatureAlgorithmOID
 
 from tidegate.crypto.signing import SignatureAlgorithm, rsa_pss_padding
 from tidegate.pki.keyadapter import library_public_key, private_key_for, public_key_of
-from tidegate.pki.profiles import NO_EXPIRY, PROFILES, Subject, require_ca_key
+from tidegate.pki.path import PathRule, Purpose, verify_chain
+from tidegate.pki.profiles import NO_EXPIRY, PROFILES, Subject, hardware_module_name, require_ca_key
 from tidegate.testing.certificates import MemorySigner
 
 DAY = datetime.timedelta(days=1)
@@ -83,6 +85,27 @@ def test_birth_certificates_do_not_expire_and_others_do(bench):
     assert made.not_valid_after_utc == NO_EXPIRY
     device = bench.issue()
     assert device.not_valid_after_utc - bench.now == 7 * DAY
+
+
+def test_hardware_module_names(bench, code_of):
+    """A birth certificate may say which kind of module it is (IEEE 802.1AR §8.10.4)."""
+    key = MemorySigner(SignatureAlgorithm.ECDSA_P256)
+    above = (bench.sign("factory-ca", Subject(common_name="F"), key), key)
+    name = hardware_module_name("1.3.6.1.4.1.55555.1.300", b"\x01\x02SN")
+    made = bench.sign("idevid", Subject(serial_number="1", names=(name,)), bench.device_key, above=above)
+    (found,) = value(made, x509.SubjectAlternativeName)
+    parsed = strict_core.load(found.value, strict=True)
+    assert parsed[0].dotted == "1.3.6.1.4.1.55555.1.300"
+    assert parsed[1].native == b"\x01\x02SN"
+    rule = PathRule(anchors=[above[0].public_bytes(Encoding.DER)], now=bench.now, purpose=Purpose.CLIENT)
+    assert verify_chain([made.public_bytes(Encoding.DER)], rule)
+    other = x509.OtherName(x509.ObjectIdentifier("1.3.6.1.5.5.7.8.5"), b"\x05\0")
+    subject = Subject(serial_number="1", names=(other,))
+    assert code_of(bench.sign, "idevid", subject, bench.device_key, above=above) == "pki.profile.refused"
+    for oid, serial in (("1.3", b"1"), ("x.y.z", b"1"), ("1.3..4", b"1"), ("3.3.4", b"1"), ("1.40.4", b"1")):
+        assert code_of(hardware_module_name, oid, serial) == "pki.name.invalid"
+    for serial in (b"", b"x" * 65):
+        assert code_of(hardware_module_name, "1.3.6", serial) == "pki.name.invalid"
 
 
 def test_a_certificate_lives_within_its_issuer(bench, code_of):
