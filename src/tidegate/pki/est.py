@@ -167,7 +167,7 @@ def parse_csr_attributes(raw: bytes) -> CsrAttributes:
 def order_chain(leaf: x509.Certificate, others: Iterable[x509.Certificate]) -> tuple[x509.Certificate, ...]:
     """Return ``leaf`` and its issuers as far as ``others`` has them, by name, without a self-signed end. Unverified."""
     pool, chain = list(others), [leaf]
-    while len(chain) <= MAX_CERTIFICATES:
+    while len(chain) < MAX_CERTIFICATES:
         issuer = next((one for one in pool if one.subject == chain[-1].issuer and one.subject != one.issuer), None)
         if issuer is None or issuer in chain:
             break

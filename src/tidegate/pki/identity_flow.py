@@ -148,6 +148,7 @@ class Keeper:
             validity = range(issued.not_before_s, issued.not_after_s + 1)
             self._note("issued", self._store.change(lambda r: identity.issue(r, issued.chain, validity)), "issued")
             return
+        self._store.keep_chain(pending)
         with self._connect(pending.endpoint, self._store.credential(pending)) as peer:
             signed_s = peer.prove()
         # a server whose clock runs ahead may make us renew, but not take everything later for expired

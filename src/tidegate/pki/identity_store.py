@@ -99,6 +99,11 @@ class IdentityStore:
         """Return key and chain of a generation."""
         return Credential(signer=self._keys.signer(generation.key_name), chain=generation.chain)
 
+    def keep_chain(self, generation: Generation) -> None:
+        """Keep the chain beside the key as well, where the provider can: whoever has the key's URI finds it there."""
+        if self._keys.capabilities().can_keep_certificates:
+            self._keys.keep_certificates(generation.key_name, generation.chain)
+
     def active(self, *, now_s: float) -> Credential:
         """Return what the device proves itself with today, or raise ``pki.identity.missing``."""
         active = self._record.active

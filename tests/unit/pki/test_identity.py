@@ -131,6 +131,7 @@ def test_birth_to_retirement(world):
         assert world.server.uses[0] == ("enrol", "est.example", world.idevid)
         assert world.key_names() == {"idevid", "identity-1"}
         first = store.active(now_s=world.clock.now_s())
+        assert world.keys.certificates("identity-1") == first.chain
         world.clock.time_s += wait
         world.settle(keeper)
         assert world.server.uses[2][0] == "renew"
