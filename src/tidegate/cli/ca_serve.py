@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from tidegate.pki.authority import Authority, CaReport
+    from tidegate.pki.est_server import EstServer
     from tidegate.pki.registrar import Conditions
     from tidegate.pki.revocation import VerifiedCrl
     from tidegate.tls.asgi import HttpServer
@@ -35,12 +36,15 @@ def add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     """Add the verb to ``tidegate ca``."""
     serve = add_verb(verbs, "serve", "run the EST server, and CRL and OCSP on a second port, until SIGTERM")
     add_store(serve, key=True)
+    add_responder(serve)
     serve.add_argument("--tls-key", required=True, help="the server's own key as a URI")
     serve.add_argument("--tls-chain", type=Path, required=True, help="PEM: the server's certificate, then those above")
     serve.add_argument("--listen", default="127.0.0.1:8443", help="HOST:PORT of EST (default 127.0.0.1:8443)")
     serve.add_argument("--status-listen", help="HOST:PORT of CRL (/crl) and OCSP (/ocsp), in plain HTTP")
     serve.add_argument("--idevid-anchors", type=Path, help="PEM: CAs of makers whose IDevIDs may enrol")
     serve.add_argument("--idevid-crl", type=Path, action="append", default=[], help="their CRL in DER; may be repeated")
+    serve.add_argument("--extra", type=Path, help="PEM: what cacerts gives besides the chain, in a rollover")
+    serve.add_argument("--previous", type=Path, help="PEM: this CA's earlier certificates; theirs are renewed here")
     serve.add_argument("--label", action="append", default=[], help="answer below this EST label too; may be repeated")
     serve.add_argument("--lifetime-days", type=float, help="of device certificates (default: the profile's)")
     serve.add_argument("--require-binding", action="store_true", help="refuse requests not bound to their connection")
@@ -60,30 +64,13 @@ def serve_ca(arguments: argparse.Namespace, output: Output) -> int:  # noqa: ARG
 
 async def _serve(arguments: argparse.Namespace, authority: Authority) -> None:
     from tidegate.base.clock import SystemClock
-    from tidegate.pki.est_server import EstServer
-    from tidegate.pki.rate import Rate
-    from tidegate.pki.registrar import CaRegistrar
     from tidegate.pki.status_server import StatusServer
     from tidegate.tls.asgi import HttpServer, open_listener
 
-    clock, servers = SystemClock(), []
-    est = EstServer(
-        CaRegistrar(authority, clock=clock, conditions=_conditions(arguments)),
-        clock=clock,
-        report=lambda refusal: _log("est.refused", **_plain(refusal)),
-        labels=frozenset({"", *arguments.label}),
-        rate=Rate(burst=max(60, int(arguments.address_rate)), per_minute=arguments.address_rate),
-    )
-    status = StatusServer(authority, clock=clock)
+    est, status = _est(arguments, authority), StatusServer(authority, clock=SystemClock())
+    context = _context(arguments, authority)
     listener = open_listener(*_place(arguments.listen))
-    servers.append(
-        HttpServer(
-            est,
-            listener,
-            _context(arguments, authority),
-            report_handshake=lambda reason: _log("tls.refused", message=reason),
-        )
-    )
+    servers = [HttpServer(est, listener, context, report_handshake=lambda why: _log("tls.refused", message=why))]
     _log("est.listening", address=_shown(listener.getsockname()))
     if arguments.status_listen:
         listener = open_listener(*_place(arguments.status_listen))
@@ -100,6 +87,28 @@ async def _serve(arguments: argparse.Namespace, authority: Authority) -> None:
     _log("stopped")
 
 
+def _est(arguments: argparse.Namespace, authority: Authority) -> EstServer:
+    from tidegate.base.clock import SystemClock
+    from tidegate.pki.est_server import EstServer
+    from tidegate.pki.rate import Rate
+    from tidegate.pki.registrar import CaRegistrar
+
+    registrar = CaRegistrar(
+        authority,
+        clock=SystemClock(),
+        conditions=_conditions(arguments),
+        extra=_optional(arguments.extra),
+        previous=_optional(arguments.previous),
+    )
+    return EstServer(
+        registrar,
+        clock=SystemClock(),
+        report=lambda refusal: _log("est.refused", **_plain(refusal)),
+        labels=frozenset({"", *arguments.label}),
+        rate=Rate(burst=max(60, int(arguments.address_rate)), per_minute=arguments.address_rate),
+    )
+
+
 def _stop(servers: Sequence[HttpServer]) -> None:
     for server in servers:
         server.stop()
@@ -109,7 +118,7 @@ def _conditions(arguments: argparse.Namespace) -> Conditions:
     from tidegate.pki.rate import Rate
     from tidegate.pki.registrar import Conditions
 
-    anchors = read_chain(arguments.idevid_anchors) if arguments.idevid_anchors else []
+    anchors = _optional(arguments.idevid_anchors)
     rate = Rate(burst=max(20, int(arguments.device_rate)), per_minute=arguments.device_rate)
     lifetime = datetime.timedelta(days=arguments.lifetime_days) if arguments.lifetime_days else None
     return Conditions(
@@ -165,13 +174,17 @@ def _context(arguments: argparse.Namespace, authority: Authority) -> Any:
     from tidegate.cli.keyuri import open_key
     from tidegate.tls.context import server_context
 
-    anchors = read_chain(arguments.idevid_anchors) if arguments.idevid_anchors else []
+    anchors = (*_optional(arguments.previous), *_optional(arguments.idevid_anchors))
     return server_context(
         open_key(arguments.tls_key),
         [_der(one) for one in read_chain(arguments.tls_chain)],
         clients=[_der(one) for one in (authority.certificate, *anchors)],
         clients_required=False,
     )
+
+
+def _optional(path: Path | None) -> Sequence[x509.Certificate]:
+    return read_chain(path) if path else ()
 
 
 def _der(certificate: x509.Certificate) -> bytes:

@@ -89,12 +89,19 @@ class CaRegistrar:
         clock: Clock,
         conditions: Conditions | None = None,
         extra: Sequence[x509.Certificate] = (),
+        previous: Sequence[x509.Certificate] = (),
     ) -> None:
-        """``extra`` are certificates for ``cacerts`` besides the CA's chain: those of a rollover."""
+        """``extra`` are certificates for ``cacerts`` besides the CA's chain: those of a rollover.
+
+        ``previous`` are certificates of this CA's earlier keys and names: what they issued can still be renewed, if
+        the store knows it.
+        """
         self._authority, self._clock, self._extra = authority, clock, tuple(extra)
         self._conditions = conditions or Conditions()
         self._rate = RateLimit(self._conditions.rate)
-        self._own = tuple(one.public_bytes(Encoding.DER) for one in authority.chain)
+        own = (authority.certificate, *previous)
+        self._own = tuple(one.public_bytes(Encoding.DER) for one in own)
+        self._issuers = {one.subject for one in own}
 
     def authorities(self) -> Sequence[x509.Certificate]:
         """Return the CA's chain and what a rollover adds to it."""
@@ -164,10 +171,10 @@ class CaRegistrar:
     def _require_certificate(self, chain: tuple[bytes, ...]) -> x509.Certificate:
         """Return the peer's certificate, judged anew: TLS knows neither our profiles nor what we revoked."""
         now = datetime.datetime.fromtimestamp(self._clock.now_s(), tz=datetime.UTC)
-        anchors = (*self._conditions.idevid_anchors, self._own[0])
+        anchors = (*self._conditions.idevid_anchors, *self._own)
         verified = verify_chain(chain, PathRule(anchors=anchors, now=now, purpose=Purpose.CLIENT))
         certificate = verified.certificate
-        if certificate.issuer == self._authority.certificate.subject:
+        if certificate.issuer in self._issuers:
             known = self._authority.store.find(certificate.serial_number)
             if known is None or known.der != chain[0]:
                 raise CertificateRevoked("this CA has no record of having issued that certificate")
@@ -183,7 +190,7 @@ class CaRegistrar:
     def _require_renewal(self, request: VerifiedRequest, requester: _Requester) -> None:
         """RFC 7030 §4.2.2: subject and alternative names are those of the certificate that is renewed."""
         old = requester.certificate
-        if old is None or old.issuer != self._authority.certificate.subject:
+        if old is None or old.issuer not in self._issuers:
             raise EstRenewalRefused("only a certificate of this CA can be renewed")
         try:
             names = set(old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)

@@ -170,6 +170,20 @@ def test_bound_requests(make_office):
     assert office.ask(bound, token=office.token()).public_key() == KEY.public_key()
 
 
+def test_renewal_after_the_ca_got_a_new_key_and_name(office, lab):
+    old = office.ask(request(), token=office.token())
+    above = (lab.root, "root")
+    successor = lab.certify("issuing-ca", "successor", Subject(common_name="Example Issuing CA 2"), above=above)
+    parts = {"clock": office.clock, "entropy": SystemEntropy(), "report": office.reports.append}
+    authority = Authority([successor, lab.root], lab.keys.signer("successor"), office.store, **parts)
+    office.registrar = CaRegistrar(authority, clock=office.clock, extra=[lab.factory], previous=[lab.issuing])
+    new = office.ask(request(extra=list(old.subject.rdns[0])), chain=[old], renew=True)
+    assert new.issuer == successor.subject
+    assert lab.factory in office.registrar.authorities()
+    office.registrar = CaRegistrar(authority, clock=office.clock)
+    refused("pki.path.untrusted", office.ask, request(), chain=[old], renew=True)
+
+
 def test_approval(make_office):
     approved = set()
     office = make_office(approve=lambda device, request: device in approved)
