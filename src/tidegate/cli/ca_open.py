@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tidegate.events.spool import EventLog
     from tidegate.pki.authority import Authority, CaReport
     from tidegate.pki.ca_store import CaStore
+    from tidegate.pki.ocsp import Responder
 
 CHAIN = "chain.pem"  # in the CA's folder: its own certificate, then those above it
 _EVENTS = "events"
@@ -92,6 +93,32 @@ def add_store(verb: argparse.ArgumentParser, *, key: bool) -> None:
     verb.add_argument("--ocsp-url", default="", help="where certificates from here say OCSP is answered")
 
 
+def add_responder(verb: argparse.ArgumentParser) -> None:
+    """Add what names a responder that answers OCSP in the CA's place."""
+    verb.add_argument(
+        "--responder-key", help="key URI of a responder (profile ocsp-responder); else the CA signs itself"
+    )
+    verb.add_argument("--responder-certificate", type=Path, help="its certificate (PEM)")
+
+
+def open_responder(arguments: argparse.Namespace, issuer: x509.Certificate) -> Responder | None:
+    """Return the responder that the arguments name; raise ``pki.issuer.mismatch`` for half of one or another CA's."""
+    from tidegate.cli.keyuri import open_key
+    from tidegate.pki.errors import IssuerMismatch
+    from tidegate.pki.keyadapter import library_public_key
+    from tidegate.pki.ocsp import Responder
+
+    key, path = getattr(arguments, "responder_key", None), getattr(arguments, "responder_certificate", None)
+    if key is None and path is None:
+        return None
+    if key is None or path is None:
+        raise IssuerMismatch("a responder has a key and a certificate: name both")
+    signer, certificate = open_key(key), read_chain(path)[0]
+    if certificate.issuer != issuer.subject or certificate.public_key() != library_public_key(signer.public_key):
+        raise IssuerMismatch("the responder's certificate is another CA's, or for another key")
+    return Responder(issuer=issuer, certificate=certificate, signer=signer)
+
+
 @contextlib.contextmanager
 def opened_store(folder: Path) -> Iterator[CaStore]:
     """Yield the CA's store."""
@@ -125,6 +152,7 @@ def opened(arguments: argparse.Namespace, *, watch: Callable[[CaReport], None] =
             entropy=SystemEntropy(),
             report=report,
             pointers=Pointers(crl_url=arguments.crl_url, ocsp_url=arguments.ocsp_url),
+            responder=open_responder(arguments, chain[0]),
         )
 
 

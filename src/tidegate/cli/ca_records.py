@@ -7,7 +7,7 @@ import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tidegate.cli.ca_open import add_store, opened, opened_store, read_chain
+from tidegate.cli.ca_open import add_responder, add_store, opened, opened_store, read_chain
 from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
 
@@ -68,8 +68,11 @@ def _add_revocation(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     crl.add_argument("-o", "--output", type=Path, required=True, help="list to write (DER)")
     add_store(crl, key=True)
     crl.set_defaults(run=make_crl)
-    ocsp = add_verb(verbs, "ocsp", "answer an OCSP question from a file")
-    ocsp.add_argument("question", type=Path, help="OCSP request (DER)")
+    ocsp = add_verb(verbs, "ocsp", "answer an OCSP question from a file, or make what a server staples")
+    what = ocsp.add_mutually_exclusive_group(required=True)
+    what.add_argument("--question", type=Path, help="OCSP request (DER)")
+    what.add_argument("--certificate", type=Path, help="certificate (PEM) whose status is to be stapled")
+    add_responder(ocsp)
     ocsp.add_argument("-o", "--output", type=Path, required=True, help="OCSP response to write (DER)")
     add_store(ocsp, key=True)
     ocsp.set_defaults(run=answer_ocsp)
@@ -187,13 +190,17 @@ def make_crl(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def answer_ocsp(arguments: argparse.Namespace, output: Output) -> int:
-    """Answer one question."""
+    """Answer one question, or one that was not asked yet."""
     from tidegate.base.durable import read_file_bounded, write_file_atomic
     from tidegate.pki.ocsp import MAX_REQUEST_BYTES
 
-    question = read_file_bounded(arguments.question, limit_bytes=MAX_REQUEST_BYTES)
     with opened(arguments) as authority:
-        write_file_atomic(arguments.output, authority.answer_ocsp(question))
+        if arguments.question is not None:
+            question = read_file_bounded(arguments.question, limit_bytes=MAX_REQUEST_BYTES)
+            answer = authority.answer_ocsp(question)
+        else:
+            answer = authority.staple_for(read_chain(arguments.certificate)[0])
+    write_file_atomic(arguments.output, answer)
     output.line(f"wrote {arguments.output}")
     output.result({"file": str(arguments.output)})
     return 0

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tidegate.cli.ca_open import add_store, opened, read_chain
+from tidegate.cli.ca_open import add_responder, add_store, opened, read_chain
 from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
 

@@ -4,5 +4,6 @@ Promises: keys never leave their ``KeyStore``; a profile decides what a certific
 certificate is recorded before it is handed out, once for each request; chains, revocation lists, OCSP answers and
 changes of trust anchors are judged before anybody relies on them, and every refusal says why.
 Leaves to others: keys (``keys``), TLS and HTTP (``tls``), events and the command line (callbacks are passed in).
-Read first: ``profiles.py``; then ``authority.py`` for a CA, ``path.py`` for who relies on one, ``identity.py`` for a device.
+Read first: ``profiles.py``; then ``authority.py`` for a CA, ``path.py`` for who relies on it, ``identity.py`` for a
+device.
 """

@@ -223,11 +223,6 @@ class OcspOther(Rejected):
     advice = "The OCSP answer speaks of another certificate, or answers another question (nonce)."
 
 
-class OcspNotGood(Rejected):
-    code = "pki.ocsp.not-good"
-    advice = "The responder does not vouch for the certificate: it does not know it, or could not answer."
-
-
 class OcspUnsuccessful(Rejected):
     code = "pki.ocsp.unsuccessful"
     advice = "The responder answered with an error and no status; ask again later, and look at its own log."

@@ -94,8 +94,9 @@ def test_from_birth_to_revocation(shell, tmp_path):
     assert shell.code(*verify, "--crl", tmp_path / "crl") == "pki.certificate.revoked"
     chain = x509.load_pem_x509_certificates((tmp_path / "cert.pem").read_bytes())
     (tmp_path / "question").write_bytes(encode_ocsp_request(*chain))
-    shell.must(*shell.ca("ocsp", tmp_path / "question", "-o", tmp_path / "answer"))
-    assert shell.code(*verify, "--ocsp", tmp_path / "answer") == "pki.certificate.revoked"
+    for words in (("--question", tmp_path / "question"), ("--certificate", tmp_path / "cert.pem")):
+        shell.must(*shell.ca("ocsp", *words, "-o", tmp_path / "answer"))
+        assert shell.code(*verify, "--ocsp", tmp_path / "answer") == "pki.certificate.revoked"
     assert shell.events() == ["pki.issued", "pki.listed", "pki.revoked", "pki.listed", "pki.listed"]
     assert shell.events("root-ca") == ["pki.issued", "pki.issued"]
 
@@ -127,6 +128,20 @@ def test_name_constraints_reach_the_verifier(shell, tmp_path):
     anchors = ("--anchors", tmp_path / "root-ca" / "chain.pem")
     verify = ["ca", "verify", tmp_path / "cert.pem", *anchors, "--purpose", "server", "--name", "gw.example.com"]
     assert shell.code(*verify) == "pki.path.name"
+
+
+def test_a_responder_answers_for_the_ca(shell, tmp_path):
+    issue(shell, "server", "--common-name", "gw", "--dns", "gw.example.org")
+    named = ("--subject-key", shell.key("plain"), "--common-name", "Responder", "-o", tmp_path / "responder.pem")
+    shell.must(*shell.ca("issue", "ocsp-responder", *named))
+    ask = shell.ca("ocsp", "--certificate", tmp_path / "cert.pem", "-o", tmp_path / "answer")
+    key, certificate = ("--responder-key", shell.key("plain")), ("--responder-certificate", tmp_path / "responder.pem")
+    shell.must(*ask, *key, *certificate)
+    anchors = ("--anchors", tmp_path / "root-ca" / "chain.pem")
+    verify = ["ca", "verify", tmp_path / "cert.pem", *anchors, "--purpose", "server", "--name", "gw.example.org"]
+    assert shell.must(*verify, "--ocsp", tmp_path / "answer")["revocation"] == ["OCSP"]
+    assert shell.code(*ask, *key) == "pki.issuer.mismatch"
+    assert shell.code(*ask, "--responder-key", shell.key("device"), *certificate) == "pki.issuer.mismatch"
 
 
 def test_a_root_is_replaced(shell, tmp_path):
