@@ -7,7 +7,7 @@ import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tidegate.cli.ca_open import add_responder, add_store, opened, opened_store, read_chain
+from tidegate.cli.ca_open import add_responder, add_store, opened, opened_store, read_chain, write_chain
 from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
 
@@ -55,6 +55,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         verb.set_defaults(run=run)
     _add_revocation(verbs)
     _add_verify(verbs)
+    _add_follow(verbs)
 
 
 def _add_revocation(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -87,6 +88,14 @@ def _add_verify(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     verify.add_argument("--crl", type=Path, help="its issuer's revocation list (DER)")
     verify.add_argument("--ocsp", type=Path, help="an OCSP answer about it (DER)")
     verify.set_defaults(run=verify_file)
+
+
+def _add_follow(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    follow = add_verb(verbs, "follow", "take a new root that a root held here vouches for, into a file of anchors")
+    follow.add_argument("new_root", type=Path, help="new-root.pem of a rollover")
+    follow.add_argument("cross", type=Path, help="new-with-old.pem of the same rollover")
+    follow.add_argument("--anchors", type=Path, required=True, help="PEM: trust anchors held; the new root is added")
+    follow.set_defaults(run=follow_root)
 
 
 def show_profiles(arguments: argparse.Namespace, output: Output) -> int:  # noqa: ARG001  # every verb has this form
@@ -233,6 +242,26 @@ def verify_file(arguments: argparse.Namespace, output: Output) -> int:
     output.line(" <- ".join(path))
     output.line(f"revocation: {', '.join(asked) if asked else 'not asked'}")
     output.result({"path": path, "revocation": asked})
+    return 0
+
+
+def follow_root(arguments: argparse.Namespace, output: Output) -> int:
+    """Add a new root to the anchors, once."""
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    from tidegate.pki.rollover import verify_new_root
+
+    held = list(read_chain(arguments.anchors))
+    new, cross = (read_chain(path)[0].public_bytes(Encoding.DER) for path in (arguments.new_root, arguments.cross))
+    now = datetime.datetime.now(tz=datetime.UTC)
+    anchor = verify_new_root(new, cross, anchors=[one.public_bytes(Encoding.DER) for one in held], now=now)
+    if anchor.certificate not in held:
+        write_chain(arguments.anchors, [*held, anchor.certificate])
+    subject = anchor.certificate.subject.rfc4514_string()
+    output.line(f"{arguments.anchors} has the new root {subject}, serial {anchor.certificate.serial_number:x}")
+    output.result(
+        {"file": str(arguments.anchors), "subject": subject, "serial": f"{anchor.certificate.serial_number:x}"}
+    )
     return 0
 
 

@@ -149,6 +149,15 @@ def test_a_root_is_replaced(shell, tmp_path):
     shell.must(*shell.ca("rollover", *words, store="root-ca", key="root"))
     names = {path.name for path in (tmp_path / "over").iterdir()}
     assert names == {"new-root.pem", "new-with-old.pem", "old-with-new.pem"}
+    held = tmp_path / "held.pem"
+    held.write_bytes((tmp_path / "root-ca" / "chain.pem").read_bytes())
+    over = tmp_path / "over"
+    assert shell.code("ca", "follow", over / "new-root.pem", over / "old-with-new.pem", "--anchors", held) == (
+        "pki.rollover.refused"
+    )
+    for _ in range(2):
+        shell.must("ca", "follow", over / "new-root.pem", over / "new-with-old.pem", "--anchors", held)
+    assert len(x509.load_pem_x509_certificates(held.read_bytes())) == 2
     assert shell.events("root-ca") == ["pki.issued"] * 3
     assert shell.events("new-ca") == ["pki.issued"] * 2
     shell.must(*shell.ca("crl", "-o", tmp_path / "crl", store="new-ca", key="new"))
