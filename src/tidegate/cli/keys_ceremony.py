@@ -184,12 +184,15 @@ def run_with_pin(arguments: argparse.Namespace, output: Output) -> int:  # noqa:
     import os
     import subprocess
 
+    from tidegate.base.durable import translate_os_errors
+
     descriptor = os.memfd_create("pin", 0)
     try:
         with _join(arguments.share, _asker(arguments.passphrase_file)) as pin:
             os.write(descriptor, pin.view())
         command = [word.replace("{pin}", f"/dev/fd/{descriptor}") for word in arguments.command]
-        return subprocess.run(command, pass_fds=(descriptor,), check=False).returncode
+        with translate_os_errors(command[0]):
+            return subprocess.run(command, pass_fds=(descriptor,), check=False).returncode
     finally:
         os.close(descriptor)
 
@@ -199,14 +202,14 @@ def _join(paths: list[Path], ask: AskPin) -> Secret:
     from tidegate.base.durable import read_file_bounded
     from tidegate.factory.shares import MAX_SHARE_BYTES, join, open_share, parse_share, pin_of
 
-    words, letters = [], 0
+    words, letters, threshold = [], 0, 0
     for path in paths:
         raw = read_file_bounded(path, limit_bytes=MAX_SHARE_BYTES)
         with ask(f"the passphrase of {parse_share(raw)[0].operator}") as passphrase:
             head, share = open_share(raw, passphrase)
-        letters = head.letters
+        letters, threshold = head.letters, head.threshold
         words.append(share)
-    with join(words) as secret:
+    with join(words[:threshold]) as secret:  # SLIP-39 refuses one more than it needs
         return pin_of(secret, letters)
 
 
@@ -223,12 +226,15 @@ def rehearse(arguments: argparse.Namespace, output: Output) -> int:
 
 def _asker(files: list[Path]) -> AskPin:
     """Return what gives the passphrases of ``files`` in turn, and asks on the terminal where there are none (left)."""
-    from tidegate.cli.keyuri import ask_on_terminal
+    from tidegate.cli.keyuri import ask_on_terminal, ask_twice
+    from tidegate.factory.shares import NEW_PASSPHRASE
     from tidegate.keys.uri import read_passphrase
 
     left = list(files)
 
     def ask(what: str) -> Secret:
-        return read_passphrase(left.pop(0)) if left and "passphrase" in what else ask_on_terminal(what)
+        if left and "passphrase" in what:
+            return read_passphrase(left.pop(0))
+        return ask_twice(what) if what.startswith(NEW_PASSPHRASE) else ask_on_terminal(what)
 
     return ask

@@ -20,6 +20,7 @@ from tidegate.keys.software import Argon2Cost
 
 MAX_SHARE_BYTES = 4096  # 33 words of at most 8 letters, sealed, and who they belong to
 MAX_OPERATORS = 16  # of SLIP-39
+NEW_PASSPHRASE = "a passphrase for the share of"  # noqa: S105  # so a question begins that has to be asked twice
 _FORMAT = "tidegate.share.v1"
 _SECRET_BYTES = 16  # what SLIP-39 divides at least; a PIN of 26 letters holds all of it
 _SALT_BYTES = 32

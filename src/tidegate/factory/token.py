@@ -25,7 +25,7 @@ from tidegate.factory.ceremony import (
     verify_transcript,
 )
 from tidegate.factory.errors import CeremonyProofFailed
-from tidegate.factory.shares import ShareHead, divide, join, make_pin, pin_of, seal_share
+from tidegate.factory.shares import NEW_PASSPHRASE, ShareHead, divide, join, make_pin, pin_of, seal_share
 from tidegate.keys.pkcs11 import Pkcs11KeyStore, open_uri
 from tidegate.keys.pkcs11_backup import backup_key
 from tidegate.keys.store import AskPin, KeyPolicy, KeyPurpose, KeySpec
@@ -69,17 +69,20 @@ def hold_ceremony(plan: CeremonyPlan, folder: Path, room: CeremonyRoom) -> Trans
     """
     started_s = int(room.clock.now_s())
     tokens = _open_tokens(_token_uris(plan), room)  # 1
-    made: list[str] = []
+    made: list[tuple[str, str]] = []
     try:
         for key in plan.keys:
             tokens.stores["first"].capabilities().require(_spec(plan, key.name))
         for key in plan.keys:  # 2
             _generate(plan, tokens, key.name, room)
-            made.append(key.name)
-        _back_up(plan, tokens, room)  # 3
+            made.append(("first", key.name))
+        for key in plan.keys:  # 3
+            if key.backup:
+                _back_up(tokens, key.name, room)
+                made.append(("backup", key.name))
         division = _divide(plan, folder, room)  # 4
-    except TidegateError:
-        _take_back(tokens, made)
+    except BaseException:  # also Ctrl-C where an operator is asked for a passphrase
+        _take_back(tokens, made, room)
         raise
     return _hand_over(plan, tokens, division, room, started_s)  # 5 to 7
 
@@ -117,7 +120,7 @@ def _divide(plan: CeremonyPlan, folder: Path, room: CeremonyRoom) -> _Division:
         words = divide(secret, heads)
     shares = {}
     for head, one in zip(heads, words, strict=True):
-        with room.ask(f"a passphrase for the share of {head.operator}") as passphrase:
+        with room.ask(f"{NEW_PASSPHRASE} {head.operator}") as passphrase:
             shares[head.operator] = seal_share(head, one, passphrase, room.entropy)
     with translate_os_errors(folder):
         folder.mkdir(mode=0o700)
@@ -178,18 +181,19 @@ def _generate(plan: CeremonyPlan, tokens: _Tokens, name: str, room: CeremonyRoom
         room.tell(f"key {name}: {info.public_key.algorithm.label}, key id {info.public_key.key_id}")
 
 
-def _back_up(plan: CeremonyPlan, tokens: _Tokens, room: CeremonyRoom) -> None:
-    for key in plan.keys:
-        if key.backup:
-            backup_key(tokens.stores["first"], key.name, tokens.stores["backup"])
-            room.tell(f"key {key.name}: wrapped, restored in the backup token, the same public key signs there")
+def _back_up(tokens: _Tokens, name: str, room: CeremonyRoom) -> None:
+    backup_key(tokens.stores["first"], name, tokens.stores["backup"])
+    room.tell(f"key {name}: wrapped, restored in the backup token, the same public key signs there")
 
 
-def _take_back(tokens: _Tokens, made: list[str]) -> None:
+def _take_back(tokens: _Tokens, made: list[tuple[str, str]], room: CeremonyRoom) -> None:
+    """Destroy what this ceremony made, where it made it: a key of the same name that was there before stays."""
+    for role, name in made:
+        try:
+            tokens.stores[role].destroy(name)
+        except TidegateError as error:
+            room.tell(f"key {name} is still in the {role} token: {error.message} [{error.code}]")
     for store in tokens.stores.values():
-        present = {info.name for info in store.list_keys()}
-        for name in present.intersection(made):
-            store.destroy(name)
         store.close()
 
 

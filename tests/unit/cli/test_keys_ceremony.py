@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tidegate.cli.main import main
+from tidegate.crypto.aead import Secret
 from tidegate.testing.tokens import SoftHsm
 
 PLAN = """
@@ -91,6 +92,30 @@ def test_the_status_of_the_command_is_the_answer(room):
     room.hold()
     words = ["with-pin", *room.shares("alice", "bob"), *room.phrases(0, 1)]
     assert room.run(*words, "--", sys.executable, "-c", "raise SystemExit(7)")[0] == 7
+
+
+def test_a_command_that_there_is_not(room):
+    room.hold()
+    words = ["with-pin", *room.shares("alice", "bob"), *room.phrases(0, 1)]
+    status, _, err = room.run(*words, "--", "no-such-command", "{pin}")
+    assert status == 4
+    assert "base.storage.missing" in err
+
+
+def test_more_shares_than_needed_are_enough(room):
+    room.hold()
+    words = ["with-pin", *room.shares("alice", "bob", "carol"), *room.phrases(0, 1, 2)]
+    assert room.run(*words, *signing(room, room.folder / "document"))[0] == 0
+
+
+def test_an_operators_new_passphrase_is_typed_twice_alike(room, monkeypatch):
+    """It is typed unseen and nobody tries it: a slip of the finger would be found when the keys are needed."""
+    typed = iter([b"mine", b"mien"])
+    monkeypatch.setattr("tidegate.cli.keyuri.ask_on_terminal", lambda _: Secret(next(typed)))
+    status, _, err = room.run("hold", room.plan, "-o", room.out)
+    assert status == 3
+    assert "keys.unlock.refused" in err
+    assert not room.out.exists()
 
 
 def test_one_share_is_too_few_and_a_wrong_passphrase_opens_none(room):
