@@ -36,6 +36,7 @@ from tidegate.keys.uri import parse_key_uri
 _SO_PEERGROUPS = 59
 _MAX_GROUPS = 256  # a peer in more of them is taken to be in none but his own
 _BACKLOG = 64
+_PAUSE_S = 0.1
 
 Report = Callable[..., None]
 
@@ -52,16 +53,17 @@ class Keyd:
         self._lock = threading.Lock()
         self._clients: Counter[int] = Counter()
         self._paces: dict[int, _Pace] = {}
+        self._stopping = False
 
     def run(self) -> None:
-        """Serve until the listener is shut down."""
-        while True:
+        """Serve until ``stop``."""
+        while not self._stopping:
             try:
                 connection, _ = self._listener.accept()
-            except ConnectionAbortedError:
+            except OSError:  # shut down, by ``stop``; or no descriptor is left until some client goes
+                if not self._stopping:
+                    time.sleep(_PAUSE_S)
                 continue
-            except OSError:  # shut down, by ``stop``
-                return
             peer = peer_of(connection)
             refusal = self._admit(peer)
             if refusal is not None:
@@ -69,10 +71,16 @@ class Keyd:
                 self._say(connection, refusal)
                 connection.close()
                 continue
-            threading.Thread(target=self._serve, args=(connection, peer), daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=(connection, peer), daemon=True).start()
+            except RuntimeError:  # the system gives this process no more threads
+                self._leave(peer)
+                self._say(connection, KeydBusy("the key process has no thread for another client"))
+                connection.close()
 
     def stop(self) -> None:
         """Take no more clients; ``run`` returns."""
+        self._stopping = True
         self._listener.shutdown(socket.SHUT_RDWR)
 
     def _admit(self, peer: Peer) -> TidegateError | None:
@@ -93,10 +101,13 @@ class Keyd:
                 while self._serve_one(connection, peer):
                     pass
         finally:
-            with self._lock:
-                self._clients[peer.uid] -= 1
-                if not self._clients[peer.uid]:
-                    del self._clients[peer.uid]
+            self._leave(peer)
+
+    def _leave(self, peer: Peer) -> None:
+        with self._lock:
+            self._clients[peer.uid] -= 1
+            if not self._clients[peer.uid]:
+                del self._clients[peer.uid]
 
     def _serve_one(self, connection: socket.socket, peer: Peer) -> bool:
         """Answer one request; return whether the client may send another."""
@@ -173,8 +184,7 @@ def listen(path: Path, *, mode: int, uid: int, gid: int) -> socket.socket:
         try:
             with translate_os_errors(path):
                 listener.bind(str(path))
-                os.chown(path, uid, gid)
-                path.chmod(mode)
+                _give(path, mode=mode, uid=uid, gid=gid)
         finally:
             os.umask(before)
         listener.listen(_BACKLOG)
@@ -182,6 +192,22 @@ def listen(path: Path, *, mode: int, uid: int, gid: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _give(path: Path, *, mode: int, uid: int, gid: int) -> None:
+    """Set owner and mode of the socket at ``path``, and of nothing else.
+
+    Whoever may write its folder may put a link in its place meanwhile, and would be given what the link points at.
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
+            raise KeydConfigInvalid(f"{path} was replaced while it was made: who else may write its folder?")
+        os.chown(f"/proc/self/fd/{descriptor}", uid, gid)
+        Path(f"/proc/self/fd/{descriptor}").chmod(mode)
+    finally:
+        os.close(descriptor)
 
 
 def _remove_dead(path: Path) -> None:

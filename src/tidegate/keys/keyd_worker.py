@@ -19,6 +19,7 @@ from tidegate.base.durable import write_all
 from tidegate.base.errors import TidegateError
 from tidegate.crypto import cbor
 from tidegate.keys.errors import (
+    CapabilityMissing,
     KeydMessageMalformed,
     PinLocked,
     PinMissing,
@@ -117,7 +118,8 @@ class Worker:
         self._bury()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
-            command = [sys.executable, "-m", "tidegate.keys.keyd_worker", str(theirs.fileno())]
+            # -P: not with the modules of whatever folder it was started in
+            command = [sys.executable, "-P", "-m", "tidegate.keys.keyd_worker", str(theirs.fileno())]
             try:
                 self._child = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno(), *self._pins]
@@ -201,6 +203,8 @@ def serve(channel: socket.socket) -> None:
         try:
             request = parse_request(body)
             answer = encode_answer(request.operation, perform(store, request))
+            if len(answer) > MAX_MESSAGE_BYTES:
+                raise CapabilityMissing(f"the answer to {request.operation.value} is longer than a message may be")
         except TidegateError as error:
             answer = encode_error(error)
         send_message(channel, answer, within_s=_OPENING_S)

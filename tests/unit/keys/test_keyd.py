@@ -22,8 +22,16 @@ from hypothesis import strategies as st
 from tidegate.base.errors import Rejected, TidegateError
 from tidegate.crypto import cbor
 from tidegate.crypto.signing import SignatureAlgorithm
-from tidegate.keys.errors import KeydUnreachable, KeyMissing
-from tidegate.keys.keyd_grants import Peer, parse_config
+from tidegate.keys.errors import (
+    KeydConfigInvalid,
+    KeydUnreachable,
+    KeyMissing,
+    PinMissing,
+    PinRefused,
+    TokenMissing,
+)
+from tidegate.keys.keyd import Keyd, listen
+from tidegate.keys.keyd_grants import Grant, Grants, Limits, Peer, parse_config
 from tidegate.keys.keyd_harden import become, harden
 from tidegate.keys.keyd_wire import (
     MAX_MESSAGE_BYTES,
@@ -703,6 +711,93 @@ def test_too_many_clients(room):
             assert time.monotonic() < deadline
             time.sleep(0.02)
     assert stores[1].random(8)
+
+
+def test_no_descriptors_left_is_no_end(room):
+    """A user who takes all of them holds up others for as long as he stays; the process goes on afterwards."""
+    room.grant(user=os.getuid(), keys=["*"], operations=EVERYTHING, limits={"clients": 400, "clients_per_user": 400})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))
+    try:
+        room.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with contextlib.ExitStack() as held:
+        for _ in range(60):
+            stream = held.enter_context(socket.socket(socket.AF_UNIX))
+            stream.connect(str(room.socket))
+        time.sleep(0.5)
+        assert room.process.poll() is None
+    assert room.store().random(8)
+
+
+def test_no_thread_left_is_busy(tmp_path, monkeypatch):
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen()
+    grant = Grant(uid=os.getuid(), gid=None, keys=("*",), operations=frozenset({Operation.RANDOM}))
+    keyd = Keyd(listener, None, Grants(grants=(grant,)), Limits(), lambda *_, **__: None)
+    running = threading.Thread(target=keyd.run, daemon=True)
+    running.start()
+
+    def fail(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    for _ in range(40):  # more than a user may have at once: none of them is counted for ever
+        assert code_of(RemoteKeyStore, tmp_path / "s") == "keys.keyd.busy"
+    assert keyd._clients.total() == 0
+    monkeypatch.undo()
+    keyd.stop()
+    running.join(timeout=5)
+    assert not running.is_alive()
+    listener.close()
+
+
+def test_an_answer_longer_than_a_message_costs_nobody_the_worker(room):
+    room.start()
+    store = room.store()
+    store.generate("v", KeySpec(purpose=KeyPurpose.SEAL))
+    worker = room.worker()
+    secret = bytes(MAX_MESSAGE_BYTES - 32)
+    assert len(encode_request(Request(operation=Operation.SEAL, name="v", arguments=(secret, b"")))) < MAX_MESSAGE_BYTES
+    assert code_of(store.seal, "v", secret, b"") == "keys.capability.missing"
+    assert room.worker() == worker
+    assert room.events("keyd.worker.lost") == []
+
+
+def test_a_link_in_the_sockets_place_gives_nothing_away(tmp_path, monkeypatch):
+    """A key process that is started by root: its user may write the socket's folder."""
+    victim, path = tmp_path / "victim", tmp_path / "sock"
+    victim.write_text("x")
+    victim.chmod(0o600)
+    bind = socket.socket.bind
+
+    def replaced(stream, address):
+        bind(stream, address)
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(victim)
+
+    monkeypatch.setattr(socket.socket, "bind", replaced)
+    assert code_of(listen, path, mode=0o666, uid=os.getuid(), gid=os.getgid()) == "keys.keyd.config"
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o600
+
+
+def test_the_worker_takes_no_modules_from_the_folder_it_is_started_in(room, tmp_path, monkeypatch):
+    (tmp_path / "tidegate").mkdir()
+    (tmp_path / "tidegate" / "__init__.py").write_text("raise SystemExit(9)\n")
+    monkeypatch.chdir(tmp_path)
+    worker = Worker(*hold_pins(parse_key_uri(room.uri)), within_s=10.0, report=lambda *_, **__: None)
+    worker.start()
+    worker.stop()
+
+
+def test_a_refused_pin_is_no_reason_for_systemd_to_start_it_again():
+    unit = (Path(__file__).resolve().parents[3] / "deploy" / "tidegate-keyd.service").read_text()
+    (line,) = [line for line in unit.splitlines() if line.startswith("RestartPreventExitStatus=")]
+    never = {int(word) for word in line.partition("=")[2].split()}
+    assert {PinRefused.exit_status, PinMissing.exit_status, KeydConfigInvalid.exit_status} <= never
+    assert TokenMissing.exit_status not in never
 
 
 def test_too_many_requests_wait(room):
