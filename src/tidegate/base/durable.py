@@ -14,6 +14,8 @@ from pathlib import Path
 
 from tidegate.base.errors import Fault, InputTooLarge, StorageFailed, StorageFull, StorageMissing, UnsafePermissions
 
+_GONE = ".gone"  # of a file that is being erased
+
 
 @contextlib.contextmanager
 def translate_os_errors(path: os.PathLike[str] | str) -> Iterator[None]:
@@ -72,6 +74,37 @@ def write_file_new(path: Path, data: bytes, *, mode: int) -> None:
         complete.unlink()
     with translate_os_errors(path):
         sync_folder(path.parent)
+
+
+def erase_file(path: Path) -> None:
+    """Take a file's name away, then overwrite its content and remove it, each step durable; ``base.storage.*``.
+
+    A power cut leaves the file as it was or without its name; what it left of the content the next ``erase_left``
+    removes. Flash and journals may keep old blocks of it all the same.
+    """
+    with translate_os_errors(path):
+        gone = path.with_name(f".{path.name}{_GONE}")
+        path.rename(gone)
+        sync_folder(path.parent)
+        _overwrite(gone)
+
+
+def erase_left(folder: Path) -> None:
+    """Finish what a power cut interrupted in ``erase_file`` below ``folder``; ``base.storage.*``."""
+    with translate_os_errors(folder):
+        for left in folder.glob(f".*{_GONE}"):
+            _overwrite(left)
+
+
+def _overwrite(path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        write_all(descriptor, bytes(os.fstat(descriptor).st_size))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    path.unlink()
+    sync_folder(path.parent)
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

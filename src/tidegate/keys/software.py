@@ -16,6 +16,8 @@ from pathlib import Path
 
 from tidegate.base.clock import Entropy, SystemEntropy
 from tidegate.base.durable import (
+    erase_file,
+    erase_left,
     read_file_bounded,
     require_private,
     sync_folder,
@@ -281,13 +283,10 @@ class SoftwareKeyStore:
                 self._require_private(path)
             except StorageMissing as error:
                 raise KeyMissing(f"no key {name!r} in {self._folder}", key=name) from error
-            self._path(name, ".certs").unlink(missing_ok=True)
-            with path.open("r+b") as stream:
-                stream.write(bytes(path.stat().st_size))
-                stream.flush()
-                os.fsync(stream.fileno())
-            path.unlink()
+            erase_left(self._folder)
+            self._path(name, ".certs").unlink(missing_ok=True)  # first: a new key of this name must not meet it
             sync_folder(self._folder)
+            erase_file(path)
 
     def close(self) -> None:
         """Wipe the store's own key; every later use raises ``keys.store.closed``."""

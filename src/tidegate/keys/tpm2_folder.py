@@ -7,14 +7,14 @@ power cut leaves a whole key, or none and a file that the next one of this name 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from tidegate.base.durable import (
+    erase_file,
+    erase_left,
     read_file_bounded,
     require_private,
-    sync_folder,
     translate_os_errors,
     write_file_atomic,
     write_file_new,
@@ -110,16 +110,12 @@ class Tpm2Folder:
 
     def remove(self, name: str) -> None:
         """Overwrite and remove a key's files, the record last."""
+        erase_left(self.path)
         for suffix in (".pem", ".key"):
             path = self._path(name, suffix)
-            with contextlib.suppress(StorageMissing), translate_os_errors(path):
+            with contextlib.suppress(StorageMissing):
                 require_private(path)
-                with path.open("r+b") as stream:
-                    stream.write(bytes(path.stat().st_size))
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                path.unlink()
-                sync_folder(self.path)
+                erase_file(path)
 
     def counter(self, name: str) -> CounterRecord | None:
         """Return what the folder remembers of a counter."""
