@@ -67,6 +67,7 @@ from tidegate.keys.tpm2_device import (
     Chip,
     is_handle_name,
     refused,
+    require_try_left,
     response_code,
     tpm_at,
     tss,
@@ -95,9 +96,13 @@ _RANDOM_BYTES = 32  # what every TPM gives in one answer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tpm2Pins:
-    """Where PINs come from: a key's (asked with a description), the owner's, the storage key's; ``None``: empty."""
+    """Where PINs come from: a key's (asked with a description), the owner's, the storage key's; ``None``: empty.
+
+    The TPM's last try is not spent on a key's PIN that comes from no person (``key_by_person``).
+    """
 
     key: Callable[[str], Secret] | None = None
+    key_by_person: bool = True
     owner: Callable[[], Secret] | None = None
     parent: Callable[[], Secret] | None = None
 
@@ -422,6 +427,8 @@ class Tpm2KeyStore:
         pin = self._pin(key)
 
         def within(chip: Chip) -> T:
+            if pin is not None and not self._pins.key_by_person:
+                require_try_left(chip, name)
             with self._told(chip, key, pin):
                 return work(chip, self._use(chip, key, pin, private=private))
 
@@ -480,6 +487,7 @@ def open_uri(uri: KeyUri, *, create: bool, ask: AskPin | None) -> Tpm2KeyStore:
 
     pins = Tpm2Pins(
         key=lambda what: read_pin(uri.options.get("key-pin-source"), ask, what),
+        key_by_person="key-pin-source" not in uri.options,
         owner=source("owner-auth-source", "the owner's authorisation of the TPM"),
         parent=source("auth-source", "the authorisation of the TPM's storage key"),
     )

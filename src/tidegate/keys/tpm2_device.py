@@ -475,6 +475,23 @@ def refused(chip: Chip, name: str) -> TidegateError:
     return PinRefused(f"the PIN of key {name!r} is another one; wrong tries left: {left}", key=name, tries_left=left)
 
 
+def require_try_left(chip: Chip, name: str) -> None:
+    """Return if a PIN from a file may be tried, else raise ``keys.pin.refused``.
+
+    A service that is started again and again with a wrong PIN must not lock the TPM for everybody: the try before the
+    lock is left to people. The TPM forgets a wrong try after the seconds named.
+    """
+    used = chip.property(_PT_LOCKOUT_COUNTER)
+    if used and used == chip.property(_PT_MAX_AUTH_FAIL) - 1:
+        wait = chip.property(_PT_LOCKOUT_INTERVAL)
+        raise PinRefused(
+            f"the TPM locks with the next wrong PIN: that of key {name!r} is not tried from a file for {wait} s",
+            key=name,
+            tries_left=1,
+            wait_s=wait,
+        )
+
+
 def is_handle_name(name: str) -> bool:
     """Return whether a key is named by its persistent handle."""
     return re.fullmatch(r"0x81[0-7][0-9a-f]{5}", name) is not None

@@ -14,12 +14,14 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-from tidegate.base.durable import read_file_bounded, require_private
+from tidegate.base.durable import read_file_bounded, require_private, translate_os_errors
+from tidegate.base.errors import UnsafePermissions
 from tidegate.crypto.aead import Secret
 from tidegate.keys.errors import KeyUriMalformed, PinMissing, ProviderUnknown, UnlockRefused
 from tidegate.keys.store import AskPin, KeyStore, check_key_name
@@ -49,6 +51,10 @@ SCHEMES = {
     ),
     "keyd": Scheme(module="tidegate.keys.remote", options=frozenset()),
 }
+# what a message may show: names that are ours or known from elsewhere, never a secret that stands where a name should
+_EVERY_OPTION = frozenset({"key", "object", "id", "pin", "pin-value", "passphrase"}).union(
+    *(scheme.options for scheme in SCHEMES.values())
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +99,8 @@ def parse_key_uri(text: str) -> KeyUri:
     for pair in pairs:
         option, _, value = pair.partition("=")
         if option not in {named, *allowed} or option in options:
-            raise KeyUriMalformed(f"{shown!r} with an unknown or repeated option {option!r} is no key URI", uri=shown)
+            told = repr(option) if option in _EVERY_OPTION else "that is not shown"
+            raise KeyUriMalformed(f"{shown!r} with an unknown or repeated option {told} is no key URI", uri=shown)
         options[option] = unquote(value)
     location = options.get("token", "") if token else location
     if not location or parts.netloc or parts.fragment or not "".join((text, location, *options.values())).isprintable():
@@ -128,7 +135,7 @@ def read_pin(source: str | None, ask: AskPin | None, what: str) -> Secret:
         folder = os.environ.get("CREDENTIALS_DIRECTORY")
         if not folder or "/" in name or name in {"", ".", ".."}:
             raise PinMissing(f"there is no systemd credential {name!r}")
-        return read_passphrase(Path(folder) / name)
+        return _read_credential(Path(folder) / name)
     return read_passphrase(Path(source.removeprefix("file:")))
 
 
@@ -136,6 +143,24 @@ def read_passphrase(path: Path) -> Secret:
     """Return the first line of a private file (or of a descriptor under /dev/fd) as a secret, never an empty one."""
     if path.parent != Path("/dev/fd"):
         require_private(path)
+    return _first_line(path)
+
+
+def _read_credential(path: Path) -> Secret:
+    """Return a systemd credential; raise ``base.permissions.unsafe`` if others than root and this service can reach it.
+
+    Where it can, systemd keeps the file root's and admits the service by an access list, whose mask ``stat`` shows as
+    the group's right to read (mode 440, of the folder 550); else both are the service's own.
+    """
+    for place, forbidden in ((path.parent, 0o027), (path, 0o037)):
+        with translate_os_errors(place):
+            status = place.lstat()
+        if stat.S_ISLNK(status.st_mode) or status.st_uid not in {0, os.geteuid()} or status.st_mode & forbidden:
+            raise UnsafePermissions(f"{place} is no credential of this service: others can reach it", path=str(place))
+    return _first_line(path)
+
+
+def _first_line(path: Path) -> Secret:
     line = read_file_bounded(path, limit_bytes=_MAX_PASSPHRASE_BYTES).split(b"\n", 1)[0]
     if not line:
         raise UnlockRefused(f"{path} holds no passphrase", path=str(path))

@@ -99,6 +99,35 @@ def test_where_no_file_is_named_a_person_is_asked(tmp_path):
     assert code_of(open_store, uri, ask=lambda what: Secret(b"wrong")) == "keys.unlock.refused"
 
 
+@pytest.mark.parametrize(
+    "text", ["pkcs11:token=x?hunter2", "file:/k?key=a&hunter2=1", "file:/k?device-secret=/a&hunter2"]
+)
+def test_a_secret_in_an_options_place_is_not_shown(text):
+    with pytest.raises(TidegateError) as caught:
+        parse_key_uri(text)
+    assert "hunter2" not in f"{caught.value} {caught.value.describe()}"
+
+
+def test_a_credential_that_an_access_list_opens(tmp_path, monkeypatch):
+    """systemd since version 254: root's file, the service admitted by a list whose mask shows as mode 440."""
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    (folder / "pin").write_bytes(b"1234")
+    (folder / "pin").chmod(0o440)
+    folder.chmod(0o550)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
+    with read_pin("credential:pin", None, "the PIN") as pin:
+        assert bytes(pin.view()) == b"1234"
+    for place, mode in ((folder / "pin", 0o444), (folder / "pin", 0o460), (folder, 0o555), (folder, 0o570)):
+        before = place.stat().st_mode
+        place.chmod(mode)
+        assert code_of(read_pin, "credential:pin", None, "the PIN") == "base.permissions.unsafe"
+        place.chmod(before)
+    folder.chmod(0o700)
+    (folder / "link").symlink_to(folder / "pin")
+    assert code_of(read_pin, "credential:link", None, "the PIN") == "base.permissions.unsafe"
+
+
 def test_credentials_of_the_service(tmp_path, words, monkeypatch):
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     assert code_of(read_pin, "credential:words", None, "the PIN") == "keys.pin.missing"

@@ -247,6 +247,19 @@ def test_guessing_a_pin_ends_in_a_lock_with_its_time(own, tmp_path):
     store.signer("free").sign(b"m")
 
 
+def test_a_service_that_starts_again_with_a_wrong_pin_file_locks_nothing(own, tmp_path):
+    Tpm2KeyStore.create(tmp_path / "keys", own.tcti, pins=pins()).generate("k", signing(user_auth=True))
+    file = tmp_path / "pin"
+    file.write_bytes(b"wrong")
+    file.chmod(0o600)
+    uri = parse_key_uri(f"tpm2:{tmp_path}/keys?key=k&tcti={own.tcti}&key-pin-source={file}")
+    for _ in range(12):
+        service = open_store(uri)
+        assert code_of(service.signer("k").sign, b"m") == "keys.pin.refused"
+        service.close()
+    Tpm2KeyStore(tmp_path / "keys", own.tcti, pins=pins()).signer("k").sign(b"a person has the last try")
+
+
 @pytest.mark.parametrize("pcrs", [frozenset(), frozenset({16})])
 def test_a_wrong_pin_is_sent_once(own, tmp_path, pcrs):
     """A service with a wrong PIN file must not lock the TPM for everybody by trying again and again."""
