@@ -45,7 +45,7 @@ class Stapler:
         self._lock = threading.Lock()
         self._answer = b""
         self._due_s = self._expires_s = 0.0
-        self.last_error: TidegateError | None = None
+        self.last_error: TidegateError | OSError | None = None
         self.refresh()
 
     def refresh(self) -> None:
@@ -66,7 +66,7 @@ class Stapler:
         if now_s >= self._due_s and self._lock.acquire(blocking=False):
             try:
                 self.refresh()
-            except TidegateError as error:
+            except (TidegateError, OSError) as error:  # what there is stays good meanwhile
                 self.last_error, self._due_s = error, now_s + _RETRY_S
             finally:
                 self._lock.release()
@@ -83,17 +83,26 @@ class StapleCheck:
     def judge(self, answer: bytes | None, chain: Sequence[bytes]) -> None:
         """Return if the handshake may go on.
 
-        ``chain`` is the verified chain, the server's certificate first. Raises ``tls.staple.missing`` and what
+        ``chain`` is the verified chain, the server's certificate first; one that says of itself that an answer comes
+        with it (RFC 7633) is held to that under every rule. Raises ``tls.staple.missing`` and what
         ``pki.revocation.verify_ocsp`` raises. Only the server's own certificate is asked for, not those above it.
         """
         if answer is None:
-            if self._rule is OcspRule.REQUIRE:
+            if self._rule is OcspRule.REQUIRE or (chain and _must_staple(chain[0])):
                 raise StapleMissing("the server sent no OCSP answer")
             return
         if len(chain) < 2:
             raise StapleMissing("the server's certificate is an anchor itself: nobody above it can vouch for it")
         certificate, issuer = (x509.load_der_x509_certificate(one) for one in chain[:2])
         verify_ocsp(answer, certificate=certificate, issuer=issuer, now=_moment(self._clock.now_s()))
+
+
+def _must_staple(der: bytes) -> bool:
+    try:
+        promised = x509.load_der_x509_certificate(der).extensions.get_extension_for_class(x509.TLSFeature).value
+    except x509.ExtensionNotFound:
+        return False
+    return x509.TLSFeatureType.status_request in promised
 
 
 def _moment(seconds: float) -> datetime.datetime:

@@ -1,8 +1,14 @@
 """OCSP stapling on both ends: what a server sends, what a client takes."""
 
+import datetime
 import ssl
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from tidegate.base.errors import TidegateError
 from tidegate.crypto.signing import SignatureAlgorithm
@@ -138,7 +144,8 @@ def test_a_stapler_renews_in_time_and_never_sends_a_stale_answer(world) -> None:
     assert len(fetched) == 2
 
 
-def test_a_stapler_whose_responder_is_away(world) -> None:
+@pytest.mark.parametrize("away", [StapleMissing, ConnectionRefusedError, TimeoutError])
+def test_a_stapler_whose_responder_is_away(world, away) -> None:
     certificate = world.identity()[1][0]
     asked = []
     answers = [world.ca.answer(certificate, span=(-HOUR, HOUR))]
@@ -147,7 +154,7 @@ def test_a_stapler_whose_responder_is_away(world) -> None:
         asked.append(1)
         if answers:
             return answers.pop()
-        raise StapleMissing("away")
+        raise away("away")
 
     stapler = Stapler(fetch, [certificate, world.ca.der])
     clock = stapler._clock = Clock(stapler._clock.now_s())
@@ -156,7 +163,7 @@ def test_a_stapler_whose_responder_is_away(world) -> None:
     assert stapler.current() is not None
     assert stapler.current() is not None
     assert len(asked) == 2  # the failed attempt is not repeated by every handshake
-    assert stapler.last_error.code == "tls.staple.missing"
+    assert type(stapler.last_error) is away
     clock.now = start + 0.8 * HOUR.total_seconds()
     assert stapler.current() is not None
     assert len(asked) == 3
@@ -206,3 +213,17 @@ def test_attachments_go_with_their_contexts(world, server_of) -> None:
     assert hooks.live() == before + 1
     del server
     assert hooks.live() == before
+
+
+def test_a_certificate_that_promises_an_answer_is_held_to_it(world) -> None:
+    """RFC 7633: whoever stole the key cannot hide a revocation by sending nothing."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")])
+    start = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, start, start + datetime.timedelta(days=1))
+    plain = builder.sign(key, hashes.SHA256())
+    promising = builder.add_extension(x509.TLSFeature([x509.TLSFeatureType.status_request]), critical=False)
+    check = StapleCheck(OcspRule.IF_PRESENT)
+    check.judge(None, [plain.public_bytes(Encoding.DER), world.ca.der])
+    with pytest.raises(StapleMissing):
+        check.judge(None, [promising.sign(key, hashes.SHA256()).public_bytes(Encoding.DER), world.ca.der])
