@@ -19,8 +19,8 @@ import struct
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tidegate.base.durable import read_file_bounded, translate_os_errors
@@ -53,6 +53,7 @@ class Keyd:
         self._lock = threading.Lock()
         self._clients: Counter[int] = Counter()
         self._paces: dict[int, _Pace] = {}
+        self._turns = _Turns()
         self._stopping = False
 
     def run(self) -> None:
@@ -129,7 +130,8 @@ class Keyd:
         try:
             request = parse_request(body)
             self._grants.require(peer, request)
-            reply = self._worker.call(body)
+            with self._paces[peer.uid].one_at_a_time, self._turns.next():
+                reply = self._worker.call(body)
             if request.operation is Operation.LIST:
                 infos = parse_reply(Operation.LIST, reply)
                 return encode_answer(Operation.LIST, self._grants.visible(peer, infos))
@@ -154,6 +156,7 @@ class _Pace:
         self._gap_s = 1.0 / per_second
         self._burst_s = 1.0
         self._lock = threading.Lock()
+        self.one_at_a_time = threading.Lock()  # of a user's requests: he waits behind himself, not others behind him
         self._next = time.monotonic() - self._burst_s
 
     def wait(self) -> None:
@@ -163,6 +166,35 @@ class _Pace:
             pause_s = self._next - now
         if pause_s > 0:
             time.sleep(pause_s)
+
+
+class _Turns:
+    """The worker's queue: whoever came first is next, and nobody overtakes (a plain lock lets the last holder)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Lock] = deque()
+        self._is_taken = False
+
+    @contextlib.contextmanager
+    def next(self) -> Iterator[None]:
+        """Wait for the turn, and give it on at the end."""
+        with self._lock:
+            mine = threading.Lock() if self._is_taken else None
+            if mine is not None:
+                mine.acquire()
+                self._waiting.append(mine)
+            self._is_taken = True
+        if mine is not None:
+            mine.acquire()  # until the one before us releases it
+        try:
+            yield
+        finally:
+            with self._lock:
+                if self._waiting:
+                    self._waiting.popleft().release()
+                else:
+                    self._is_taken = False
 
 
 def peer_of(connection: socket.socket) -> Peer:

@@ -713,6 +713,47 @@ def test_too_many_clients(room):
     assert stores[1].random(8)
 
 
+def test_who_floods_waits_behind_himself(tmp_path):
+    """A user with many connections and slow requests holds up another one for one request each, not for all of them."""
+    served = []
+
+    class Slow:
+        def call(self, body):
+            time.sleep(0.02)
+            served.append(parse_request(body).arguments[0])
+            return encode_answer(Operation.RANDOM, b"x")
+
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen()
+    grants = Grants(
+        grants=tuple(Grant(uid=uid, gid=None, keys=("*",), operations=frozenset({Operation.RANDOM})) for uid in (1, 2))
+    )
+    keyd = Keyd(listener, Slow(), grants, Limits(), lambda *_, **__: None)
+    flooder, other = (Peer(pid=1, uid=uid, gids=frozenset()) for uid in (1, 2))
+    for peer in [flooder] * 32 + [other]:
+        assert keyd._admit(peer) is None
+
+    def ask(peer, count):
+        body = encode_request(Request(operation=Operation.RANDOM, name="", arguments=(peer.uid,)))
+        for _ in range(count):
+            keyd._answer(body, peer)
+
+    threads = [threading.Thread(target=ask, args=(flooder, 3)) for _ in range(32)]
+    for thread in threads:
+        thread.start()
+    while len(served) < 3:
+        time.sleep(0.005)
+    for _ in range(3):
+        before = len(served)
+        ask(other, 1)
+        assert len(served) - before <= 4
+    for thread in threads:
+        thread.join()
+    assert served.count(1) == 96
+    listener.close()
+
+
 def test_no_descriptors_left_is_no_end(room):
     """A user who takes all of them holds up others for as long as he stays; the process goes on afterwards."""
     room.grant(user=os.getuid(), keys=["*"], operations=EVERYTHING, limits={"clients": 400, "clients_per_user": 400})
