@@ -25,12 +25,15 @@ class Failures:
         if isinstance(error, KeyboardInterrupt):
             # from a thread of its own: at once, it would be raised here, inside the callback, and be lost again
             threading.Timer(_INTERRUPT_S, _interrupt).start()
-        one: BaseException | None = error
+        left = [error]
         for _ in range(_MAX_CHAIN):
-            if one is None:
+            if not left:
                 break
+            one = left.pop()
             one.__traceback__ = None
-            one = one.__cause__ or one.__context__
+            # two ways on: ``raise … from`` while another error is being handled
+            behind = {id(cause): cause for cause in (one.__cause__, one.__context__) if cause is not None}
+            left += behind.values()
         self.last = error
 
 

@@ -569,3 +569,24 @@ def test_contexts_are_made_and_dropped_while_others_work(world) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_no_error_behind_a_kept_one_keeps_its_frames() -> None:
+    """``raise … from`` while a third error is handled: cause and context are two errors, each with frames."""
+
+    def fail() -> None:
+        try:
+            try:
+                raise ValueError("what was handled first")
+            except ValueError:
+                raise KeyError("what was being handled")  # noqa: B904  # so that it has a context
+        except KeyError:
+            raise RuntimeError("told") from OSError("the cause")
+
+    failures = Failures()
+    try:
+        fail()
+    except RuntimeError as error:
+        failures.note(error)
+    context = failures.last.__context__
+    assert [one.__traceback__ for one in (failures.last, context, context.__context__)] == [None, None, None]
