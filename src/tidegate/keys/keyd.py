@@ -278,6 +278,7 @@ def serve(path: Path, report: Report) -> None:
     """Run the key process of the file at ``path`` until SIGTERM."""
     config, grants = read_config(path)
     section = config.keyd
+    harden()  # before there is a PIN here; becoming another user undoes a part of it
     uri, pins = hold_pins(parse_key_uri(section.store))
     uid, gid = _identity(section.user)
     group = gid if section.group is None else _group(section.group)

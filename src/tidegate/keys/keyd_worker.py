@@ -51,7 +51,7 @@ _FINAL = (PinRefused, PinLocked, PinMissing, UnlockRefused)  # trying once more 
 def hold_pins(uri: KeyUri) -> tuple[KeyUri, tuple[int, ...]]:
     """Return ``uri`` with every PIN in a descriptor in place of its file, and these descriptors.
 
-    The files are read now, as the user who may; each new child reads the descriptors, as the user that is left.
+    The files are read now, as the user who may; each new child gets the descriptors, as the user that is left.
     Raises what ``read_pin`` does.
     """
     options, descriptors = dict(uri.options), []
@@ -121,15 +121,15 @@ class Worker:
             # -P: not with the modules of whatever folder it was started in
             command = [sys.executable, "-P", "-m", "tidegate.keys.keyd_worker", str(theirs.fileno())]
             try:
-                self._child = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno(), *self._pins]
-                )
+                self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
             except OSError as error:  # after becoming another user: can he run this interpreter?
                 ours.close()
                 raise ProviderFailed(f"{sys.executable} does not start: {error.strerror}") from error
         self._channel = ours
         try:
-            send_message(ours, _opening(self._uri), within_s=_OPENING_S)
+            send_message(ours, _opening(self._uri, self._pins), within_s=_OPENING_S)
+            if self._pins:  # not inherited: until it has hardened itself, its user's other processes can look into it
+                socket.send_fds(ours, [b"\0"], self._pins)
             reply = receive_message(ours, idle_s=_OPENING_S, within_s=_OPENING_S)
         except (OSError, KeydMessageMalformed):
             reply = None
@@ -194,7 +194,7 @@ def serve(channel: socket.socket) -> None:
     if first is None:
         return
     try:
-        store = _open(first)
+        store = _open(first, channel)
     except TidegateError as error:
         send_message(channel, encode_error(error), within_s=_OPENING_S)
         return
@@ -211,14 +211,19 @@ def serve(channel: socket.socket) -> None:
     store.close()
 
 
-def _opening(uri: KeyUri) -> bytes:
-    return cbor.encode([uri.scheme, uri.location, dict(uri.options)])
+def _opening(uri: KeyUri, pins: tuple[int, ...]) -> bytes:
+    return cbor.encode([uri.scheme, uri.location, dict(uri.options), list(pins)])
 
 
-def _open(first: bytes) -> KeyStore:
+def _open(first: bytes, channel: socket.socket) -> KeyStore:
+    """Return the store that the first message names, with the PINs whose descriptors come behind it."""
     match cbor.decode(first, limit_bytes=MAX_MESSAGE_BYTES):
-        case [str() as scheme, str() as location, dict() as told]:
-            options = {str(option): str(value) for option, value in told.items()}
+        case [str() as scheme, str() as location, dict() as told, list() as pins]:
+            here = socket.recv_fds(channel, 1, len(pins))[1] if pins else []
+            for descriptor in here:
+                os.set_inheritable(descriptor, False)
+            moved = {f"/dev/fd/{there}": f"/dev/fd/{ours}" for there, ours in zip(pins, here, strict=True)}
+            options = {str(option): moved.get(str(value), str(value)) for option, value in told.items()}
             return open_store(KeyUri(scheme=scheme, location=location, name="", options=options))
     raise KeydMessageMalformed("no opening message")
 

@@ -30,7 +30,7 @@ from tidegate.keys.errors import (
     PinRefused,
     TokenMissing,
 )
-from tidegate.keys.keyd import Keyd, listen
+from tidegate.keys.keyd import Keyd, listen, serve
 from tidegate.keys.keyd_grants import Grant, Grants, Limits, Peer, parse_config
 from tidegate.keys.keyd_harden import become, harden
 from tidegate.keys.keyd_wire import (
@@ -219,6 +219,44 @@ def test_a_wrong_pin_is_tried_once(reachable):
         assert worker._refusal is not None
         for descriptor in pins:
             os.close(descriptor)
+
+
+def test_a_worker_gets_its_pin_only_after_it_hardened_itself(reachable, monkeypatch):
+    """What it inherited would stand in /proc/PID/fd for its user's other processes for as long as Python starts."""
+    words = reachable / "words"
+    words.write_bytes(b"correct horse")
+    words.chmod(0o600)
+    text = f"file:{reachable}/words-store?passphrase-file={words}"
+    open_store(parse_key_uri(text), create=True)
+    inherited = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *arguments, **named) -> None:
+            inherited.extend(named["pass_fds"])
+            super().__init__(*arguments, **named)
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    uri, pins = hold_pins(parse_key_uri(text))
+    worker = Worker(uri, pins, within_s=20, report=lambda *_, **__: None)
+    worker.start()
+    assert inherited
+    assert not set(inherited) & set(pins)
+    worker.stop()
+    for descriptor in pins:
+        os.close(descriptor)
+
+
+def test_the_key_process_is_hardened_before_it_reads_a_pin(room, monkeypatch):
+    order = []
+
+    def read(_):
+        order.append("pins")
+        raise PinMissing("enough")
+
+    monkeypatch.setattr("tidegate.keys.keyd.harden", lambda: order.append("hardened"))
+    monkeypatch.setattr("tidegate.keys.keyd.hold_pins", read)
+    assert code_of(serve, room.config, lambda *_, **__: None) == "keys.pin.missing"
+    assert order == ["hardened", "pins"]
 
 
 # ---- grants ----------------------------------------------------------------------------------------------
