@@ -264,12 +264,15 @@ def check_quote(arguments: argparse.Namespace, output: Output) -> int:
     from tidegate.base.durable import read_file_bounded
     from tidegate.crypto.signing import MAX_PUBLIC_KEY_BYTES, parse_public_key
     from tidegate.keys.attest import verify_quote
+    from tidegate.keys.errors import QuoteInvalid
 
     public = parse_public_key(read_file_bounded(arguments.public, limit_bytes=MAX_PUBLIC_KEY_BYTES))
     quote = _parse_quote(read_file_bounded(arguments.quote, limit_bytes=_MAX_QUOTE_BYTES))
-    expected = {}
+    expected: dict[int, bytes] = {}
     for text in arguments.expect:
         pcr, _, value = text.partition("=")
+        if not pcr.isdecimal() or min(parse_pcrs(pcr)) in expected:
+            raise QuoteInvalid(f"--expect takes one register and its value, each once, not {text[:80]!r}", check="pcrs")
         expected[min(parse_pcrs(pcr))] = _hex(value, "register value")
     nonce = _hex(arguments.nonce, "nonce")
     verified = verify_quote(quote, key=public, nonce=nonce, expected=expected or None)

@@ -242,6 +242,9 @@ def test_quotes_of_a_tpm(shell):
         assert shell.must(*check, nonce, "--expect", "7=" + "00" * 32)["verified"]
         for words in ((("11" * 16),), (nonce, "--expect", "7=" + "11" * 32), ("xyz",), (nonce, "--expect", "7=z")):
             assert shell.code(*check, *words) == "keys.quote.invalid"
+        zeros = "00" * 32  # a register that is named besides another one, or twice, would not be looked at
+        for words in (("--expect", f"0,7={zeros}"), ("--expect", "7=" + "11" * 32, "--expect", f"7={zeros}")):
+            assert shell.code(*check, nonce, *words) == "keys.quote.invalid"
         raw = quote.read_bytes()
         for altered in (b"", raw[:-1], raw[:90] + bytes([raw[90] ^ 1]) + raw[91:], b"\xa0"):
             quote.write_bytes(altered)
