@@ -164,6 +164,8 @@ class Pkcs11KeyStore:
         """
         check_key_name(name)
         self.capabilities().require(spec)
+        if spec.algorithm is None and spec.policy.user_auth:
+            raise CapabilityMissing("the pkcs11 provider cannot ask for a PIN at each use of a sealing key", key=name)
         key_id = self._entropy.random_bytes(ID_BYTES)
 
         def act(session: pkcs11.Session) -> KeyInfo:

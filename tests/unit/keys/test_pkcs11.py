@@ -133,6 +133,7 @@ def _rows():
         ("import over", lambda s: s.import_key("key", _pkcs8(), leaving), "keys.key.exists"),
         ("weak", lambda s: s.import_key("k", _weak(), signing(rsa_pss, exportable=True)), "keys.import.refused"),
         ("SoftHSM wraps none", lambda s: s.generate("k", signing(ed25519, exportable=True)), "keys.capability.missing"),
+        ("seal with a PIN", lambda s: s.generate("k", sealing(user_auth=True)), "keys.capability.missing"),
         ("destroy of none", lambda s: s.destroy("none"), "keys.key.missing"),
     ]  # fmt: skip
 
