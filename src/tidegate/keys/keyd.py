@@ -37,6 +37,7 @@ _SO_PEERGROUPS = 59
 _MAX_GROUPS = 256  # a peer in more of them is taken to be in none but his own
 _BACKLOG = 64
 _PAUSE_S = 0.1
+_MAX_ADDRESS_BYTES = 107  # unix(7)
 
 Report = Callable[..., None]
 
@@ -209,6 +210,8 @@ def peer_of(connection: socket.socket) -> Peer:
 
 def listen(path: Path, *, mode: int, uid: int, gid: int) -> socket.socket:
     """Return the listening socket at ``path``, owned and open as said; a dead one that is there is replaced."""
+    if len(os.fsencode(path)) > _MAX_ADDRESS_BYTES:
+        raise KeydConfigInvalid(f"{path} is too long: a socket's path has at most {_MAX_ADDRESS_BYTES} bytes")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         _remove_dead(path)

@@ -202,7 +202,7 @@ class RemoteKeyStore:
                 if reply is not None:
                     return reply
                 if is_last or (sent and not repeatable):
-                    raise self._unreachable(error.strerror or "no answer in time", sent=sent) from error
+                    raise self._unreachable(error.strerror or str(error) or "no answer in time", sent=sent) from error
                 continue
             except BaseException:
                 connection.drop()  # half a message is behind us: the rest must not be read as the next reply

@@ -845,6 +845,13 @@ def test_an_answer_longer_than_a_message_costs_nobody_the_worker(room):
     assert room.events("keyd.worker.lost") == []
 
 
+def test_a_path_too_long_for_a_socket_is_named_as_that(tmp_path):
+    path = tmp_path / ("x" * 120)
+    assert code_of(listen, path, mode=0o600, uid=os.getuid(), gid=os.getgid()) == "keys.keyd.config"
+    with pytest.raises(KeydUnreachable, match="too long"):
+        RemoteKeyStore(path)
+
+
 def test_a_link_in_the_sockets_place_gives_nothing_away(tmp_path, monkeypatch):
     """A key process that is started by root: its user may write the socket's folder."""
     victim, path = tmp_path / "victim", tmp_path / "sock"
