@@ -32,7 +32,9 @@ ReportHandshake = Callable[[str], None]
 class Limits:
     """What one server spends on its peers."""
 
-    connections: int = 512  # each has up to 64 KiB in buffers
+    connections: int = (
+        512  # each has up to 64 KiB in buffers; from here on they are told 503, from twice as many on cut
+    )
     header_bytes: int = 16_384
     handshake_s: float = 10.0
     request_s: float = 20.0  # from the connection, or the answer before, to the end of a request
@@ -141,6 +143,9 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            if len(self.connections) > 2 * limits.connections:  # who does not even ask is not told
+                transport.abort()
+                return
             connection = transport.get_extra_info("ssl_object")
             peer = _peer(connection) if connection is not None else None
             application: Any = self.app
@@ -154,7 +159,9 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self._deadline is not None and self.cycle is not None and not self.cycle.more_body:
+            # after an answer ``cycle`` is still the request before: the first bytes of the next one end nothing
+            answering = self.cycle is not None and not self.cycle.response_complete
+            if self._deadline is not None and answering and not self.cycle.more_body:
                 self._deadline.cancel()
                 self._deadline = None
 

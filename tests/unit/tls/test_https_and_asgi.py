@@ -163,6 +163,37 @@ def test_too_many_connections_are_turned_away(pems):
         assert peers[2].recv(100).startswith(b"HTTP/1.1 503 ")
 
 
+def test_trickling_peer_is_dropped_after_an_answer_too(pems):
+    limits = Limits(request_s=0.5, idle_s=0)
+    with serving(Echo(), None, limits=limits) as port, socket.create_connection(("127.0.0.1", port)) as peer:
+        peer.settimeout(0.1)
+        peer.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        time.sleep(0.1)
+        assert peer.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        start, ended = time.monotonic(), False
+        peer.sendall(b"GET / HTTP/1.1\r\n")
+        while not ended and time.monotonic() - start < 3:
+            with contextlib.suppress(TimeoutError):
+                try:
+                    peer.sendall(b"a: b\r\n")
+                    ended = peer.recv(100) == b""
+                except ConnectionError:
+                    ended = True
+        assert ended
+
+
+def test_connections_that_ask_nothing_are_cut_beyond_a_number(pems):
+    limits = Limits(connections=2, request_s=20, idle_s=20)
+    with serving(Echo(), None, limits=limits) as port, contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(5)]
+        peers[4].settimeout(5)
+        with contextlib.suppress(ConnectionError):
+            assert peers[4].recv(100) == b""
+        peers[0].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            peers[0].recv(100)
+
+
 @contextlib.contextmanager
 def answering(pems, answer):
     """A TLS server that sends ``answer`` to whatever is asked, once, and hangs up."""
