@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from tidegate.crypto.aead import Secret
 from tidegate.pki import est
@@ -26,6 +27,7 @@ from tidegate.pki.errors import (
     EstUnavailable,
 )
 from tidegate.pki.est import CsrAttributes, Operation
+from tidegate.pki.keyadapter import UNREADABLE
 
 _MAX_WORD = 64  # of a server's refusal that is worth showing
 
@@ -126,7 +128,7 @@ class EstClient:
         raw = est.parse_certificates(est.decode_body(answer.body, limit_bytes=est.MAX_ANSWER_BYTES))
         try:
             return tuple(x509.load_der_x509_certificate(one) for one in raw)
-        except ValueError as error:
+        except (ValueError, *UNREADABLE) as error:
             raise EstBodyMalformed("the CMS message carries something else than X.509 certificates") from error
 
 
@@ -160,8 +162,12 @@ def require_answer(certificate: x509.Certificate, request: x509.CertificateSigni
 
     Every attribute of the request's subject has to be there; what a CA adds (its organization) is its own affair.
     """
-    if certificate.public_key() != request.public_key():
+    try:
+        key, given = certificate.public_key(), {(one.oid, one.value) for one in certificate.subject}
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise EstAnswerWrong("the certificate cannot be read") from error
+    if key != request.public_key():
         raise EstAnswerWrong("the certificate is for another key")
     asked = {(one.oid, one.value) for one in request.subject}
-    if not asked <= {(one.oid, one.value) for one in certificate.subject}:
+    if not asked <= given:
         raise EstAnswerWrong("the certificate is for another name")

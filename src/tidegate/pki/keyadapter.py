@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NoReturn, TypeAlias
 
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
@@ -25,6 +26,9 @@ from tidegate.pki.errors import KeyUnsupported
 
 LibraryPublicKey: TypeAlias = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
 LibraryPrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+# what the library raises, besides ValueError and UnsupportedAlgorithm, for structures that it does not take; none of
+# these is a ValueError, and each can be provoked by whoever sends a request, a certificate, an answer or a list
+UNREADABLE = (x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType)
 _CURVES = {"secp256r1": SignatureAlgorithm.ECDSA_P256, "secp384r1": SignatureAlgorithm.ECDSA_P384}
 
 

@@ -21,7 +21,7 @@ from tidegate.crypto.signing import SignatureAlgorithm, Signer
 from tidegate.pki.ca_store import Issued
 from tidegate.pki.crl import flag_of, moment
 from tidegate.pki.errors import KeyUnsupported
-from tidegate.pki.keyadapter import hash_for, private_key_for
+from tidegate.pki.keyadapter import UNREADABLE, hash_for, private_key_for
 
 MAX_REQUEST_BYTES = 4096  # a question about one certificate has 120
 MAX_NONCE_BYTES = 32  # RFC 8954 §2.1
@@ -60,7 +60,7 @@ def answer_question(
         serial = question.serial_number
         if serial <= 0 or serial.bit_length() > 160:
             raise ValueError
-    except (ValueError, UnsupportedAlgorithm, NotImplementedError, x509.DuplicateExtension):
+    except (ValueError, UnsupportedAlgorithm, NotImplementedError, *UNREADABLE):
         return _unsuccessful(ocsp.OCSPResponseStatus.MALFORMED_REQUEST)
     if name not in _HASHES or (question.issuer_name_hash, question.issuer_key_hash) != _hashes(responder.issuer, name):
         return _unsuccessful(ocsp.OCSPResponseStatus.UNAUTHORIZED)  # 2

@@ -36,7 +36,7 @@ from tidegate.pki.errors import (
     PathUntrusted,
     PathUsageRefused,
 )
-from tidegate.pki.keyadapter import public_key_of
+from tidegate.pki.keyadapter import UNREADABLE, public_key_of
 
 Kind = TypeVar("Kind", bound=x509.ExtensionType)
 
@@ -176,7 +176,7 @@ def load_certificate(raw: bytes) -> x509.Certificate:
         _ = certificate.extensions, certificate.subject, certificate.issuer  # the library parses late
         if certificate.serial_number <= 0:
             raise PathMalformed("a serial number is not positive")
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, *UNREADABLE) as error:
         raise PathMalformed(f"no X.509 certificate in DER: {error}") from error
     return certificate
 

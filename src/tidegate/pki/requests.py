@@ -11,7 +11,7 @@ from cryptography.x509.oid import AttributeOID, NameOID
 
 from tidegate.crypto.signing import PublicKey, SignatureAlgorithm, Signer
 from tidegate.pki.errors import KeyNotAllowed, KeyUnsupported, RequestForged, RequestMalformed
-from tidegate.pki.keyadapter import hash_for, padding_for, private_key_for, public_key_of
+from tidegate.pki.keyadapter import UNREADABLE, hash_for, padding_for, private_key_for, public_key_of
 
 MAX_REQUEST_BYTES = 16_384  # one with a 4,096-bit RSA key and 64 names has a third of it
 MAX_NAMES = 64
@@ -82,7 +82,7 @@ def verify_request(der: bytes) -> VerifiedRequest:
         names, password = _names(request), _password(request)
     except KeyUnsupported as error:
         raise KeyNotAllowed(error.message) from error
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, *UNREADABLE) as error:
         raise RequestMalformed(f"no certification request: {error}") from error
     if not holds:
         raise RequestForged("the request is not signed with the key that it asks a certificate for")

@@ -39,7 +39,7 @@ from tidegate.pki.errors import (
     OcspStatusUnknown,
     OcspUnsuccessful,
 )
-from tidegate.pki.keyadapter import public_key_of
+from tidegate.pki.keyadapter import UNREADABLE, public_key_of
 
 MAX_OCSP_BYTES = 65_536  # an answer with an ML-DSA-87 responder certificate has 13 KiB
 MAX_ANSWERS = 16  # single answers in one response; ours have one
@@ -203,7 +203,7 @@ def _parse_ocsp(raw: bytes) -> ocsp.OCSPResponse:
         if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
             raise OcspUnsuccessful(f"the responder says {response.response_status.name.lower()}")
         _ = response.extensions, response.certificates, response.produced_at_utc
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+    except (ValueError, UnsupportedAlgorithm, *UNREADABLE) as error:
         raise OcspMalformed(f"no OCSP response: {error}") from error
     return response
 
@@ -233,7 +233,14 @@ def _check_delegate(candidate: x509.Certificate, issuer: x509.Certificate, now: 
         extensions = candidate.extensions
         usage = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         extensions.get_extension_for_class(x509.OCSPNoCheck)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
+    except (
+        ValueError,
+        TypeError,
+        InvalidSignature,
+        UnsupportedAlgorithm,
+        *UNREADABLE,
+        x509.ExtensionNotFound,
+    ) as error:
         raise OcspResponderRefused(f"the responder's certificate does not hold: {error}") from error
     known = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage, x509.OCSPNoCheck)
     if any(one.critical and not isinstance(one.value, known) for one in extensions):
@@ -305,7 +312,10 @@ def _check_single(single: ocsp.OCSPSingleResponse) -> None:
 
 def _key_hash(certificate: x509.Certificate, algorithm: hashes.HashAlgorithm) -> bytes:
     """Return the hash over the bits of the key, without its algorithm, as CertID and ResponderID have it."""
-    key = certificate.public_key()
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise OcspResponderRefused(f"the key of a responder cannot be read: {error}") from error
     if isinstance(key, ec.EllipticCurvePublicKey):
         bits = key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
     elif isinstance(key, rsa.RSAPublicKey):
@@ -326,7 +336,7 @@ def _parse_crl(raw: bytes) -> x509.CertificateRevocationList:
     try:
         crl = x509.load_der_x509_crl(raw)
         _ = crl.extensions, crl.signature_algorithm_oid, crl.issuer, crl.last_update_utc, crl.next_update_utc
-    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension) as error:
+    except (ValueError, UnsupportedAlgorithm, *UNREADABLE) as error:
         raise CrlMalformed(f"no revocation list in DER: {error}") from error
     return crl
 
@@ -399,7 +409,7 @@ def _crl_entries(crl: x509.CertificateRevocationList) -> dict[int, tuple[datetim
                 elif extension.critical:
                     raise CrlExtensionRefused(f"an entry's critical extension {extension.oid.dotted_string} is unknown")
             revoked[entry.serial_number] = (entry.revocation_date_utc, reason)
-    except (ValueError, x509.DuplicateExtension) as error:
+    except (ValueError, *UNREADABLE) as error:
         raise CrlMalformed(f"an entry cannot be read: {error}") from error
     return revoked
 

@@ -130,3 +130,11 @@ def test_another_key_or_name_is_no_answer():
     require_answer(certificate(), request())
     refused("pki.est.answer", require_answer, certificate(OTHER), request())
     refused("pki.est.answer", require_answer, certificate(serial="SN-2"), request())
+
+
+def test_a_key_that_nobody_reads_is_no_answer():
+    raw = certificate().public_bytes(Encoding.DER)
+    strange = x509.load_der_x509_certificate(
+        raw.replace(b"\x2a\x86\x48\xce\x3d\x02\x01", b"\x2a\x86\x48\xce\x3d\x02\x71")
+    )
+    refused("pki.est.answer", require_answer, strange, request())

@@ -303,3 +303,8 @@ def test_rules_that_make_no_sense(bench):
     ):
         with pytest.raises(ValueError, match=r"."):
             PathRule(**{"anchors": [b""], "now": bench.now, "purpose": Purpose.CLIENT, **wrong_rule})
+
+
+def test_a_name_that_the_library_does_not_take(bench, judge, code_of):
+    strange = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.17"), b"\x30\x04\xa5\x02\x05\x00")
+    assert code_of(judge, wrong(bench, extensions=[(strange, False)]), bench.issuing) == "pki.path.malformed"

@@ -160,3 +160,19 @@ def test_names_that_a_profile_does_not_take(bench, code_of, profile, name):
     request = verify_request(encode_request(bench.device_key, Wish(serial_number="SN-1", names=(name,))))
     grant = bench.authority.grant(PROFILES[profile], request)
     assert code_of(bench.authority.issue, grant) == "pki.profile.refused"
+
+
+@pytest.mark.parametrize("name", [b"\x30\x04\xa5\x02\x05\x00", b"\x30\x04\xa3\x02\x05\x00"], ids=["edi", "x400"])
+def test_names_that_the_library_knows_but_does_not_take(code_of, name):
+    extension = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.17"), name)
+    raw = build(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256(), extensions=[(extension, False)])
+    assert code_of(verify_request, raw) == "pki.request.malformed"
+
+
+def test_the_same_extension_twice(code_of):
+    twice = [(x509.UnrecognizedExtension(x509.ObjectIdentifier(f"2.5.29.{one}"), b"\x05\0"), False) for one in (98, 99)]
+    raw = build(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256(), extensions=twice)
+    assert (
+        code_of(verify_request, raw.replace(b"\x06\x03\x55\x1d\x63", b"\x06\x03\x55\x1d\x62"))
+        == "pki.request.malformed"
+    )

@@ -344,3 +344,25 @@ def test_lists_of_other_keys(bench, algorithm):
     key = MemorySigner(algorithm)
     root = bench.sign("root-ca", Subject(common_name="Other"), key)
     assert judge_crl(bench, write(bench, key, issuer=root), issuer=root).number == 5
+
+
+STRANGE = b"\x30\x04\xa5\x02\x05\x00"  # GeneralNames with an ediPartyName, which the library does not take
+
+
+def test_a_list_with_a_name_that_the_library_does_not_take(bench, code_of):
+    on_list = (x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.18"), STRANGE), False)
+    on_entry = (x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.29"), STRANGE), False)
+    assert code_of(judge_crl, bench, write(bench, extensions=[on_list])) == "pki.crl.malformed"
+    raw = write(bench, entries=[entry(7, bench.now, on_entry)])
+    assert code_of(judge_crl, bench, raw) == "pki.crl.malformed"
+
+
+@pytest.mark.parametrize("part", ["2a8648ce3d0201", "2a8648ce3d030107"], ids=["algorithm", "curve"])
+def test_a_responder_with_a_key_that_nobody_reads(bench, device, code_of, part):
+    key = MemorySigner(SignatureAlgorithm.ECDSA_P256)
+    certificate = bench.sign("ocsp-responder", Subject(common_name="Responder"), key)
+    raw = forge(bench, device, key, responder=certificate, sent=[certificate])
+    known = bytes.fromhex(part)
+    changed = raw.replace(known, known[:-1] + b"\x71")
+    assert changed != raw
+    assert code_of(judge_ocsp, bench, changed, device) == "pki.ocsp.responder"
