@@ -144,6 +144,6 @@ def test_the_whole_story(tmp_path) -> None:
     assert (failed, told["error"]) == ([], None), done.stderr
     assert told["passed"]
     assert done.returncode == 0
-    assert {step["chapter"].split()[0] for step in told["steps"]} == set("12345678")
+    assert {step["chapter"].split()[0] for step in told["steps"]} == set("123456789")
     assert all(step["evidence"] or step["title"].startswith("bundles") for step in told["steps"])
     assert_nothing_left(tmp_path, prefix, before)

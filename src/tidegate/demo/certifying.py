@@ -78,8 +78,8 @@ class Place:
 
     @property
     def socket(self) -> Path:
-        """Return the key process's socket."""
-        return self.tpm.folder / "keyd.sock"
+        """Return the key process's socket, in the device's run folder: a socket's path has at most 107 bytes."""
+        return self.board.run / "keyd.sock"
 
     def through_keyd(self, key: str = "") -> str:
         """Return the URI of the same store, or of a key in it, by way of the key process."""
@@ -145,7 +145,13 @@ def _start_keyd(place: Place, stack: ExitStack) -> subprocess.Popen[bytes]:
     with (place.folder / "keyd.log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "tidegate.keys.keyd", str(config)], stdout=log, stderr=log)
     stack.callback(_stop, process)
-    wait_until(place.socket.exists, "the key process does not listen", timeout_s=10)
+
+    def listens() -> bool:
+        said = (place.folder / "keyd.log").read_text(errors="replace").strip()
+        require(process.poll() is None, f"the key process ended: {said[-300:]}")
+        return place.socket.exists()
+
+    wait_until(listens, "the key process does not listen", timeout_s=10)
     return process
 
 
