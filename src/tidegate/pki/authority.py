@@ -170,19 +170,18 @@ class Authority:
 
     def crl(self) -> bytes:
         """Return a new full list (DER) of everything revoked that has not expired."""
-        now_s = int(self._clock.now_s())
-        revoked = self.store.revoked(alive_s=now_s)
-        return self._list(now_s, revoked, crl.FULL_LIFETIME, None)
+        return self._list(crl.FULL_LIFETIME, None)
 
     def delta_crl(self) -> bytes:
-        """Return a new list (DER) of what was revoked since the newest full one, which is made if there is none."""
+        """Return a new list (DER) of what is revoked and not on the newest full one, which is made if there is none.
+
+        What that list says counts, not when: a clock that was put back in between hides no revocation.
+        """
         base = self.store.newest_crl(delta=False)
         if base is None:
             self.crl()
             base = self.store.newest_crl(delta=False)
-        now_s = int(self._clock.now_s())
-        revoked = self.store.revoked(since_s=base.made_s if base else 0, alive_s=now_s)
-        return self._list(now_s, revoked, crl.DELTA_LIFETIME, base.number if base else None)
+        return self._list(crl.DELTA_LIFETIME, base)
 
     def answer_ocsp(self, question: bytes) -> bytes:
         """Return the answer (DER) to an OCSP question (DER); every input gets one.
@@ -234,13 +233,17 @@ class Authority:
             der=certificate.public_bytes(Encoding.DER),
         )
 
-    def _list(self, now_s: int, revoked: list[Issued], lifetime: datetime.timedelta, base: int | None) -> bytes:
-        def make(number: int) -> CrlRecord:
-            plan = crl.CrlPlan(number=number, now=crl.moment(now_s), lifetime=lifetime, base=base)
-            der = crl.encode_crl(plan, revoked, self.certificate, self._signer)
-            return CrlRecord(number=number, made_s=now_s, base=base, der=der)
+    def _list(self, lifetime: datetime.timedelta, base: CrlRecord | None) -> bytes:
+        now_s, below = int(self._clock.now_s()), base.number if base else None
+        listed = crl.serials_of(base.der) if base else frozenset()
 
-        record = self.store.add_crl(make)
+        def make(number: int, revoked: list[Issued]) -> CrlRecord:
+            plan = crl.CrlPlan(number=number, now=crl.moment(now_s), lifetime=lifetime, base=below)
+            fresh = [one for one in revoked if one.serial not in listed]
+            der = crl.encode_crl(plan, fresh, self.certificate, self._signer)
+            return CrlRecord(number=number, made_s=now_s, base=below, der=der)
+
+        record = self.store.add_crl(make, alive_s=now_s)
         self.tell()
         return record.der
 

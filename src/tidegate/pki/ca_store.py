@@ -246,13 +246,7 @@ class CaStore:
 
     def revoked(self, *, since_s: int | None = None, alive_s: int = 0) -> list[Issued]:
         """Return what was revoked (at or after ``since_s``) and has not expired before ``alive_s``."""
-        query = (
-            "SELECT * FROM certificates WHERE revoked_s IS NOT NULL AND revoked_s >= ? AND expires_s >= ? "
-            "ORDER BY revoked_s, serial"
-        )
-        return self._read(
-            lambda database: [_issued(row) for row in database.execute(query, (since_s or 0, alive_s)).fetchall()]
-        )
+        return self._read(lambda database: self._revoked(database, since_s or 0, alive_s))
 
     def count(self) -> int:
         """Return how many certificates were issued."""
@@ -275,11 +269,15 @@ class CaStore:
         with self._transaction() as database:
             return database.execute("DELETE FROM tokens WHERE expires_s < ?", (before_s,)).rowcount
 
-    def add_crl(self, make: Callable[[int], CrlRecord]) -> CrlRecord:
-        """Make and record the next CRL: ``make`` gets its number, which only ever rises."""
+    def add_crl(self, make: Callable[[int, list[Issued]], CrlRecord], *, alive_s: int) -> CrlRecord:
+        """Make and record the next CRL.
+
+        ``make`` gets its number, which only ever rises, and what is revoked and has not expired before ``alive_s``. It
+        is one transaction: what another process revokes meanwhile is missing from no list with a higher number.
+        """
         with self._transaction() as database:
             number = database.execute("SELECT coalesce(max(number), 0) + 1 FROM crls").fetchone()[0]
-            record = make(int(number))
+            record = make(int(number), self._revoked(database, 0, alive_s))
             database.execute(
                 "INSERT INTO crls (number, made_s, base, der) VALUES (?, ?, ?, ?)",
                 (record.number, record.made_s, record.base, record.der),
@@ -368,6 +366,14 @@ class CaStore:
             return None
         row = database.execute("SELECT * FROM certificates WHERE serial = ?", (_serial(serial),)).fetchone()
         return _issued(row) if row else None
+
+    @staticmethod
+    def _revoked(database: sqlite3.Connection, since_s: int, alive_s: int) -> list[Issued]:
+        query = (
+            "SELECT * FROM certificates WHERE revoked_s IS NOT NULL AND revoked_s >= ? AND expires_s >= ? "
+            "ORDER BY revoked_s, serial"
+        )
+        return [_issued(row) for row in database.execute(query, (since_s, alive_s)).fetchall()]
 
     @staticmethod
     def _by_request(database: sqlite3.Connection, request_id: bytes) -> Issued | None:

@@ -60,6 +60,11 @@ def encode_crl(plan: CrlPlan, revoked: Iterable[Issued], issuer: x509.Certificat
     )
 
 
+def serials_of(der: bytes) -> frozenset[int]:
+    """Return the serial numbers on a list that this CA made."""
+    return frozenset(entry.serial_number for entry in x509.load_der_x509_crl(der))
+
+
 def flag_of(reason: Reason | None) -> x509.ReasonFlags | None:
     """Return the library's word for a reason; an unspecified one is left out (RFC 5280 §5.3.1)."""
     return _FLAGS.get(reason) if reason is not None else None

@@ -1,5 +1,6 @@
 """The CA at work: one certificate for one request, nothing lost, nothing told twice without need, tokens used once."""
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -18,6 +19,7 @@ from tidegate.crypto.aead import Secret
 from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.pki.ca_store import DATABASE, Act, CaStore, Reason
 from tidegate.pki.profiles import PROFILES, Pointers, Subject, draw_serial
+from tidegate.pki.revocation import verify_crl
 from tidegate.pki.tokens import issue_token
 from tidegate.testing.certificates import MemorySigner
 
@@ -143,6 +145,33 @@ def test_numbers_of_lists_only_rise(bench):
     bench.store = CaStore(bench.folder)
     made = x509.load_der_x509_crl(bench.make_authority().crl())
     assert made.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number == 5
+
+
+def test_clock_put_back_hides_no_revocation_from_a_delta(bench):
+    serial = bench.issue(profile="code-signing").serial_number
+    bench.clock.now += datetime.timedelta(hours=2)
+    full = verify_crl(bench.authority.crl(), issuer=bench.issuing, now=bench.now)
+    bench.clock.now -= datetime.timedelta(hours=1)
+    bench.authority.revoke(serial, Reason.KEY_COMPROMISE)
+    bench.clock.now += datetime.timedelta(hours=2)
+    delta = verify_crl(bench.authority.delta_crl(), issuer=bench.issuing, now=bench.now, base=full)
+    assert serial in delta.revoked
+
+
+def test_revoked_by_another_process_while_a_list_is_being_made(bench, monkeypatch):
+    """Whoever gets the higher number knows of it: the list is read in the transaction that numbers it."""
+    serial, begin = bench.issue(profile="code-signing").serial_number, bench.store._transaction
+    with CaStore(bench.folder) as other:
+
+        @contextlib.contextmanager
+        def late():
+            other.revoke(serial, Reason.KEY_COMPROMISE, int(bench.clock.now_s()))
+            with begin() as database:
+                yield database
+
+        monkeypatch.setattr(bench.store, "_transaction", late)
+        raw = bench.authority.crl()
+    assert serial in verify_crl(raw, issuer=bench.issuing, now=bench.now).revoked
 
 
 def test_short_lived_certificates_carry_no_pointers_and_others_do(bench):
