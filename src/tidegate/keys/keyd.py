@@ -37,6 +37,7 @@ _SO_PEERGROUPS = 59
 _MAX_GROUPS = 256  # a peer in more of them is taken to be in none but his own
 _BACKLOG = 64
 _PAUSE_S = 0.1
+_LINES_PER_SECOND = 100
 _MAX_ADDRESS_BYTES = 107  # unix(7)
 
 Report = Callable[..., None]
@@ -55,6 +56,7 @@ class Keyd:
         self._clients: Counter[int] = Counter()
         self._paces: dict[int, _Pace] = {}
         self._turns = _Turns()
+        self._lines = _Lines()
         self._stopping = False
 
     def run(self) -> None:
@@ -142,8 +144,13 @@ class Keyd:
         return reply
 
     def _refuse(self, peer: Peer, error: TidegateError, what: str | None) -> None:
-        if isinstance(error, (GrantRefused, KeydMessageMalformed, KeydBusy)):
-            self._report("keyd.refused", uid=peer.uid, pid=peer.pid, code=error.code, request=what)
+        if not isinstance(error, (GrantRefused, KeydMessageMalformed, KeydBusy)):
+            return
+        with self._lock:
+            left_out = self._lines.ask(peer.uid)
+        if left_out is not None:
+            more = {"left_out": left_out} if left_out else {}
+            self._report("keyd.refused", uid=peer.uid, pid=peer.pid, code=error.code, request=what, **more)
 
     def _say(self, connection: socket.socket, error: TidegateError) -> None:
         with contextlib.suppress(OSError):
@@ -167,6 +174,28 @@ class _Pace:
             pause_s = self._next - now
         if pause_s > 0:
             time.sleep(pause_s)
+
+
+class _Lines:
+    """How many lines a user may cause in a second: who floods the log hides what others are refused."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._told: Counter[int] = Counter()
+        self._left_out = 0
+
+    def ask(self, uid: int) -> int | None:
+        """Return how many lines were left out since the last one, or ``None`` where this one is to be left out too."""
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second = second
+            self._told.clear()
+        self._told[uid] += 1
+        if self._told[uid] > _LINES_PER_SECOND:
+            self._left_out += 1
+            return None
+        left_out, self._left_out = self._left_out, 0
+        return left_out
 
 
 class _Turns:

@@ -792,6 +792,21 @@ def test_who_floods_waits_behind_himself(tmp_path):
     listener.close()
 
 
+def test_a_flood_of_refusals_does_not_hide_other_peoples(room):
+    room.grant(user=4242, keys=["*"], operations=["sign"])
+    room.start()
+    for _ in range(2):
+        for _ in range(600):
+            with socket.socket(socket.AF_UNIX) as stream:
+                stream.connect(str(room.socket))
+                assert stream.recv(1024)
+        time.sleep(1.1)
+    assert code_of(room.store) == "keys.grant.refused"
+    told = room.events("keyd.refused")
+    assert len(told) + sum(record.get("left_out", 0) for record in told) == 1201
+    assert len(told) < 500, "100 a second"
+
+
 def test_no_descriptors_left_is_no_end(room):
     """A user who takes all of them holds up others for as long as he stays; the process goes on afterwards."""
     room.grant(user=os.getuid(), keys=["*"], operations=EVERYTHING, limits={"clients": 400, "clients_per_user": 400})
