@@ -145,7 +145,7 @@ def issue_certificate(arguments: argparse.Namespace, output: Output) -> int:
                 lifetime=_lifetime(arguments),
             )
         if arguments.request_id:
-            grant = dataclasses.replace(grant, request_id=ca_records.parse_hex(arguments.request_id))
+            grant = dataclasses.replace(grant, request_id=_request_id(arguments.request_id))
         certificate = authority.issue(grant)
         write_chain(arguments.output, [certificate, *authority.chain[:-1]])
     _show(output, arguments.output, certificate)
@@ -226,6 +226,16 @@ def _subject(arguments: argparse.Namespace, *, organization: str) -> Subject:
         organization=organization,
         names=tuple(names),
     )
+
+
+def _request_id(text: str) -> bytes:
+    from tidegate.pki.authority import MAX_REQUEST_ID
+    from tidegate.pki.errors import RequestMalformed
+
+    found = ca_records.parse_hex(text)
+    if len(found) > MAX_REQUEST_ID:
+        raise RequestMalformed(f"a request id has at most {MAX_REQUEST_ID} bytes, not {len(found)}")
+    return found
 
 
 def _limits(arguments: argparse.Namespace) -> NameLimits:

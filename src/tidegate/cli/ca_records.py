@@ -25,6 +25,7 @@ _REASONS = (
     "cessation-of-operation",
     "privilege-withdrawn",
 )
+_MOST_ROWS = 1 << 31
 _PURPOSES = ("client", "server", "code-signing", "ocsp")
 
 
@@ -137,10 +138,13 @@ def make_token(arguments: argparse.Namespace, output: Output) -> int:
 
 def list_certificates(arguments: argparse.Namespace, output: Output) -> int:
     """List certificates."""
+    from tidegate.pki.errors import SerialUnknown
+
+    after = int.from_bytes(parse_hex(arguments.after), "big")
+    if after.bit_length() > 160:
+        raise SerialUnknown("no serial number has more than 160 bits")
     with opened_store(arguments.store) as store:
-        found = store.certificates(
-            device=arguments.device, limit=arguments.limit, after=int.from_bytes(parse_hex(arguments.after), "big")
-        )
+        found = store.certificates(device=arguments.device, limit=min(arguments.limit, _MOST_ROWS), after=after)
     rows = [
         (f"{one.serial:x}", one.profile, one.subject, _moment(one.expires_s), "revoked" if one.revoked_s else "")
         for one in found

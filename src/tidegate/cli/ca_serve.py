@@ -11,6 +11,7 @@ import asyncio
 import datetime
 import json
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from tidegate.pki.revocation import VerifiedCrl
     from tidegate.tls.asgi import HttpServer
 
-_MAX_LISTS = 16
+_MOST_A_MINUTE = 1_000_000
 
 
 def add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,9 +49,9 @@ def add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     serve.add_argument("--label", action="append", default=[], help="answer below this EST label too; may be repeated")
     serve.add_argument("--lifetime-days", type=float, help="of device certificates (default: the profile's)")
     serve.add_argument("--require-binding", action="store_true", help="refuse requests not bound to their connection")
-    serve.add_argument("--device-rate", type=float, default=2.0, help="certificates a minute for a device (default 2)")
+    serve.add_argument("--device-rate", type=_rate, default=2.0, help="certificates a minute for a device (default 2)")
     serve.add_argument(
-        "--address-rate", type=float, default=60.0, help="requests a minute from an address (default 60)"
+        "--address-rate", type=_rate, default=60.0, help="requests a minute from an address (default 60)"
     )
     serve.set_defaults(run=serve_ca)
 
@@ -65,15 +66,15 @@ def serve_ca(arguments: argparse.Namespace, output: Output) -> int:  # noqa: ARG
 async def _serve(arguments: argparse.Namespace, authority: Authority) -> None:
     from tidegate.base.clock import SystemClock
     from tidegate.pki.status_server import StatusServer
-    from tidegate.tls.asgi import HttpServer, open_listener
+    from tidegate.tls.asgi import HttpServer
 
     est, status = _est(arguments, authority), StatusServer(authority, clock=SystemClock())
     context = _context(arguments, authority)
-    listener = open_listener(*_place(arguments.listen))
+    listener = _listener(arguments.listen)
     servers = [HttpServer(est, listener, context, report_handshake=lambda why: _log("tls.refused", message=why))]
     _log("est.listening", address=_shown(listener.getsockname()))
     if arguments.status_listen:
-        listener = open_listener(*_place(arguments.status_listen))
+        listener = _listener(arguments.status_listen)
         servers.append(HttpServer(status, listener, None))
         _log("status.listening", address=_shown(listener.getsockname()))
     loop = asyncio.get_running_loop()
@@ -120,9 +121,8 @@ def _conditions(arguments: argparse.Namespace) -> Conditions:
 
     anchors = _optional(arguments.idevid_anchors)
     rate = Rate(burst=max(20, int(arguments.device_rate)), per_minute=arguments.device_rate)
-    lifetime = datetime.timedelta(days=arguments.lifetime_days) if arguments.lifetime_days else None
     return Conditions(
-        lifetime=lifetime,
+        lifetime=_lifetime(arguments.lifetime_days),
         idevid_anchors=tuple(_der(one) for one in anchors),
         lists=_Lists(arguments.idevid_crl, anchors),
         binding_required=arguments.require_binding,
@@ -134,7 +134,7 @@ class _Lists:
     """The makers' revocation lists, read again whenever one of the files changed; none of them may be stale."""
 
     def __init__(self, paths: Sequence[Path], issuers: Sequence[x509.Certificate]) -> None:
-        self._paths, self._issuers = list(paths)[:_MAX_LISTS], issuers
+        self._paths, self._issuers = list(paths), issuers
         self._seen: dict[Path, tuple[int, VerifiedCrl]] = {}
         self()  # a list that cannot be used stops the start, not a device
 
@@ -156,6 +156,7 @@ class _Lists:
     def _verify(self, raw: bytes, path: Path) -> VerifiedCrl:
         from cryptography import x509
 
+        from tidegate.base.errors import Rejected
         from tidegate.pki.errors import CrlMalformed
         from tidegate.pki.revocation import verify_crl
 
@@ -163,10 +164,13 @@ class _Lists:
             named = x509.load_der_x509_crl(raw).issuer
         except ValueError as error:
             raise CrlMalformed(f"{path} is no CRL in DER") from error
-        issuer = next((one for one in self._issuers if one.subject == named), None)
-        if issuer is None:
-            raise CrlMalformed(f"{path} is the list of none of the --idevid-anchors")
-        return verify_crl(raw, issuer=issuer, now=datetime.datetime.now(tz=datetime.UTC))
+        refusal: Rejected = CrlMalformed(f"{path} is the list of none of the --idevid-anchors")
+        for issuer in (one for one in self._issuers if one.subject == named):  # a maker's CA may have had two keys
+            try:
+                return verify_crl(raw, issuer=issuer, now=datetime.datetime.now(tz=datetime.UTC))
+            except Rejected as error:
+                refusal = error
+        raise refusal
 
 
 def _context(arguments: argparse.Namespace, authority: Authority) -> Any:
@@ -191,6 +195,36 @@ def _der(certificate: x509.Certificate) -> bytes:
     from cryptography.hazmat.primitives.serialization import Encoding
 
     return certificate.public_bytes(Encoding.DER)
+
+
+def _lifetime(days: float | None) -> datetime.timedelta | None:
+    """Return the lifetime of device certificates; what no profile allows stops the start, not each device."""
+    from tidegate.pki.errors import ProfileRefused
+    from tidegate.pki.profiles import PROFILES
+
+    longest = PROFILES["ldevid"].longest
+    if days is None:
+        return None
+    if longest is None or not 0 < days <= longest.days:
+        raise ProfileRefused(f"device certificates live more than 0 and at most {longest.days if longest else 0} days")
+    return datetime.timedelta(days=days)
+
+
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0 < rate <= _MOST_A_MINUTE:
+        raise argparse.ArgumentTypeError(f"{text} is no rate: more than 0 and at most {_MOST_A_MINUTE} a minute")
+    return rate
+
+
+def _listener(text: str) -> socket.socket:
+    from tidegate.tls.asgi import open_listener
+    from tidegate.tls.errors import HttpUnreachable
+
+    try:
+        return open_listener(*_place(text))
+    except OSError as error:
+        raise HttpUnreachable(f"cannot listen on {text}: {error.strerror or error}", peer=text) from error
 
 
 def _place(text: str) -> tuple[str, int]:

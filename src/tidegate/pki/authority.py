@@ -21,7 +21,7 @@ from tidegate.crypto.aead import Secret
 from tidegate.crypto.signing import PublicKey, Signer
 from tidegate.pki import crl, ocsp
 from tidegate.pki.ca_store import Act, CaStore, CrlRecord, Issued, PendingAct, Reason
-from tidegate.pki.errors import IssuerMismatch
+from tidegate.pki.errors import IssuerMismatch, ProfileRefused
 from tidegate.pki.profiles import (
     SERIAL_BYTES,
     NameLimits,
@@ -145,9 +145,11 @@ class Authority:
     def issue(self, grant: Grant) -> x509.Certificate:
         """Return the certificate of ``grant``, durably recorded with its request id before it is returned.
 
-        Raises ``pki.profile.refused``, ``pki.name.invalid``, ``pki.key.unsupported``, ``pki.request.conflict``,
-        ``pki.token.*``; nothing is recorded then.
+        Raises ``pki.profile.refused`` (also for a CA below one that may have none), ``pki.name.invalid``,
+        ``pki.key.unsupported``, ``pki.request.conflict``, ``pki.token.*``; nothing is recorded then.
         """
+        if grant.profile.is_ca and self._path_length() == 0:
+            raise ProfileRefused(f"{grant.profile.name}: this CA may have no other below it")
         if grant.request_id is not None and not 1 <= len(grant.request_id) <= MAX_REQUEST_ID:
             raise ValueError(f"a request id has 1 to {MAX_REQUEST_ID} bytes")
         now_s = int(self._clock.now_s())
@@ -205,6 +207,9 @@ class Authority:
                 self.store.strike_out(pending)
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _path_length(self) -> int | None:
+        return self.certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
 
     def _answering(self) -> ocsp.Responder:
         return self._responder or ocsp.Responder(

@@ -183,8 +183,9 @@ class CaRegistrar:
             if known.profile != self._conditions.profile.name:
                 raise EstIdentityMismatch(f"the certificate is of profile {known.profile}, not a device's")
         for one in self._conditions.lists():
-            if one.issuer == certificate.issuer:
-                one.require_good(certificate)
+            for judged in verified.certificates[:-1]:  # the makers' CAs between among them; an anchor is not revoked
+                if one.issuer == judged.issuer:
+                    one.require_good(judged)
         return certificate
 
     def _require_renewal(self, request: VerifiedRequest, requester: _Requester) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 
 import pytest
 from cryptography import x509
@@ -172,6 +173,8 @@ def test_a_root_is_replaced(shell, tmp_path):
         (("issue", "ldevid", "--serial-number", "1", "--lifetime-days", "1e300"), "pki.profile.refused"),
         (("issue", "ldevid", "--serial-number", "1", "--ip", "x"), "pki.name.invalid"),
         (("issue", "ldevid", "--serial-number", "1\n2"), "pki.name.invalid"),
+        (("issue", "issuing-ca", "--common-name", "A", "--lifetime-days", "9"), "pki.profile.refused"),
+        (("issue", "ldevid", "--serial-number", "1", "--request-id", "ab" * 65), "pki.request.malformed"),
     ],
 )
 def test_what_is_not_issued(shell, tmp_path, words, code):
@@ -190,9 +193,40 @@ def test_other_refusals(shell, tmp_path):
     assert shell.code(*shell.ca("revoke", "abc")) == "pki.serial.unknown"
     assert shell.code("ca", "show", "xyz", "--store", tmp_path / "ca") == "pki.serial.unknown"
     assert shell.code("ca", "show", "1", "--store", tmp_path / "ca") == "pki.serial.unknown"
+    assert shell.code("ca", "list", "--after", "f" * 44, "--store", tmp_path / "ca") == "pki.serial.unknown"
+    shell.must("ca", "list", "--limit", "9" * 30, "--store", tmp_path / "ca")
     (tmp_path / "csr").write_bytes(b"-----BEGIN CERTIFICATE REQUEST-----\n?\n")
     words = shell.ca("issue", "ldevid", "--request", tmp_path / "csr", "-o", tmp_path / "x")
     assert shell.code(*words) == "pki.request.malformed"
+
+
+def serve(shell, *words):
+    """``ca serve`` with a device's certificate as the server's own: nobody gets to see it."""
+    own = shell.root / "own.pem"
+    if not own.exists():
+        words_of_own = ("--subject-key", shell.key("device"), "--common-name", "S", "--dns", "s.example", "-o", own)
+        shell.must(*shell.ca("issue", "server", *words_of_own))
+    return shell.ca("serve", "--tls-key", shell.key("device"), "--tls-chain", own, *words)
+
+
+@pytest.mark.parametrize("days", ["nan", "-1", "0", "399", "1e300"])
+def test_a_server_does_not_start_with_a_lifetime_that_no_device_gets(shell, days):
+    assert shell.code(*serve(shell, "--listen", "127.0.0.1:0", "--lifetime-days", days)) == "pki.profile.refused"
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf"])
+def test_a_server_does_not_start_with_a_rate_that_is_none(shell, rate):
+    for option in ("--device-rate", "--address-rate"):
+        with pytest.raises(SystemExit) as caught:
+            shell.run(*serve(shell, option, rate))
+        assert caught.value.code == 2
+
+
+def test_a_server_says_where_it_cannot_listen(shell):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert shell.code(*serve(shell, "--listen", place)) == "tls.http.unreachable"
+    assert shell.code(*serve(shell, "--listen", "no.such.host.invalid:0")) == "tls.http.unreachable"
 
 
 def test_profiles_are_shown(shell):

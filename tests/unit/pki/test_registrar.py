@@ -13,6 +13,7 @@ from cryptography.x509.oid import AttributeOID, NameOID
 
 from tidegate.base.clock import SystemEntropy
 from tidegate.base.errors import TidegateError
+from tidegate.cli.ca_serve import _Lists as MakersLists
 from tidegate.crypto.aead import Secret
 from tidegate.pki.authority import Authority, Grant
 from tidegate.pki.ca_store import CaStore, Reason
@@ -268,6 +269,26 @@ def revoked_idevid(office, lab):
     return {"request": request(), "chain": [idevid]}
 
 
+def idevid_below_a_revoked_ca(office, lab):
+    """The makers' lists count for their CAs between as well."""
+    maker = lab.certify("root-ca", "maker", Subject(common_name="Maker Root", organization="Example Maker"))
+    line = lab.certify("issuing-ca", "line", Subject(common_name="Line 2"), above=(maker, "maker"))
+    public = lab.idevid("SN-1")[0].public_key
+    idevid = lab.sign("idevid", public, Subject(serial_number="SN-1"), (line, "line"), lifetime=DAY)
+    office.change(idevid_anchors=(der(maker),))
+    assert office.ask(request("SN-1", key=ec.generate_private_key(ec.SECP256R1())), chain=[idevid, line])
+    now = datetime.datetime.now(tz=datetime.UTC)
+    crl = (
+        x509.CertificateRevocationListBuilder(maker.subject, now, now + DAY)
+        .add_revoked_certificate(x509.RevokedCertificateBuilder(line.serial_number, now).build())
+        .add_extension(x509.CRLNumber(1), critical=False)
+    )
+    raw = crl.sign(private_key_for(lab.keys.signer("maker")), hashes.SHA256()).public_bytes(Encoding.DER)
+    lists = [verify_crl(raw, issuer=maker, now=now)]
+    office.change(lists=lambda: lists)
+    return {"request": request(), "chain": [idevid, line]}
+
+
 def foreign_idevid(office, lab, name="Another Factory"):
     factory = lab.certify("factory-ca", "foreign", Subject(common_name=name, organization="Example Maker"))
     stranger = lab.certify("idevid", "idevid", Subject(serial_number="SN-1"), above=(factory, "foreign"))
@@ -368,6 +389,7 @@ ATTACKS = [
     (names_of_others, "pki.est.identity"),
     (expired_idevid, "pki.path.expired"),
     (revoked_idevid, "pki.certificate.revoked"),
+    (idevid_below_a_revoked_ca, "pki.certificate.revoked"),
     (foreign_idevid, "pki.path.untrusted"),
     (idevid_of_a_namesake, "pki.path.signature"),
     (servers_certificate, "pki.path.usage"),
@@ -423,3 +445,22 @@ def test_nobody_spends_anothers_allowance(make_office):
         refused("pki.token.unknown", office.ask, request(), token=("SN-1", Secret(b"guess")))
         refused("pki.token.device", office.ask, request(), token=("SN-1", office.token("SN-2")[1]))
     assert office.ask(request(), token=office.token())
+
+
+def test_every_list_of_every_key_counts(lab, tmp_path):
+    """A maker's CA that got a new key keeps its name; and no list is left out, however many there are."""
+    name = Subject(common_name="Example Factory", organization="Example Maker")
+    namesake = lab.certify("factory-ca", "factory-2", name)
+    now, paths = datetime.datetime.now(tz=datetime.UTC), []
+    for number in range(17):
+        crl = (
+            x509.CertificateRevocationListBuilder(namesake.subject, now, now + DAY)
+            .add_revoked_certificate(x509.RevokedCertificateBuilder(number + 1, now).build())
+            .add_extension(x509.CRLNumber(1), critical=False)
+        )
+        paths.append(tmp_path / f"{number}.crl")
+        signed = crl.sign(private_key_for(lab.keys.signer("factory-2")), hashes.SHA256())
+        paths[-1].write_bytes(signed.public_bytes(Encoding.DER))
+    found = MakersLists(paths, [lab.factory, namesake])()
+    assert {serial for one in found for serial in one.revoked} == set(range(1, 18))
+    refused("pki.crl.forged", MakersLists, paths, [lab.factory])
