@@ -131,6 +131,8 @@ def run_service(arguments: argparse.Namespace, output: Output) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     endpoint = _endpoint(arguments) if arguments.url else None
     with _opened(arguments, output, endpoint) as (keeper, store):
+        if endpoint is not None:
+            keeper.follow()
         wait_s = 0.0
         while signal.sigtimedwait(ends, min(wait_s, _LONGEST_SLEEP_S)) is None:
             if arguments.set_clock:

@@ -83,6 +83,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     anchors: tuple[bytes, ...] = ()
 
 
+def is_same_server(one: Endpoint, other: Endpoint) -> bool:
+    """Say whether both name one server, whatever anchors it was reached with: those change in a rollover."""
+    return (one.host, one.port, one.label) == (other.host, other.port, other.label)
+
+
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """A key and, once issued, its chain (DER, its own certificate first) from ``endpoint``."""
 

@@ -116,6 +116,15 @@ class Keeper:
         record = self._store.change(lambda record: identity.begin(record, endpoint))
         self._note("begin", record, f"a new certificate is asked for at {endpoint.host}")
 
+    def follow(self) -> None:
+        """Ask the server that we were told of, if what is under way is asked for elsewhere or with other anchors.
+
+        Else a device whose server moved while it was asking would go on asking at the old place for ever.
+        """
+        pending = self._store.record.pending
+        if pending is not None and pending.endpoint != self._endpoint:
+            self.begin(self._endpoint)
+
     def forget(self, event: Event) -> None:
         """Go back to the state of delivery (``RESET``) or end (``RETIRE``): every key but the IDevID's is destroyed."""
         record = self._store.change(lambda record: identity.forget(record, event))
@@ -163,7 +172,7 @@ class Keeper:
         or a token enrols.
         """
         record, now_s = self._store.record, self._clock.now_s()
-        renewable = record.active is not None and record.active.endpoint == endpoint
+        renewable = record.active is not None and identity.is_same_server(record.active.endpoint, endpoint)
         if renewable and not (self._bootstrap and record.failures % _BOOTSTRAP_EVERY == _BOOTSTRAP_EVERY - 1):
             try:
                 return self._store.active(now_s=now_s), True

@@ -260,6 +260,34 @@ def test_move_to_another_authority(world):
         assert world.key_names() == {"idevid", "identity-2"}
 
 
+def test_other_anchors_for_the_same_server_are_no_move(world):
+    """In a rollover anchors change; a device without an IDevID can only go on with the certificate that it has."""
+    with world.keeper() as (keeper, store):
+        world.settle(keeper)
+        changed = msgspec.structs.replace(ENDPOINT, anchors=(b"anchor", b"next"))
+        keeper.begin(changed)
+        keeper.run_until_settled()
+        assert store.record.active.endpoint == changed
+        assert [use[0] for use in world.server.uses] == ["enrol", "prove", "renew", "prove"]
+
+
+def test_server_that_moved_while_it_was_asked(world):
+    with world.keeper() as (keeper, store):
+        world.settle(keeper)
+        world.server.refusal = DEAD
+        keeper.begin(ELSEWHERE)
+        world.settle(keeper)
+        keeper.follow()  # told of the first server again
+        assert store.record.pending.endpoint == ENDPOINT
+        number = store.record.pending.number
+        keeper.follow()
+        assert store.record.pending.number == number
+        world.server.refusal = None
+        keeper.run_until_settled()
+        keeper.follow()
+        assert store.record.pending is None
+
+
 def test_factory_reset_keeps_the_birth_certificate(world):
     with world.keeper() as (keeper, store):
         world.settle(keeper)

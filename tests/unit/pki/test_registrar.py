@@ -43,7 +43,7 @@ class Office:
     """A registrar on a store of its own; ``ask`` sends it an application."""
 
     def __init__(self, lab, folder, **conditions):
-        self.lab, self.clock = lab, SetClock(datetime.datetime.now(tz=datetime.UTC).timestamp())
+        self.lab, self.clock = lab, SetClock(datetime.datetime.now(tz=datetime.UTC).timestamp() + 2)
         self.store, self.reports = CaStore(folder, create=True), []
         self.authority = Authority(
             [lab.issuing, lab.root],
