@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
 from tidegate.pki.errors import EstBodyMalformed, EstContentTypeWrong, EstOperationUnknown, EstTooLarge
@@ -165,14 +166,26 @@ def parse_csr_attributes(raw: bytes) -> CsrAttributes:
 
 
 def order_chain(leaf: x509.Certificate, others: Iterable[x509.Certificate]) -> tuple[x509.Certificate, ...]:
-    """Return ``leaf`` and its issuers as far as ``others`` has them, by name, without a self-signed end. Unverified."""
-    pool, chain = list(others), [leaf]
+    """Return ``leaf`` and its issuers as far as ``others`` has them, without roots and their cross-certificates.
+
+    A CA that got a new key kept its name: of several of one name the one that signed counts. Unverified.
+    """
+    pool, chain = [one for one in others if one.subject != one.issuer], [leaf]
     while len(chain) < MAX_CERTIFICATES:
-        issuer = next((one for one in pool if one.subject == chain[-1].issuer and one.subject != one.issuer), None)
-        if issuer is None or issuer in chain:
+        namesakes = [one for one in pool if one.subject == chain[-1].issuer and one not in chain]
+        issuer = next((one for one in namesakes if _signed(one, chain[-1])), None)
+        if issuer is None:
             break
         chain.append(issuer)
     return tuple(chain)
+
+
+def _signed(issuer: x509.Certificate, below: x509.Certificate) -> bool:
+    try:
+        below.verify_directly_issued_by(issuer)
+    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def _sole(raw: bytes, tag: int) -> bytes:

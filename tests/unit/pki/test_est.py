@@ -19,12 +19,15 @@ from tidegate.pki import est
 NOW = datetime.datetime(2026, 5, 1, tzinfo=datetime.UTC)
 
 
-def make(name, issuer=None):
-    key = ec.generate_private_key(ec.SECP256R1())
+KEYS = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("root", "middle", "leaf", "middle again")}
+
+
+def make(name, issuer=None, *, key=None):
+    key = KEYS[key or name]
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     above = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer or name)])
     builder = x509.CertificateBuilder(above, subject, key.public_key(), 7, NOW, NOW + datetime.timedelta(1))
-    return builder.sign(key, hashes.SHA256())
+    return builder.sign(KEYS[issuer or name], hashes.SHA256())
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +150,12 @@ def test_chain_is_ordered_by_issuer(certificates):
     root, middle, leaf = certificates
     assert est.order_chain(leaf, [root, middle]) == (leaf, middle)
     assert est.order_chain(leaf, []) == (leaf,)
+
+
+def test_chain_has_the_key_that_signed(certificates):
+    """A CA with a new key keeps its name; the order of a SET says nothing about which of both is meant."""
+    root, middle, leaf = certificates
+    again = make("middle", "root", key="middle again")
+    assert (
+        est.order_chain(leaf, [again, middle, root]) == est.order_chain(leaf, [middle, again, root]) == (leaf, middle)
+    )
