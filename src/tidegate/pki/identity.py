@@ -107,7 +107,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """All that is known of an identity.
 
     ``leaving`` are generations whose keys are to be destroyed. ``floor_s`` is the newest time that something signed
-    and verified vouched for.
+    and verified vouched for, unless ``issue`` found that to be wrong.
     """
 
     format: str = FORMAT
@@ -189,13 +189,18 @@ def begin(record: Record, endpoint: Endpoint) -> Record:
 
 
 def issue(record: Record, chain: tuple[bytes, ...], validity: range) -> Record:
-    """Return the record with the certificate of the generation under way; its notBefore is a signed time."""
+    """Return the record with the certificate of the generation under way; its notBefore is a signed time.
+
+    One that ended before the floor shows that the floor was raised by a server whose clock ran ahead: nobody could have
+    signed it earlier, as its key is new. The floor falls to it; else no certificate would count for years.
+    """
     if record.pending is None:
         raise IdentityTransition("no certificate was asked for", state=record.state.value)
     pending = msgspec.structs.replace(
         record.pending, chain=chain, not_before_s=validity.start, not_after_s=validity.stop - 1
     )
-    changed = msgspec.structs.replace(record, pending=pending, failures=0, retry_at_s=0)
+    floor_s = validity.start if validity.stop - 1 < record.floor_s else record.floor_s
+    changed = msgspec.structs.replace(record, pending=pending, failures=0, retry_at_s=0, floor_s=floor_s)
     return raise_floor(changed, validity.start)
 
 

@@ -75,6 +75,7 @@ class Keeper:
     ) -> None:
         self._store, self._connect, self._endpoint = store, connect, endpoint
         self._bootstrap, self._clock, self._entropy, self._report = bootstrap, clock, entropy, report
+        self._floor = (store.record.floor_s, clock.monotonic_s())
         if bootstrap is not None and store.record.state is State.NONE:
             store.change(identity.born)
 
@@ -84,7 +85,7 @@ class Keeper:
         What the server refuses, the network loses or the provider of keys fails at is reported and waited for. What
         the identity's own storage cannot do is raised.
         """
-        step, wait = identity.plan_step(self._store.record, now_s=self._clock.now_s())
+        step, wait = identity.plan_step(self._store.record, now_s=self._now_s())
         if step is Step.CLEAN:
             self._store.clean()
         elif step is Step.EXPIRE:
@@ -101,7 +102,7 @@ class Keeper:
         """Take steps until there is nothing to do at present; raise the first refusal instead of waiting for it."""
         for _ in range(16):  # the longest way, from an expired identity to a cleaned new one, has eight
             record = self._store.record
-            step, wait = identity.plan_step(record, now_s=self._clock.now_s())
+            step, wait = identity.plan_step(record, now_s=self._now_s())
             if wait and record.pending is None:
                 return
             if step is Step.WAIT:  # somebody asks now: the back-off is for a service alone
@@ -131,13 +132,23 @@ class Keeper:
         self._store.clean()
         self._note(event.value, record, "every certificate and key since delivery is gone")
 
+    def _now_s(self) -> float:
+        """Return the clock's time; while that stands before the floor, the floor's and what has passed since.
+
+        Else a device would wait for ever at a floor that its own clock does not reach.
+        """
+        floor_s, now_s = self._store.record.floor_s, self._clock.monotonic_s()
+        if floor_s != self._floor[0]:
+            self._floor = (floor_s, now_s)
+        return max(self._clock.now_s(), floor_s + max(0.0, now_s - self._floor[1]))
+
     def _attempt(self, step: Step) -> float:
         try:
             self._take(step)
         except TidegateError as error:
             after = error.fields.get("retry_after_s")
             asked_s = after if isinstance(after, int) else 0
-            now_s = identity.trusted_now_s(self._store.record, self._clock.now_s())
+            now_s = self._now_s()
             record = self._store.change(
                 lambda record: identity.fail(record, now_s=now_s, entropy=self._entropy, retry_after_s=asked_s)
             )

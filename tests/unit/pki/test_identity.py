@@ -11,7 +11,16 @@ from tidegate.pki import identity
 from tidegate.pki.errors import EstPending, EstRefused, EstUnavailable
 from tidegate.pki.identity import Event, Generation, Record, State, Step
 from tidegate.pki.identity_store import IdentityStore, read_record
-from tidegate.testing.identity import ELSEWHERE, ENDPOINT, LIFETIME_S, START_S, Device, SteadyEntropy
+from tidegate.testing.identity import (
+    ELSEWHERE,
+    ENDPOINT,
+    LIFETIME_S,
+    START_S,
+    Device,
+    MemoryServer,
+    SetClock,
+    SteadyEntropy,
+)
 
 DEAD = EstUnavailable("nobody answers")
 
@@ -242,6 +251,23 @@ def test_device_without_a_clock(world):
         step, wait = identity.plan_step(record, now_s=0)
         assert step is Step.WAIT
         assert wait <= LIFETIME_S
+
+
+def test_server_whose_clock_ran_ahead_once(world):
+    """The floor that it left behind stops neither the next renewal nor what that one brings."""
+    world.server = MemoryServer(SetClock(START_S + 4 * 365 * 86_400))
+    with world.keeper() as (keeper, store):
+        world.settle(keeper)
+        wrong = store.record
+        assert wrong.floor_s == START_S + 4 * 365 * 86_400
+        world.server.clock.time_s = world.clock.time_s = START_S + LIFETIME_S
+        world.settle(keeper)
+        assert store.record.active.number == wrong.active.number + 1
+        assert store.record.floor_s == START_S + LIFETIME_S
+        assert store.active(now_s=world.clock.now_s())
+        uses = len(world.server.uses)
+        assert world.settle(keeper) > 86_400
+        assert len(world.server.uses) == uses
 
 
 def test_move_to_another_authority(world):
