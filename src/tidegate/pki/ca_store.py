@@ -235,6 +235,15 @@ class CaStore:
         """Return the certificate with this serial number, None if it is not ours."""
         return self._read(lambda database: self._by_serial(database, serial))
 
+    def newest(self, device: str, profile: str) -> Issued | None:
+        """Return the certificate that a device got last; of several of one second one that was revoked."""
+        query = (
+            "SELECT * FROM certificates WHERE device = ? AND profile = ? "
+            "ORDER BY issued_s DESC, revoked_s IS NULL, serial LIMIT 1"
+        )
+        row = self._read(lambda database: database.execute(query, (device, profile)).fetchone())
+        return _issued(row) if row else None
+
     def certificates(self, *, device: str | None = None, limit: int = 1000, after: int = 0) -> list[Issued]:
         """Return certificates by serial number from behind ``after`` on, of one device or of all."""
         query = "SELECT * FROM certificates WHERE serial > ? AND (? IS NULL OR device = ?) ORDER BY serial LIMIT ?"

@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 from tidegate.base.clock import Clock
 from tidegate.crypto.aead import Secret
 from tidegate.pki.authority import Authority
+from tidegate.pki.ca_store import Reason
 from tidegate.pki.errors import (
     CertificateRevoked,
     EstBindingMismatch,
@@ -41,6 +42,7 @@ from tidegate.pki.tokens import token_digest
 
 _MAX_IN_A_ROW = 64  # certificates that one key gets with one credential, each after the one before ran out
 _APPROVAL_S = 600
+_OUT_OF_SERVICE = (Reason.CESSATION_OF_OPERATION, Reason.PRIVILEGE_WITHDRAWN)  # of the device, not of one key of it
 
 Approve = Callable[[str, VerifiedRequest], bool]
 Lists = Callable[[], Sequence[VerifiedCrl]]
@@ -121,7 +123,8 @@ class CaRegistrar:
            ``pki.certificate.revoked``, ``pki.est.unauthenticated``);
         4. the request is for who asks: an enrolment for the serial number alone (``pki.est.identity``), a renewal for
            exactly the names of this CA's certificate that is renewed (``pki.est.renewal``);
-        5. the device has not asked too often (``pki.est.rate``), and a person approved where one has to;
+        5. the device was not taken out of service, unless it has a new token (``pki.certificate.revoked``), it has not
+           asked too often (``pki.est.rate``), and a person approved where one has to;
         6. the same application gets the certificate that it got before; a token is redeemed in the same transaction
            (``pki.token.*``).
         """
@@ -132,7 +135,8 @@ class CaRegistrar:
             self._require_renewal(request, requester)
         else:
             _require_enrolment(request, requester.device)
-        wait_s = self._rate.take(requester.device, self._clock.monotonic_s())  # 5
+        self._require_in_service(requester)  # 5
+        wait_s = self._rate.take(requester.device, self._clock.monotonic_s())
         if wait_s:
             raise EstRateExceeded(f"device {requester.device} asks too often", retry_after_s=wait_s)
         if self._conditions.approve is not None and not self._conditions.approve(requester.device, request):
@@ -202,6 +206,14 @@ class CaRegistrar:
         added = {one for one in kept - asked if one[0] != NameOID.ORGANIZATION_NAME}  # the CA's own addition
         if asked - kept or added or set(request.names) != names:
             raise EstIdentityMismatch(f"{requester.device} asks for other names than it has", device=requester.device)
+
+    def _require_in_service(self, requester: _Requester) -> None:
+        """The owner cannot take a certificate of birth back, but what a device got last here says whether it is his."""
+        if requester.certificate is None:
+            return
+        newest = self._authority.store.newest(requester.device, self._conditions.profile.name)
+        if newest is not None and newest.reason in _OUT_OF_SERVICE:
+            raise CertificateRevoked(f"{requester.device} was taken out of service", device=requester.device)
 
     def _issue(self, request: VerifiedRequest, requester: _Requester) -> x509.Certificate:
         """Return the certificate; one that ran out since is followed by another, one that was revoked by none."""

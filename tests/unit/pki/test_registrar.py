@@ -329,6 +329,21 @@ def revoked_and_asked_again(office, lab):
     return {"request": request(), "chain": [idevid]}
 
 
+def out_of_service(office, lab, *, renew=False):
+    """A stolen device has its certificate of birth, and may have kept an older one of ours."""
+    _, idevid = lab.idevid("SN-1")
+    older = office.ask(request(), chain=[idevid])
+    office.clock.time_s += 60
+    newest = office.ask(request(key=ec.generate_private_key(ec.SECP256R1())), chain=[idevid])
+    office.authority.revoke(newest.serial_number, Reason.PRIVILEGE_WITHDRAWN)
+    fresh = request(key=ec.generate_private_key(ec.SECP256R1()))
+    return {"request": fresh, "chain": [older if renew else idevid], "renew": renew}
+
+
+def out_of_service_with_an_older_certificate(office, lab):
+    return out_of_service(office, lab, renew=True)
+
+
 def renewal_of_a_birth_certificate(office, lab):
     return {"request": request(), "chain": [lab.idevid("SN-1")[1]], "renew": True}
 
@@ -397,6 +412,8 @@ ATTACKS = [
     (unrecorded_certificate, "pki.certificate.revoked"),
     (revoked_ldevid, "pki.certificate.revoked"),
     (revoked_and_asked_again, "pki.certificate.revoked"),
+    (out_of_service, "pki.certificate.revoked"),
+    (out_of_service_with_an_older_certificate, "pki.certificate.revoked"),
     (renewal_of_a_birth_certificate, "pki.est.renewal"),
     (renewal_by_token, "pki.est.unauthenticated"),
     (renewal_for_another, "pki.est.identity"),
@@ -445,6 +462,21 @@ def test_nobody_spends_anothers_allowance(make_office):
         refused("pki.token.unknown", office.ask, request(), token=("SN-1", Secret(b"guess")))
         refused("pki.token.device", office.ask, request(), token=("SN-1", office.token("SN-2")[1]))
     assert office.ask(request(), token=office.token())
+
+
+def test_out_of_service_and_back(office, lab):
+    _, idevid = lab.idevid("SN-1")
+    for reason in (Reason.KEY_COMPROMISE, Reason.SUPERSEDED, Reason.UNSPECIFIED):  # of a key, not of the device
+        last = office.ask(request(key=ec.generate_private_key(ec.SECP256R1())), chain=[idevid])
+        office.authority.revoke(last.serial_number, reason)
+        office.clock.time_s += 60
+    last = office.ask(request(key=ec.generate_private_key(ec.SECP256R1())), chain=[idevid])
+    office.authority.revoke(last.serial_number, Reason.CESSATION_OF_OPERATION)
+    refused("pki.certificate.revoked", office.ask, request(), chain=[idevid])
+    office.clock.time_s += 60
+    back = office.ask(request(), token=office.token())
+    assert office.ask(request(key=ec.generate_private_key(ec.SECP256R1())), chain=[back], renew=True)
+    assert office.ask(request(key=ec.generate_private_key(ec.SECP256R1())), chain=[idevid])
 
 
 def test_every_list_of_every_key_counts(lab, tmp_path):
