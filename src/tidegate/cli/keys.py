@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tidegate.cli import keys_ceremony, keys_use
+from tidegate.cli import keys_ceremony, keys_seal, keys_use
 from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
 
@@ -46,6 +46,7 @@ def build(parser: argparse.ArgumentParser) -> None:
     )
     public.set_defaults(run=export_public)
     keys_use.build(verbs, key=KEY, store=STORE)
+    keys_seal.build(verbs, key=KEY)
     anchors = add_verb(verbs, "anchors", "write trust anchors: every given key must sign, both classes present")
     anchors.add_argument("public", type=Path, nargs="+", help="public key files, a classical and a post-quantum one")
     anchors.add_argument("-o", "--output", type=Path, required=True, help="file to write")

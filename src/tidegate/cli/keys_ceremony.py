@@ -50,7 +50,7 @@ def build(parser: argparse.ArgumentParser) -> None:
     using.add_argument(
         "command",
         nargs="+",
-        help="the command behind --; {pin} in it becomes a file that only this command can read, "
+        help="the command behind --; {pin} in it becomes a file in memory that this command inherits, "
         "e.g. -- tidegate policy sign … --sign 'pkcs11:token=maker;object=release?module-path=…&pin-source={pin}'",
     )
     using.set_defaults(run=run_with_pin)

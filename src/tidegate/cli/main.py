@@ -31,7 +31,7 @@ NOUNS = {
     "identity": "enrol, renew, move and show the device's certificate",
     "ids": "run the network sensor, replay captures",
     "image": "build, sign, inspect and verify images and update bundles",
-    "keys": "generate, list, show and destroy keys",
+    "keys": "generate, use, list and destroy keys in any provider; hold a key ceremony",
     "policy": "check, sign and verify the policy",
     "tls": "say whether TLS can use keys that stay in their provider",
     "update": "install a bundle into the idle slot, confirm it, show progress",

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate import __version__
 from tidegate.base.clock import Clock, Entropy
 from tidegate.base.durable import translate_os_errors, write_file_new
-from tidegate.base.errors import TidegateError
+from tidegate.base.errors import StorageFailed, TidegateError
 from tidegate.crypto.aead import Secret
 from tidegate.crypto.signing import PublicKey, parse_algorithm
 from tidegate.factory.ceremony import (
@@ -68,7 +69,13 @@ def hold_ceremony(plan: CeremonyPlan, folder: Path, room: CeremonyRoom) -> Trans
     made are destroyed again when a step before 5 fails.
     """
     started_s = int(room.clock.now_s())
-    tokens = _open_tokens(_token_uris(plan), room)  # 1
+    with ExitStack() as closing:
+        tokens = _open_tokens(_token_uris(plan), folder, room, closing)  # 1
+        division = _make(plan, tokens, folder, room)  # 2 to 4
+        return _hand_over(plan, tokens, division, room, started_s)  # 5 to 7
+
+
+def _make(plan: CeremonyPlan, tokens: _Tokens, folder: Path, room: CeremonyRoom) -> _Division:
     made: list[tuple[str, str]] = []
     try:
         for key in plan.keys:
@@ -80,11 +87,10 @@ def hold_ceremony(plan: CeremonyPlan, folder: Path, room: CeremonyRoom) -> Trans
             if key.backup:
                 _back_up(tokens, key.name, room)
                 made.append(("backup", key.name))
-        division = _divide(plan, folder, room)  # 4
+        return _divide(plan, folder, room)  # 4
     except BaseException:  # also Ctrl-C where an operator is asked for a passphrase
         _take_back(tokens, made, room)
         raise
-    return _hand_over(plan, tokens, division, room, started_s)  # 5 to 7
 
 
 def renew_shares(plan: CeremonyPlan, folder: Path, room: CeremonyRoom) -> Transcript:
@@ -94,10 +100,12 @@ def renew_shares(plan: CeremonyPlan, folder: Path, room: CeremonyRoom) -> Transc
     nothing afterwards. Raises as ``hold_ceremony`` does, and ``keys.key.missing`` for a key that is not there.
     """
     started_s = int(room.clock.now_s())
-    tokens = _open_tokens({role: _without_pin(uri) for role, uri in _token_uris(plan).items()}, room)
-    for key in plan.keys:
-        tokens.stores["first"].public_key(key.name)
-    return _hand_over(plan, tokens, _divide(plan, folder, room), room, started_s)
+    uris = {role: _without_pin(uri) for role, uri in _token_uris(plan).items()}
+    with ExitStack() as closing:
+        tokens = _open_tokens(uris, folder, room, closing)
+        for key in plan.keys:
+            tokens.stores["first"].public_key(key.name)
+        return _hand_over(plan, tokens, _divide(plan, folder, room), room, started_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,8 +167,14 @@ def _token_uris(plan: CeremonyPlan) -> dict[str, KeyUri]:
     return {role: parse_key_uri(text) for role, text in texts.items()}
 
 
-def _open_tokens(uris: dict[str, KeyUri], room: CeremonyRoom) -> _Tokens:
-    stores = {role: open_uri(uri, create=False, ask=room.ask) for role, uri in uris.items()}
+def _open_tokens(uris: dict[str, KeyUri], folder: Path, room: CeremonyRoom, closing: ExitStack) -> _Tokens:
+    """Open the tokens, until ``closing`` ends, if there is nothing in the place where the shares are to go."""
+    if folder.exists():
+        raise StorageFailed(f"{folder} exists: name a new folder", path=str(folder))
+    stores = {}
+    for role, uri in uris.items():
+        stores[role] = open_uri(uri, create=False, ask=room.ask)
+        closing.callback(stores[role].close)
     for role, store in stores.items():
         room.tell(f"{role} token: " + ", ".join(f"{name} {text}" for name, text in store.describe().items()))
     return _Tokens(uris=uris, stores=stores)

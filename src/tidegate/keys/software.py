@@ -176,6 +176,8 @@ class SoftwareKeyStore:
     def generate(self, name: str, spec: KeySpec) -> KeyInfo:
         path = self._path(name)
         self.capabilities().require(spec)
+        if spec.purpose is KeyPurpose.SEAL and spec.policy.exportable:
+            raise CapabilityMissing("PKCS#8 has no form for sealing keys: none can be exported", provider="software")
         if path.exists():
             raise KeyExists(f"there is a key {name!r} already", key=name)
         if spec.algorithm is None:
