@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,10 @@ from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
 
 if TYPE_CHECKING:
+    from cryptography import x509
+
     from tidegate.pki.ca_store import Issued
+    from tidegate.pki.path import VerifiedChain
     from tidegate.pki.profiles import Profile
     from tidegate.pki.requests import VerifiedRequest
 
@@ -236,8 +240,9 @@ def verify_file(arguments: argparse.Namespace, output: Output) -> int:
     asked = []
     if arguments.crl is not None:
         raw = read_file_bounded(arguments.crl, limit_bytes=MAX_CRL_BYTES)
-        verify_crl(raw, issuer=verified.issuer, now=now).require_good(verified.certificate)
-        asked.append("CRL")
+        below, above = _listed(raw, verified)
+        verify_crl(raw, issuer=above, now=now).require_good(below)
+        asked.append("CRL" if below is verified.certificate else f"CRL of {above.subject.rfc4514_string()} alone")
     if arguments.ocsp is not None:
         raw = read_file_bounded(arguments.ocsp, limit_bytes=MAX_OCSP_BYTES)
         verify_ocsp(raw, certificate=verified.certificate, issuer=verified.issuer, now=now)
@@ -307,6 +312,18 @@ def parse_hex(text: str) -> bytes:
         return bytes.fromhex(text if len(text) % 2 == 0 else f"0{text}")
     except ValueError as error:
         raise SerialUnknown(f"{text[:64]!r} is not hexadecimal") from error
+
+
+def _listed(raw: bytes, verified: VerifiedChain) -> tuple[x509.Certificate, x509.Certificate]:
+    """Return whom a list is about, and who made it: the certificate itself unless the list is that of a CA above."""
+    from cryptography import x509
+
+    pairs = list(itertools.pairwise(verified.certificates))
+    try:
+        named = x509.load_der_x509_crl(raw).issuer
+    except (ValueError, x509.InvalidVersion):
+        return pairs[0]  # what is wrong with it, the verifier says
+    return next((pair for pair in pairs if pair[1].subject == named), pairs[0])
 
 
 def _server_name(arguments: argparse.Namespace, purpose: object) -> str | None:

@@ -162,7 +162,7 @@ class _Lists:
 
         try:
             named = x509.load_der_x509_crl(raw).issuer
-        except ValueError as error:
+        except (ValueError, x509.InvalidVersion) as error:
             raise CrlMalformed(f"{path} is no CRL in DER") from error
         refusal: Rejected = CrlMalformed(f"{path} is the list of none of the --idevid-anchors")
         for issuer in (one for one in self._issuers if one.subject == named):  # a maker's CA may have had two keys

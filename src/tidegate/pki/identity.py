@@ -34,7 +34,7 @@ class State(enum.Enum):
     RENEWING = "renewing"  # active, with a successor under way
     EXPIRED = "expired"
     REVOKED = "revoked"
-    RETIRED = "retired"  # for ever; every key is gone
+    RETIRED = "retired"  # for ever; every key since delivery is gone
 
 
 class Event(enum.Enum):

@@ -102,6 +102,22 @@ def test_from_birth_to_revocation(shell, tmp_path):
     assert shell.events("root-ca") == ["pki.issued", "pki.issued"]
 
 
+def test_an_issuing_ca_that_the_root_took_back(shell, tmp_path):
+    issue(shell, "operator", "--common-name", "A")
+    root = ("--store", tmp_path / "root-ca", "--key", shell.key("root"))
+    shell.must("ca", "crl", *root, "-o", tmp_path / "crl")
+    verify = ["ca", "verify", tmp_path / "cert.pem", "--anchors", tmp_path / "root-ca" / "chain.pem"]
+    (said,) = shell.must(*verify, "--crl", tmp_path / "crl")["revocation"]
+    assert said.startswith("CRL of ")
+    listed = shell.must("ca", "list", "--store", tmp_path / "root-ca")["certificates"]
+    (issuing,) = (one["serial"] for one in listed if one["profile"] == "issuing-ca")
+    shell.must("ca", "revoke", issuing, "--reason", "ca-compromise", *root)
+    shell.must("ca", "crl", *root, "-o", tmp_path / "crl")
+    assert shell.code(*verify, "--crl", tmp_path / "crl") == "pki.certificate.revoked"
+    (tmp_path / "crl").write_bytes(b"none")
+    assert shell.code(*verify, "--crl", tmp_path / "crl") == "pki.crl.malformed"
+
+
 def test_requests_and_their_ids(shell, tmp_path):
     shell.must("ca", "request", "--key", shell.key("device"), "--serial-number", "SN-1", "-o", tmp_path / "device.csr")
     words = shell.ca(
