@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from tidegate.base.clock import Clock
 from tidegate.crypto.signing import Signer
 from tidegate.pki.keyadapter import library_public_key
 from tidegate.tls.algorithms import SIGALGS_WITHOUT_KEY, traits_of
@@ -80,11 +81,13 @@ def client_context(
     anchors: Sequence[bytes],
     lists: RevocationLists | None = None,
     ocsp: OcspRule = OcspRule.IF_PRESENT,
+    clock: Clock | None = None,
 ) -> ssl.SSLContext:
     """Return a client's context that verifies the server's certificate and host name, and proves ``chain`` if given.
 
     ``anchors``: trust anchors (DER) of the server. ``lists``: revocation lists that the server's certificate has to be
     absent from. ``ocsp``: whether the server has to staple an OCSP answer; one that it staples always has to be good.
+    ``clock``: what staples are judged by, the system's without; certificates are OpenSSL's to judge, by the system's.
 
     Raises what ``server_context`` raises.
     """
@@ -98,7 +101,7 @@ def client_context(
         _use_key(platform, context, signer, chain, failures)
     if lists is not None:
         _use_lists(platform, context, lists, failures)
-    platform.hooks.attach_judge(context, platform.layout.pointer(context), StapleCheck(ocsp), failures)
+    platform.hooks.attach_judge(context, platform.layout.pointer(context), StapleCheck(ocsp, clock), failures)
     keep_failures(context, failures)
     return context
 

@@ -2,6 +2,7 @@
 
 import datetime
 import ssl
+import time
 
 import pytest
 from cryptography import x509
@@ -227,3 +228,15 @@ def test_a_certificate_that_promises_an_answer_is_held_to_it(world) -> None:
     check.judge(None, [plain.public_bytes(Encoding.DER), world.ca.der])
     with pytest.raises(StapleMissing):
         check.judge(None, [promising.sign(key, hashes.SHA256()).public_bytes(Encoding.DER), world.ca.der])
+
+
+def test_a_clock_that_knows_better_judges_the_answer(world, server_of) -> None:
+    """A device whose clock was set back has a clock floor: an old answer is stale by it."""
+    certificate = world.identity()[1][0]
+    answer = world.ca.answer(certificate, span=(-HOUR, HOUR))
+    later = Clock(time.time() + 2 * HOUR.total_seconds())
+    with pytest.raises(ssl.SSLError):
+        client = client_context(anchors=[world.ca.der], clock=later)
+        shake_hands(server_of(answer), client, "localhost")
+    assert last_failure(client).code == "pki.ocsp.stale"
+    shake_hands(server_of(answer), client_context(anchors=[world.ca.der]), "localhost")
