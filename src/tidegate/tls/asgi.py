@@ -152,6 +152,9 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
 
             async def with_peer(scope: dict[str, Any], receive: Any, send: Any) -> None:
                 scope.setdefault("extensions", {})["tls"] = peer
+                if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+                    await _refuse_ambiguous(send)
+                    return
                 await application(scope, receive, send)
 
             self.app = with_peer
@@ -182,6 +185,13 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
             self._deadline = self.loop.call_later(max(limits.request_s, limits.idle_s), self.transport.abort)
 
     return Protocol
+
+
+async def _refuse_ambiguous(send: Any) -> None:
+    """Refuse a request of two lengths and what follows it (RFC 9112 §6.1): a proxy may have seen another end."""
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"10"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.body", "body": b"malformed\n"})
 
 
 def _peer(connection: ssl.SSLObject) -> PeerTls:

@@ -182,6 +182,21 @@ def test_trickling_peer_is_dropped_after_an_answer_too(pems):
         assert ended
 
 
+def test_request_of_two_lengths_and_what_is_smuggled_behind_it(pems):
+    """RFC 9112 §6.1: whoever stands between us may have seen another end of the first request."""
+    application = Echo()
+    with serving(application, None) as port, socket.create_connection(("127.0.0.1", port)) as peer:
+        peer.settimeout(5)
+        lengths = b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+        peer.sendall(b"POST / HTTP/1.1\r\nHost: a\r\n" + lengths + b"0\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        found = b""
+        while piece := peer.recv(65_536):
+            found += piece
+    assert found.startswith(b"HTTP/1.1 400 ")
+    assert found.count(b"HTTP/1.1") == 1
+    assert application.peers == []
+
+
 def test_connections_that_ask_nothing_are_cut_beyond_a_number(pems):
     limits = Limits(connections=2, request_s=20, idle_s=20)
     with serving(Echo(), None, limits=limits) as port, contextlib.ExitStack() as stack:
