@@ -154,6 +154,9 @@ def test_provider_is_cut_off_at_each_operation(tmp_path, provider):
 
 def cut_once(root, keys, change, *, done, cut_at):
     """Take a device up to ``change``, cut it there, start it again; return whether there was something to cut."""
+    for info in keys.list_keys():  # of the device before, which had another folder and the same provider
+        if info.name.startswith("identity-"):
+            keys.destroy(info.name)
     before = Device(root, keys)
     if change is not enrol:
         enrol(before)

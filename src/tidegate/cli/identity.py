@@ -148,7 +148,9 @@ def run_reset(arguments: argparse.Namespace, output: Output) -> int:
     from tidegate.pki.identity_store import IdentityStore
 
     event = Event.RETIRE if arguments.retire else Event.RESET
-    with IdentityStore(arguments.folder, open_store(parse_key_uri(arguments.keys))) as store:
+    keys = open_store(parse_key_uri(arguments.keys))
+    with contextlib.closing(keys), IdentityStore(arguments.folder, keys, discard_corrupt=True) as store:
+        store.claim()
         store.change(lambda record: forget(record, event))
         store.clean()
         output.line("every certificate and key since delivery is gone")

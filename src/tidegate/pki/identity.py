@@ -242,9 +242,14 @@ def fail(record: Record, *, now_s: float, entropy: Entropy, retry_after_s: int =
 
 
 def disown(record: Record, numbers: tuple[int, ...]) -> Record:
-    """Return the record that also lets go of keys which it never named (its folder was replaced or restored)."""
-    following = max((record.next_number, *(number + 1 for number in numbers)))
-    return msgspec.structs.replace(record, leaving=(*record.leaving, *numbers), next_number=following)
+    """Return the record that also lets go of the keys ``numbers``, whoever made them."""
+    passed = pass_by(record, numbers)
+    return msgspec.structs.replace(passed, leaving=tuple(sorted({*record.leaving, *numbers})))
+
+
+def pass_by(record: Record, numbers: tuple[int, ...]) -> Record:
+    """Return the record that never uses ``numbers``: keys of these names are there, and it did not make them."""
+    return msgspec.structs.replace(record, next_number=max((record.next_number, *(one + 1 for one in numbers))))
 
 
 def cleaned(record: Record) -> Record:

@@ -2,8 +2,9 @@
 
 Touches: the identity's folder (mode 700: ``identity.json``, ``lock``) and keys called ``identity-N`` in a ``KeyStore``.
 The rule: what is going to be there is written down before it is made, what is going to be gone is written down before
-it is destroyed. Opening finishes what a cut interrupted and destroys keys that no record names, so the store must have
-no other user of names of this form.
+it is destroyed. Opening finishes what a cut interrupted and destroys keys that the record named once. Keys of this form
+that it cannot have made are another folder's (or this one's before it was replaced): they are left alone until
+``claim``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tidegate.crypto.signing import SignatureAlgorithm, Signer
 from tidegate.keys.errors import KeyExists, KeyMissing
 from tidegate.keys.store import KeyPurpose, KeySpec, KeyStore
 from tidegate.pki import identity
-from tidegate.pki.errors import IdentityBusy, IdentityMissing
+from tidegate.pki.errors import IdentityBusy, IdentityCorrupt, IdentityMissing
 from tidegate.pki.identity import Generation, Record
 
 _OURS = re.compile(r"identity-([1-9][0-9]{0,17})")
@@ -46,8 +47,14 @@ class IdentityStore:
     """
 
     def __init__(
-        self, folder: Path, keys: KeyStore, *, algorithm: SignatureAlgorithm = SignatureAlgorithm.ECDSA_P256
+        self,
+        folder: Path,
+        keys: KeyStore,
+        *,
+        algorithm: SignatureAlgorithm = SignatureAlgorithm.ECDSA_P256,
+        discard_corrupt: bool = False,
     ) -> None:
+        """``discard_corrupt`` begins a record anew where it is corrupt: for a reset, which ends everything in it."""
         with translate_os_errors(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         require_private(folder)
@@ -55,7 +62,7 @@ class IdentityStore:
         self._spec = KeySpec(purpose=KeyPurpose.SIGN, algorithm=algorithm)
         self._lock = FolderLock(folder, wait_s=_LOCK_WAIT_S, busy=IdentityBusy)
         try:
-            self._record = read_record(folder)
+            self._record = self._read(folder, discard_corrupt=discard_corrupt)
             self._recover()
         except BaseException:
             self._lock.release()
@@ -118,6 +125,11 @@ class IdentityStore:
             self._destroy(identity.key_name(number))
         self.change(identity.cleaned)
 
+    def claim(self) -> None:
+        """Let go of every key of our form that the record does not name, whoever made it; ``clean`` destroys them."""
+        found = tuple(sorted(self._numbers_there() - self._record.numbers()))
+        self.change(lambda record: identity.disown(record, found))
+
     def close(self) -> None:
         """Let another process at it."""
         self._lock.release()
@@ -125,20 +137,33 @@ class IdentityStore:
     def _recover(self) -> None:
         """Finish what a cut interrupted.
 
-        1. Keys of generations that are leaving go. 2. So do keys that no record names. 3. A generation whose
-        certificate is there while its key is not is no identity: it is left behind.
+        1. Keys of generations that are leaving go. 2. So do those that were named before; numbers that others took are
+        passed by. 3. A generation whose certificate is there while its key is not is no identity: it is left behind.
         """
         self.clean()  # 1
-        there = {info.name for info in self._keys.list_keys()}
-        found = {int(match[1]) for name in there if (match := _OURS.fullmatch(name))}
-        orphans = tuple(sorted(found - self._record.numbers()))
-        self.change(lambda record: identity.disown(record, orphans))  # 2
+        there = self._numbers_there()
+        strays = tuple(sorted(there - self._record.numbers()))
+        ours = tuple(number for number in strays if number < self._record.next_number)
+        self.change(lambda record: identity.pass_by(identity.disown(record, ours), strays))  # 2
         record = self._record
-        if record.pending is not None and record.pending.chain and record.pending.key_name not in there:  # 3
+        if record.pending is not None and record.pending.chain and record.pending.number not in there:  # 3
             self.change(identity.abandon)
-        if record.active is not None and record.active.key_name not in there:
+        if record.active is not None and record.active.number not in there:
             self.change(identity.lose)
         self.clean()
+
+    def _numbers_there(self) -> set[int]:
+        names = (info.name for info in self._keys.list_keys())
+        return {int(match[1]) for name in names if (match := _OURS.fullmatch(name))}
+
+    @staticmethod
+    def _read(folder: Path, *, discard_corrupt: bool) -> Record:
+        try:
+            return read_record(folder)
+        except IdentityCorrupt:
+            if not discard_corrupt:
+                raise
+            return Record()
 
     def _destroy(self, name: str) -> None:
         with contextlib.suppress(KeyMissing):  # destroyed before the cut

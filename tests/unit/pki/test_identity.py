@@ -347,13 +347,45 @@ def test_lost_key_is_enrolled_anew(world):
         world.prove(store.active(now_s=world.clock.now_s()))
 
 
-def test_keys_that_no_record_names_go(world):
-    with world.keeper() as (keeper, _store):
+def test_keys_that_the_record_named_once_go(world):
+    with world.keeper() as (keeper, store):
         world.settle(keeper)
-    world.keys.generate("identity-77", world.keys.list_keys()[0].spec)
+        keeper.begin(ENDPOINT)
+        keeper.run_until_settled()
+        assert store.record.active.number == 2
+    world.keys.generate("identity-1", world.keys.list_keys()[0].spec)
     world.keys.generate("identity-card", world.keys.list_keys()[0].spec)
     with world.keeper():
-        assert world.key_names() == {"idevid", "identity-1", "identity-card"}
+        assert world.key_names() == {"idevid", "identity-2", "identity-card"}
+
+
+def test_another_folder_destroys_nothing(world, tmp_path):
+    """Whoever names the wrong folder beside the right keys would else end the identity that is in use."""
+    with world.keeper() as (keeper, store):
+        world.settle(keeper)
+        active = store.active(now_s=world.clock.now_s())
+    with IdentityStore(tmp_path / "mistyped", world.keys) as other:
+        assert world.key_names() == {"idevid", "identity-1"}
+        assert other.record.next_number == 2  # and it takes no name that is taken
+        other.claim()
+        other.clean()  # who resets has said so
+        assert world.key_names() == {"idevid"}
+    assert active.chain
+
+
+def test_a_corrupt_record_is_reset(world):
+    with world.keeper() as (keeper, _store):
+        world.settle(keeper)
+    (world.root / "identity" / "identity.json").write_bytes(b"{")
+    refused("pki.identity.corrupt", IdentityStore, world.root / "identity", world.keys)
+    with IdentityStore(world.root / "identity", world.keys, discard_corrupt=True) as store:
+        store.claim()
+        store.change(lambda record: identity.forget(record, Event.RESET))
+        store.clean()
+    assert world.key_names() == {"idevid"}
+    with world.keeper() as (keeper, store):
+        world.settle(keeper)
+        assert store.record.active.number == 2
 
 
 def test_reading_alone_takes_no_lock(world):
