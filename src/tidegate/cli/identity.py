@@ -149,7 +149,7 @@ def run_reset(arguments: argparse.Namespace, output: Output) -> int:
 
     event = Event.RETIRE if arguments.retire else Event.RESET
     keys = open_store(parse_key_uri(arguments.keys))
-    with contextlib.closing(keys), IdentityStore(arguments.folder, keys, discard_corrupt=True) as store:
+    with contextlib.closing(keys), IdentityStore(arguments.folder, keys, for_reset=True) as store:
         store.claim()
         store.change(lambda record: forget(record, event))
         store.clean()

@@ -52,9 +52,13 @@ class IdentityStore:
         keys: KeyStore,
         *,
         algorithm: SignatureAlgorithm = SignatureAlgorithm.ECDSA_P256,
-        discard_corrupt: bool = False,
+        for_reset: bool = False,
     ) -> None:
-        """``discard_corrupt`` begins a record anew where it is corrupt: for a reset, which ends everything in it."""
+        """``for_reset`` takes a corrupt record and an empty provider as they are: a reset ends everything in both.
+
+        Else a provider without any key raises ``pki.identity.missing``: it is likelier another one than one that lost
+        them all, and what is forgotten here is destroyed there later.
+        """
         with translate_os_errors(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         require_private(folder)
@@ -62,8 +66,8 @@ class IdentityStore:
         self._spec = KeySpec(purpose=KeyPurpose.SIGN, algorithm=algorithm)
         self._lock = FolderLock(folder, wait_s=_LOCK_WAIT_S, busy=IdentityBusy)
         try:
-            self._record = self._read(folder, discard_corrupt=discard_corrupt)
-            self._recover()
+            self._record = self._read(folder, for_reset=for_reset)
+            self._recover(for_reset=for_reset)
         except BaseException:
             self._lock.release()
             raise
@@ -134,12 +138,14 @@ class IdentityStore:
         """Let another process at it."""
         self._lock.release()
 
-    def _recover(self) -> None:
+    def _recover(self, *, for_reset: bool) -> None:
         """Finish what a cut interrupted.
 
         1. Keys of generations that are leaving go. 2. So do those that were named before; numbers that others took are
         passed by. 3. A generation whose certificate is there while its key is not is no identity: it is left behind.
         """
+        if self._record.active is not None and not for_reset and not self._keys.list_keys():
+            raise IdentityMissing("the provider has no key at all: is it the right one? Else reset the identity first")
         self.clean()  # 1
         there = self._numbers_there()
         strays = tuple(sorted(there - self._record.numbers()))
@@ -157,11 +163,11 @@ class IdentityStore:
         return {int(match[1]) for name in names if (match := _OURS.fullmatch(name))}
 
     @staticmethod
-    def _read(folder: Path, *, discard_corrupt: bool) -> Record:
+    def _read(folder: Path, *, for_reset: bool) -> Record:
         try:
             return read_record(folder)
         except IdentityCorrupt:
-            if not discard_corrupt:
+            if not for_reset:
                 raise
             return Record()
 

@@ -7,6 +7,7 @@ import pytest
 
 from tidegate.base.clock import SystemEntropy
 from tidegate.base.errors import TidegateError
+from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.pki import identity
 from tidegate.pki.errors import EstPending, EstRefused, EstUnavailable
 from tidegate.pki.identity import Event, Generation, Record, State, Step
@@ -373,12 +374,26 @@ def test_another_folder_destroys_nothing(world, tmp_path):
     assert active.chain
 
 
+def test_an_empty_provider_is_another_one(world, tmp_path, secret):
+    """Whoever names the wrong keys beside the right folder would else lose the identity in use."""
+    with world.keeper() as (keeper, _store):
+        world.settle(keeper)
+    empty = SoftwareKeyStore.create(tmp_path / "empty", DeviceSecretUnlock(secret))
+    refused("pki.identity.missing", IdentityStore, world.root / "identity", empty)
+    with world.keeper() as (keeper, store):
+        assert store.active(now_s=world.clock.now_s())
+    with IdentityStore(world.root / "identity", empty, for_reset=True) as store:
+        store.change(lambda record: identity.forget(record, Event.RESET))
+        store.clean()
+        assert store.record.state is State.NONE
+
+
 def test_a_corrupt_record_is_reset(world):
     with world.keeper() as (keeper, _store):
         world.settle(keeper)
     (world.root / "identity" / "identity.json").write_bytes(b"{")
     refused("pki.identity.corrupt", IdentityStore, world.root / "identity", world.keys)
-    with IdentityStore(world.root / "identity", world.keys, discard_corrupt=True) as store:
+    with IdentityStore(world.root / "identity", world.keys, for_reset=True) as store:
         store.claim()
         store.change(lambda record: identity.forget(record, Event.RESET))
         store.clean()
