@@ -127,9 +127,11 @@ class EstClient:
         est.check_content_type(answer.headers.get("content-type"), est.CERTS_ONLY)
         raw = est.parse_certificates(est.decode_body(answer.body, limit_bytes=est.MAX_ANSWER_BYTES))
         try:
-            return tuple(x509.load_der_x509_certificate(one) for one in raw)
+            found = tuple(x509.load_der_x509_certificate(one) for one in raw)
+            _ = [(one.subject, one.issuer) for one in found]  # the library parses names late
         except (ValueError, *UNREADABLE) as error:
             raise EstBodyMalformed("the CMS message carries something else than X.509 certificates") from error
+        return found
 
 
 def _refuse(answer: Answer) -> NoReturn:

@@ -119,6 +119,12 @@ def test_certificate_in_the_message_that_is_none():
     refused("pki.est.body-malformed", EstClient(Canned(200, body, **{"content-type": est.CERTS_ONLY})).authorities)
 
 
+def test_certificate_with_a_name_that_is_no_text():
+    raw = est.encode_certificates([certificate(serial="zzzz")]).replace(b"zzzz", b"\xff\xff\xff\xff")
+    canned = Canned(200, est.encode_body(raw), **{"content-type": est.CERTS_ONLY})
+    refused("pki.est.body-malformed", EstClient(canned).authorities)
+
+
 def test_attributes_that_are_not_said():
     for status in (204, 404):
         assert not EstClient(Canned(status)).wanted().challenge_password
