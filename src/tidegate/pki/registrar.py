@@ -186,6 +186,7 @@ class CaRegistrar:
                 raise CertificateRevoked(f"the certificate of {known.device} was revoked", device=known.device)
             if known.profile != self._conditions.profile.name:
                 raise EstIdentityMismatch(f"the certificate is of profile {known.profile}, not a device's")
+            return certificate  # the store knows more than any list, and a maker's stale one stops no renewal here
         for one in self._conditions.lists():
             for judged in verified.certificates[:-1]:  # the makers' CAs between among them; an anchor is not revoked
                 if one.issuer == judged.issuer:

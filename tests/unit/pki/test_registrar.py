@@ -17,6 +17,7 @@ from tidegate.cli.ca_serve import _Lists as MakersLists
 from tidegate.crypto.aead import Secret
 from tidegate.pki.authority import Authority, Grant
 from tidegate.pki.ca_store import CaStore, Reason
+from tidegate.pki.errors import CrlStale
 from tidegate.pki.est_server import Application
 from tidegate.pki.keyadapter import private_key_for
 from tidegate.pki.profiles import PROFILES, Subject
@@ -462,6 +463,19 @@ def test_nobody_spends_anothers_allowance(make_office):
         refused("pki.token.unknown", office.ask, request(), token=("SN-1", Secret(b"guess")))
         refused("pki.token.device", office.ask, request(), token=("SN-1", office.token("SN-2")[1]))
     assert office.ask(request(), token=office.token())
+
+
+def test_a_makers_stale_list_stops_enrolments_and_no_renewals(office, lab):
+    _, idevid = lab.idevid("SN-1")
+    working = office.ask(request(), chain=[idevid])
+
+    def stale():
+        raise CrlStale("a week old")
+
+    office.change(lists=stale)
+    fresh = request(key=ec.generate_private_key(ec.SECP256R1()))
+    refused("pki.crl.stale", office.ask, fresh, chain=[idevid])
+    assert office.ask(fresh, chain=[working], renew=True)
 
 
 def test_out_of_service_and_back(office, lab):
