@@ -97,14 +97,20 @@ class IdentityStore:
         """Return the signer of the generation under way, its key made now if a cut came before.
 
         A key that is there already is this generation's: numbers are used once. Asking with the same key again lets a
-        server answer with the same certificate.
+        server answer with the same certificate. One of another algorithm than is wanted now is made anew: a server
+        that takes none of its kind would refuse it for ever.
         """
         pending = self._record.pending
         if pending is None:
             raise IdentityMissing("no new identity is under way")
         with contextlib.suppress(KeyExists):
             self._keys.generate(pending.key_name, self._spec)
-        return self._keys.signer(pending.key_name)
+        signer = self._keys.signer(pending.key_name)
+        if signer.public_key.algorithm is not self._spec.algorithm:
+            self._keys.destroy(pending.key_name)
+            self._keys.generate(pending.key_name, self._spec)
+            signer = self._keys.signer(pending.key_name)
+        return signer
 
     def credential(self, generation: Generation) -> Credential:
         """Return key and chain of a generation."""

@@ -7,6 +7,7 @@ import pytest
 
 from tidegate.base.clock import SystemEntropy
 from tidegate.base.errors import TidegateError
+from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.pki import identity
 from tidegate.pki.errors import EstPending, EstRefused, EstUnavailable
@@ -372,6 +373,16 @@ def test_another_folder_destroys_nothing(world, tmp_path):
         other.clean()  # who resets has said so
         assert world.key_names() == {"idevid"}
     assert active.chain
+
+
+def test_a_key_of_an_algorithm_that_the_server_refuses_is_not_for_ever(world):
+    with world.keeper() as (keeper, _store):
+        world.server.refusal = EstRefused("not such a key")
+        world.settle(keeper)
+    with IdentityStore(world.root / "identity", world.keys, algorithm=SignatureAlgorithm.ECDSA_P384) as store:
+        assert store.pending_signer().public_key.algorithm is SignatureAlgorithm.ECDSA_P384
+        assert store.pending_signer().public_key == store.pending_signer().public_key
+    assert world.key_names() == {"idevid", "identity-1"}
 
 
 def test_an_empty_provider_is_another_one(world, tmp_path, secret):
