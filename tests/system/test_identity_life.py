@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tidegate.cli.main import main
 from tidegate.crypto.signing import SignatureAlgorithm
+from tidegate.events.segments import read_log
 from tidegate.keys.store import KeyPurpose, KeySpec
 from tidegate.keys.uri import open_store, parse_key_uri
 from tidegate.pki.profiles import Subject
@@ -106,7 +107,8 @@ def test_whole_life(lab, make_board, capsys, provider):
     board = make_board(provider)
     with lab.serving() as server:
         assert run(capsys, "status", *board.place)[0] == 1
-        status, answer = run(capsys, "enrol", *board.store, *board.at(server.port), *board.birth)
+        log = ("--events", str(board.folder / "events"))
+        status, answer = run(capsys, "enrol", *board.store, *log, *board.at(server.port), *board.birth)
         assert (status, answer["state"], answer["generation"]) == (0, "active", 1)
         assert run(capsys, "enrol", *board.store, *board.at(server.port), *board.birth)[0] == 2
         first = answer["serial"]
@@ -130,7 +132,11 @@ def test_whole_life(lab, make_board, capsys, provider):
         status, answer = run(capsys, "move", *board.store, *board.at(server.port), *board.birth)
         assert (status, answer["server"]) == (0, f"127.0.0.1:{server.port}")
         assert [one["kind"] for one in server.log()].count("ca.issued") >= 3
-    assert run(capsys, "reset", *board.store, "--yes")[0] == 0
+    assert run(capsys, "reset", *board.store, *log, "--yes")[0] == 0
+    events = [json.loads(line.raw) for line in read_log(board.folder / "events")]
+    kinds = [event["unmapped"]["tidegate"]["kind"] for event in events]
+    assert set(kinds) == {"identity.changed"}
+    assert len(kinds) > 2
     assert board.key_names() == {"identity"}
     assert run(capsys, "status", *board.place)[0] == 1
 

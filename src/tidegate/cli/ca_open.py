@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,9 +14,11 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from tidegate.crypto.signing import Signer
+    from tidegate.events.model import Event
     from tidegate.events.spool import EventLog
     from tidegate.pki.authority import Authority, CaReport
     from tidegate.pki.ca_store import CaStore
+    from tidegate.pki.est_server import EstRefusal
     from tidegate.pki.ocsp import Responder
 
 CHAIN = "chain.pem"  # in the CA's folder: its own certificate, then those above it
@@ -33,14 +36,13 @@ class CaEvents:
         """``signer`` signs the log's checkpoints; without one nothing proves that the log is whole."""
         self._folder, self._certificate, self._signer = folder / _EVENTS, certificate, signer
         self._log: EventLog | None = None
+        self._lock = threading.Lock()  # a server's acts and its refusals come from two threads
 
     def report(self, report: CaReport) -> None:
         """Append one act; raise ``events.spool.busy``, ``base.storage.*``."""
         from tidegate.events.catalogue import certificate_act
 
-        if self._log is None:
-            self._log = self._open()
-        self._log.append(
+        self._append(
             certificate_act(
                 act=report.act.value,
                 serial=report.serial,
@@ -50,11 +52,28 @@ class CaEvents:
             )
         )
 
+    def refused(self, refusal: EstRefusal) -> None:
+        """Append one refusal of the EST server; raise ``events.spool.busy``, ``base.storage.*``."""
+        from tidegate.events.catalogue import enrolment_refused
+
+        self._append(
+            enrolment_refused(
+                operation=refusal.operation, source=refusal.address, code=refusal.code, message=refusal.message
+            )
+        )
+
     def close(self) -> None:
         """Make everything durable; harmless when repeated."""
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        with self._lock:
+            if self._log is not None:
+                self._log.close()
+                self._log = None
+
+    def _append(self, event: Event) -> None:
+        with self._lock:
+            if self._log is None:
+                self._log = self._open()
+            self._log.append(event)
 
     def __enter__(self) -> Self:
         return self
@@ -129,8 +148,17 @@ def opened_store(folder: Path) -> Iterator[CaStore]:
 
 
 @contextlib.contextmanager
-def opened(arguments: argparse.Namespace, *, watch: Callable[[CaReport], None] = lambda _: None) -> Iterator[Authority]:
-    """Yield the CA that the arguments name, its acts going into its event log and then to ``watch``."""
+def opened(arguments: argparse.Namespace) -> Iterator[Authority]:
+    """Yield the CA that the arguments name, its acts going into its event log."""
+    with opened_with_events(arguments) as (authority, _):
+        yield authority
+
+
+@contextlib.contextmanager
+def opened_with_events(
+    arguments: argparse.Namespace, *, watch: Callable[[CaReport], None] = lambda _: None
+) -> Iterator[tuple[Authority, CaEvents]]:
+    """Yield the CA that the arguments name with its event log, into which its acts go, and then to ``watch``."""
     from tidegate.base.clock import SystemClock, SystemEntropy
     from tidegate.cli.keyuri import open_key
     from tidegate.pki.authority import Authority
@@ -144,7 +172,7 @@ def opened(arguments: argparse.Namespace, *, watch: Callable[[CaReport], None] =
             events.report(act)
             watch(act)
 
-        yield Authority(
+        authority = Authority(
             chain,
             signer,
             store,
@@ -154,6 +182,7 @@ def opened(arguments: argparse.Namespace, *, watch: Callable[[CaReport], None] =
             pointers=Pointers(crl_url=arguments.crl_url, ocsp_url=arguments.ocsp_url),
             responder=open_responder(arguments, chain[0]),
         )
+        yield authority, events
 
 
 def opened_events(arguments: argparse.Namespace, certificate: x509.Certificate) -> CaEvents:

@@ -1,7 +1,7 @@
 """``tidegate ca serve``: the CA's EST server, and its CRL and OCSP over plain HTTP, until SIGTERM.
 
-Every act and refusal is one line of JSON on standard output (systemd's journal keeps them); acts go into the CA's event
-log as well.
+Every act and refusal is one line of JSON on standard output (systemd's journal keeps them). Acts go into the CA's event
+log as well, and so do refusals that are about an identity.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tidegate.cli.ca_open import add_responder, add_store, opened, read_chain
+from tidegate.cli.ca_open import CaEvents, add_responder, add_store, opened_with_events, read_chain
 from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
 
@@ -25,12 +25,22 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from tidegate.pki.authority import Authority, CaReport
-    from tidegate.pki.est_server import EstServer
+    from tidegate.pki.est_server import EstRefusal, EstServer
     from tidegate.pki.registrar import Conditions
     from tidegate.pki.revocation import VerifiedCrl
     from tidegate.tls.asgi import HttpServer
 
 _MOST_A_MINUTE = 1_000_000
+_REFUSALS_A_MINUTE = 20.0
+# refusals that tell of somebody whose token, certificate or name is not right
+_IDENTITY_CODES = (
+    "pki.token.",
+    "pki.certificate.",
+    "pki.path.",
+    "pki.est.identity",
+    "pki.est.binding",
+    "pki.est.renewal",
+)
 
 
 def add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -58,17 +68,17 @@ def add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def serve_ca(arguments: argparse.Namespace, output: Output) -> int:  # noqa: ARG001  # every verb has this form
     """Serve; 0 after SIGTERM or SIGINT."""
-    with opened(arguments, watch=_tell_act) as authority:
-        asyncio.run(_serve(arguments, authority))
+    with opened_with_events(arguments, watch=_tell_act) as (authority, events):
+        asyncio.run(_serve(arguments, authority, events))
     return 0
 
 
-async def _serve(arguments: argparse.Namespace, authority: Authority) -> None:
+async def _serve(arguments: argparse.Namespace, authority: Authority, events: CaEvents) -> None:
     from tidegate.base.clock import SystemClock
     from tidegate.pki.status_server import StatusServer
     from tidegate.tls.asgi import HttpServer
 
-    est, status = _est(arguments, authority), StatusServer(authority, clock=SystemClock())
+    est, status = _est(arguments, authority, events), StatusServer(authority, clock=SystemClock())
     context = _context(arguments, authority)
     listener = _listener(arguments.listen)
     servers = [HttpServer(est, listener, context, report_handshake=lambda why: _log("tls.refused", message=why))]
@@ -88,7 +98,7 @@ async def _serve(arguments: argparse.Namespace, authority: Authority) -> None:
     _log("stopped")
 
 
-def _est(arguments: argparse.Namespace, authority: Authority) -> EstServer:
+def _est(arguments: argparse.Namespace, authority: Authority, events: CaEvents) -> EstServer:
     from tidegate.base.clock import SystemClock
     from tidegate.pki.est_server import EstServer
     from tidegate.pki.rate import Rate
@@ -104,10 +114,33 @@ def _est(arguments: argparse.Namespace, authority: Authority) -> EstServer:
     return EstServer(
         registrar,
         clock=SystemClock(),
-        report=lambda refusal: _log("est.refused", **_plain(refusal)),
+        report=_refusals(events),
         labels=frozenset({"", *arguments.label}),
         rate=Rate(burst=max(60, int(arguments.address_rate)), per_minute=arguments.address_rate),
     )
+
+
+def _refusals(events: CaEvents) -> Callable[[EstRefusal], None]:
+    """Return who hears of refusals: the journal of all, the event log of those that are about an identity.
+
+    An event of an alert's rank is durable at once: nobody gets more than 20 a minute into the log from one address.
+    """
+    from tidegate.base.clock import SystemClock
+    from tidegate.base.errors import TidegateError
+    from tidegate.pki.rate import Rate, RateLimit
+
+    limit, clock = RateLimit(Rate(burst=int(_REFUSALS_A_MINUTE), per_minute=_REFUSALS_A_MINUTE)), SystemClock()
+
+    def report(refusal: EstRefusal) -> None:
+        _log("est.refused", **_plain(refusal))
+        if not refusal.code.startswith(_IDENTITY_CODES) or limit.take(refusal.address, clock.monotonic_s()):
+            return
+        try:
+            events.refused(refusal)
+        except TidegateError as error:  # the peer is refused all the same; the journal has it
+            _log("events.failed", code=error.code, message=error.message)
+
+    return report
 
 
 def _stop(servers: Sequence[HttpServer]) -> None:

@@ -8,7 +8,7 @@ import datetime
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,10 @@ def _add_store(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help=f"default {DEFAULT_FOLDER}")
     parser.add_argument("--keys", required=True, help="store of the device's keys as a URI (docs/keys.md)")
     parser.add_argument("--algorithm", default="ecdsa-p256", help="of new keys: ecdsa-p256 (default), ecdsa-p384, …")
+    parser.add_argument(
+        "--events", type=Path, help="folder of an event log of its own for what happens (default: none)"
+    )
+    parser.add_argument("--event-key", help="key URI that signs that log")
 
 
 def _add_endpoint(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -143,17 +147,24 @@ def run_service(arguments: argparse.Namespace, output: Output) -> int:
 
 def run_reset(arguments: argparse.Namespace, output: Output) -> int:
     """Forget everything since delivery."""
-    from tidegate.keys.uri import open_store, parse_key_uri
+    from tidegate.cli.keyuri import open_keys
     from tidegate.pki.identity import Event, forget
+    from tidegate.pki.identity_flow import IdentityReport
     from tidegate.pki.identity_store import IdentityStore
 
     event = Event.RETIRE if arguments.retire else Event.RESET
-    keys = open_store(parse_key_uri(arguments.keys))
-    with contextlib.closing(keys), IdentityStore(arguments.folder, keys, for_reset=True) as store:
+    keys, _ = open_keys(arguments.keys)
+    with (
+        contextlib.closing(keys),
+        _opened_events(arguments) as tell,
+        IdentityStore(arguments.folder, keys, for_reset=True) as store,
+    ):
         store.claim()
         store.change(lambda record: forget(record, event))
         store.clean()
-        output.line("every certificate and key since delivery is gone")
+        message = "every certificate and key since delivery is gone"
+        tell(IdentityReport(kind=event.value, state=store.record.state.value, generation=None, message=message))
+        output.line(message)
         output.result({"state": store.record.state.value})
     return 0
 
@@ -252,16 +263,24 @@ def _opened(
 ) -> Iterator[tuple[Keeper, IdentityStore]]:
     """Open store, keys and identity; without ``endpoint`` the one in force counts."""
     from tidegate.base.clock import SystemClock, SystemEntropy
+    from tidegate.cli.keyuri import open_keys
     from tidegate.crypto.signing import parse_algorithm
-    from tidegate.keys.uri import open_store, parse_key_uri
     from tidegate.pki.errors import IdentityMissing
     from tidegate.pki.identity_flow import Keeper
     from tidegate.pki.identity_store import IdentityStore
 
-    keys = open_store(parse_key_uri(arguments.keys))
+    keys, _ = open_keys(arguments.keys)
     try:
         bootstrap = _bootstrap(arguments, keys)
-        with IdentityStore(arguments.folder, keys, algorithm=parse_algorithm(arguments.algorithm)) as store:
+        with (
+            _opened_events(arguments) as tell,
+            IdentityStore(arguments.folder, keys, algorithm=parse_algorithm(arguments.algorithm)) as store,
+        ):
+
+            def report(told: IdentityReport) -> None:
+                _log(told, output)
+                tell(told)
+
             record = store.record
             known = record.active or record.pending
             chosen = endpoint or (known.endpoint if known else None)
@@ -274,11 +293,40 @@ def _opened(
                 bootstrap=bootstrap,
                 clock=SystemClock(),
                 entropy=SystemEntropy(),
-                report=lambda report: _log(report, output),
+                report=report,
             )
             yield keeper, store
     finally:
         keys.close()
+
+
+@contextlib.contextmanager
+def _opened_events(arguments: argparse.Namespace) -> Iterator[Callable[[IdentityReport], None]]:
+    """Yield what writes each step into the event log that the arguments name, if they do."""
+    from tidegate.base.clock import SystemEntropy
+    from tidegate.cli.keyuri import open_key
+    from tidegate.events.catalogue import identity_changed
+    from tidegate.events.spool import EventLog
+
+    if arguments.events is None:
+        yield lambda _: None
+        return
+    log = EventLog(
+        arguments.events,
+        device_id=getattr(arguments, "serial", None) or "identity",
+        boot_id=SystemEntropy().random_bytes(8).hex(),  # of this run
+        signer=open_key(arguments.event_key) if arguments.event_key else None,
+    )
+
+    def tell(told: IdentityReport) -> None:
+        log.append(
+            identity_changed(
+                kind=told.kind, state=told.state, generation=told.generation, message=told.message, code=told.code
+            )
+        )
+
+    with log:
+        yield tell
 
 
 def _bootstrap(arguments: argparse.Namespace, keys: Any) -> Credential | None:
