@@ -12,7 +12,6 @@ a person is asked, if there is one.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import stat
 from dataclasses import dataclass
@@ -171,6 +170,8 @@ def _scheme(name: str, shown: str) -> Scheme:
     """Return the provider called ``name``: one of ours, else one that an installed package announces."""
     if name in SCHEMES:
         return SCHEMES[name]
+    import importlib.metadata  # two megabytes that nobody pays for who uses our own providers
+
     for point in importlib.metadata.entry_points(group=_ENTRY_POINTS, name=name):
         module = point.load()
         return Scheme(module=point.value, options=frozenset(module.URI_OPTIONS))
