@@ -63,3 +63,13 @@ def hsm(tmp_path):
         for login in list(load_module(MODULE).logins.values()):
             login._users = 1
             login.leave()
+
+
+@pytest.fixture
+def store(hsm):
+    """A store on the token; other providers' tests have their own."""
+    from tidegate.keys.uri import open_store
+
+    opened = open_store(hsm.uri("one"))
+    yield opened
+    opened.close()

@@ -1,55 +1,15 @@
 """The PKCS#11 provider against SoftHSM: what it makes, what it refuses, what others planted."""
 
-import subprocess
-
 import pkcs11
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from tests.unit.keys.pkcs11_shared import P256, P384, code_of, sealing, signing, tool
 
-from tidegate.base.errors import TidegateError
-from tidegate.base.program import find_program
 from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.keys.pkcs11_session import load_module
-from tidegate.keys.store import KeyPolicy, KeyPurpose, KeySpec
 from tidegate.keys.uri import open_store
 from tidegate.testing.tokens import MODULE
-
-P256, P384 = SignatureAlgorithm.ECDSA_P256, SignatureAlgorithm.ECDSA_P384
-EXPORTABLE = KeyPolicy(exportable=True)
-
-
-def signing(algorithm=P256, **policy):
-    return KeySpec(purpose=KeyPurpose.SIGN, algorithm=algorithm, policy=KeyPolicy(**policy))
-
-
-def sealing(**policy):
-    return KeySpec(purpose=KeyPurpose.SEAL, policy=KeyPolicy(**policy))
-
-
-def code_of(call, *arguments):
-    with pytest.raises(TidegateError) as caught:
-        call(*arguments)
-    return caught.value.code
-
-
-@pytest.fixture
-def store(hsm):
-    with_store = open_store(hsm.uri("one"))
-    yield with_store
-    with_store.close()
-
-
-def tool(hsm, *arguments, label="one", pin=None):
-    """Run pkcs11-tool as another process that knows the token."""
-    environment = {**hsm.environment, "TOOL_PIN": pin or "", "NEW_PIN": "999999"}
-    login = ["--login", "--pin", "env:TOOL_PIN"] if pin else []
-    return subprocess.run(
-        [find_program("pkcs11-tool"), "--module", str(MODULE), "--token-label", label, *login, *arguments],
-        env=environment,
-        check=True,
-        capture_output=True,
-    ).stdout
 
 
 def test_capabilities_are_the_tokens_own(store):

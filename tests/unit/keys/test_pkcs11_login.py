@@ -7,52 +7,14 @@ from types import SimpleNamespace
 
 import pkcs11
 import pytest
+from tests.unit.keys.pkcs11_shared import code_of, signing, tool
 
 from tidegate.base.errors import TidegateError
-from tidegate.base.program import find_program
 from tidegate.crypto.aead import Secret
-from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.keys import pkcs11_session
 from tidegate.keys.pkcs11_session import TokenLogin, load_module, translate_token_errors
-from tidegate.keys.store import KeyPolicy, KeyPurpose, KeySpec
 from tidegate.keys.uri import open_store, parse_key_uri
 from tidegate.testing.tokens import MODULE
-
-P256, P384 = SignatureAlgorithm.ECDSA_P256, SignatureAlgorithm.ECDSA_P384
-EXPORTABLE = KeyPolicy(exportable=True)
-
-
-def signing(algorithm=P256, **policy):
-    return KeySpec(purpose=KeyPurpose.SIGN, algorithm=algorithm, policy=KeyPolicy(**policy))
-
-
-def sealing(**policy):
-    return KeySpec(purpose=KeyPurpose.SEAL, policy=KeyPolicy(**policy))
-
-
-def code_of(call, *arguments):
-    with pytest.raises(TidegateError) as caught:
-        call(*arguments)
-    return caught.value.code
-
-
-@pytest.fixture
-def store(hsm):
-    with_store = open_store(hsm.uri("one"))
-    yield with_store
-    with_store.close()
-
-
-def tool(hsm, *arguments, label="one", pin=None):
-    """Run pkcs11-tool as another process that knows the token."""
-    environment = {**hsm.environment, "TOOL_PIN": pin or "", "NEW_PIN": "999999"}
-    login = ["--login", "--pin", "env:TOOL_PIN"] if pin else []
-    return subprocess.run(
-        [find_program("pkcs11-tool"), "--module", str(MODULE), "--token-label", label, *login, *arguments],
-        env=environment,
-        check=True,
-        capture_output=True,
-    ).stdout
 
 
 def test_opening_errors_have_their_codes(hsm, tmp_path):

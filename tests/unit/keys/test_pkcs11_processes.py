@@ -5,38 +5,11 @@ import subprocess
 import sys
 import threading
 
-import pytest
+from tests.unit.keys.pkcs11_shared import code_of, sealing, signing
 
-from tidegate.base.errors import TidegateError
-from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.keys.pkcs11_session import load_module
-from tidegate.keys.store import KeyPolicy, KeyPurpose, KeySpec
 from tidegate.keys.uri import open_store
 from tidegate.testing.tokens import MODULE
-
-P256, P384 = SignatureAlgorithm.ECDSA_P256, SignatureAlgorithm.ECDSA_P384
-EXPORTABLE = KeyPolicy(exportable=True)
-
-
-def signing(algorithm=P256, **policy):
-    return KeySpec(purpose=KeyPurpose.SIGN, algorithm=algorithm, policy=KeyPolicy(**policy))
-
-
-def sealing(**policy):
-    return KeySpec(purpose=KeyPurpose.SEAL, policy=KeyPolicy(**policy))
-
-
-def code_of(call, *arguments):
-    with pytest.raises(TidegateError) as caught:
-        call(*arguments)
-    return caught.value.code
-
-
-@pytest.fixture
-def store(hsm):
-    with_store = open_store(hsm.uri("one"))
-    yield with_store
-    with_store.close()
 
 
 def test_eight_threads_sign_seal_and_list(store):
