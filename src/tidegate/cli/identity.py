@@ -16,6 +16,8 @@ from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
 
 if TYPE_CHECKING:
+    import ssl
+
     from cryptography import x509
 
     from tidegate.pki.identity import Endpoint, Record
@@ -88,6 +90,11 @@ def _add_bootstrap(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--idevid-chain", type=Path, help="PEM, where the provider keeps no certificates")
     parser.add_argument("--token-file", type=Path, help="private file with a one-time token (/dev/fd/N works)")
     parser.add_argument("--serial", help="the device's serial number, with a token")
+    parser.add_argument(
+        "--without-clock",
+        action="store_true",
+        help="the device has no clock: take a server whose certificate is not valid yet by the clock floor",
+    )
 
 
 def run_enrol(arguments: argparse.Namespace, output: Output) -> int:
@@ -288,7 +295,7 @@ def _opened(
                 raise IdentityMissing("no server is known: enrol first, or give --url and --anchors")
             keeper = Keeper(
                 store,
-                _connector(arguments),
+                _connector(arguments, lambda: store.record),
                 endpoint=chosen,
                 bootstrap=bootstrap,
                 clock=SystemClock(),
@@ -356,15 +363,18 @@ def _bootstrap(arguments: argparse.Namespace, keys: Any) -> Credential | None:
         return None
 
 
-def _connector(arguments: argparse.Namespace) -> Any:
-    """Return how to reach an EST server: with the credential given, else with the token."""
+def _connector(arguments: argparse.Namespace, record: Callable[[], Record]) -> Any:
+    """Return how to reach an EST server: with the credential given, else with the token.
+
+    The server is verified by the system's clock, or by the record's floor where that clock stands in the past.
+    """
     from tidegate.base.clock import SystemClock
     from tidegate.keys.uri import read_passphrase
     from tidegate.pki.enrolment import EstEnrolment
     from tidegate.pki.errors import EstUnauthenticated
     from tidegate.pki.est_client import EstClient, Token
     from tidegate.tls.context import client_context
-    from tidegate.tls.https import HttpsClient
+    from tidegate.tls.https import connect_at
 
     token = None
     if arguments.token_file is not None:
@@ -377,8 +387,12 @@ def _connector(arguments: argparse.Namespace) -> Any:
         if credential is None and token is None:
             raise EstUnauthenticated("there is neither a valid certificate, nor an IDevID, nor a token")
         signer, chain = (credential.signer, credential.chain) if credential else (None, ())
-        context = client_context(signer, chain, anchors=endpoint.anchors)
-        with HttpsClient(endpoint.host, endpoint.port, context) as transport:
+
+        def context(at_s: float | None) -> ssl.SSLContext:
+            return client_context(signer, chain, anchors=endpoint.anchors, at_s=at_s)
+
+        place = (endpoint.host, endpoint.port)
+        with connect_at(*place, context, record().floor_s, patient=arguments.without_clock) as transport:
             client = EstClient(transport, label=endpoint.label)
             yield EstEnrolment(
                 client,

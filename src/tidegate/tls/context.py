@@ -14,7 +14,6 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from tidegate.base.clock import Clock
 from tidegate.crypto.signing import Signer
 from tidegate.pki.keyadapter import library_public_key
 from tidegate.tls.algorithms import SIGALGS_WITHOUT_KEY, traits_of
@@ -81,13 +80,14 @@ def client_context(
     anchors: Sequence[bytes],
     lists: RevocationLists | None = None,
     ocsp: OcspRule = OcspRule.IF_PRESENT,
-    clock: Clock | None = None,
+    at_s: float | None = None,
 ) -> ssl.SSLContext:
     """Return a client's context that verifies the server's certificate and host name, and proves ``chain`` if given.
 
     ``anchors``: trust anchors (DER) of the server. ``lists``: revocation lists that the server's certificate has to be
     absent from. ``ocsp``: whether the server has to staple an OCSP answer; one that it staples always has to be good.
-    ``clock``: what staples are judged by, the system's without; certificates are OpenSSL's to judge, by the system's.
+    ``at_s``: judge certificates and staples as of that moment instead of the system's clock, for a device whose clock
+    floor knows better; such a context is for one connection, its time stands still.
 
     Raises what ``server_context`` raises.
     """
@@ -101,7 +101,10 @@ def client_context(
         _use_key(platform, context, signer, chain, failures)
     if lists is not None:
         _use_lists(platform, context, lists, failures)
-    platform.hooks.attach_judge(context, platform.layout.pointer(context), StapleCheck(ocsp, clock), failures)
+    if at_s is not None:
+        parameters = platform.library.SSL_CTX_get0_param(platform.layout.pointer(context))
+        platform.library.X509_VERIFY_PARAM_set_time(parameters, int(at_s))
+    platform.hooks.attach_judge(context, platform.layout.pointer(context), StapleCheck(ocsp, at_s), failures)
     keep_failures(context, failures)
     return context
 

@@ -9,15 +9,18 @@ import contextlib
 import http.client
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
+
+from cryptography import x509
 
 from tidegate.tls.errors import HttpMalformed, HttpTooLarge, HttpUnreachable, HttpUntrusted
 from tidegate.tls.exporter import channel_binding
 
 _CHUNK_BYTES = 65_536
+_NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +66,11 @@ class HttpsClient:
         sock = self._connection.sock
         return channel_binding(sock) if isinstance(sock, ssl.SSLSocket) else None
 
+    def unverified_peer(self) -> bytes:
+        """Return the certificate (DER) that the server showed, verified as far as the context does; "" for none."""
+        sock = self._connection.sock
+        return (sock.getpeercert(binary_form=True) or b"") if isinstance(sock, ssl.SSLSocket) else b""
+
     def request(
         self, method: str, path: str, *, headers: Mapping[str, str], body: bytes = b"", limit_bytes: int
     ) -> HttpAnswer:
@@ -101,9 +109,56 @@ class HttpsClient:
         try:
             yield
         except ssl.SSLCertVerificationError as error:
-            raise HttpUntrusted(f"{self._where}: {error.verify_message}", peer=self._where) from error
+            raise HttpUntrusted(
+                f"{self._where}: {error.verify_message}", peer=self._where, verify_code=error.verify_code
+            ) from error
         except OSError as error:
             reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror or type(error).__name__
             raise HttpUnreachable(f"{self._where}: {reason}", peer=self._where) from error
         except (http.client.HTTPException, ValueError) as error:
             raise HttpMalformed(f"{self._where} does not speak HTTP/1.1", peer=self._where) from error
+
+
+def connect_at(
+    host: str, port: int, make_context: Callable[[float | None], ssl.SSLContext], floor_s: float, *, patient: bool
+) -> HttpsClient:
+    """Return an open connection to a server that was verified, by the system's clock if that will do.
+
+    Only where the server's certificate is *not valid yet* by that clock, it is judged once more as of ``floor_s``, the
+    device's clock floor, if that is later; and with ``patient``, for a device that has no clock, as of the moment from
+    which the certificate is valid. What a patient device gives away: a stolen certificate that began after its clock
+    floor and has ended since is not seen to have ended, as one that began before never was. Raises ``tls.http.*``.
+    """
+    moments: list[Callable[[], float | None]] = [lambda: None]
+    if floor_s > time.time():
+        moments.append(lambda: floor_s)
+    if patient:
+        moments.append(lambda: _unverified_not_before_s(host, port))
+    for moment in moments[:-1]:
+        try:
+            return _connected(host, port, make_context(moment()))
+        except HttpUntrusted as error:
+            if error.fields.get("verify_code") != _NOT_YET_VALID:
+                raise
+    return _connected(host, port, make_context(moments[-1]()))
+
+
+def _connected(host: str, port: int, context: ssl.SSLContext) -> HttpsClient:
+    client = HttpsClient(host, port, context)
+    client.connect()
+    return client
+
+
+def _unverified_not_before_s(host: str, port: int) -> float:
+    """Return from when on the server's certificate claims to be valid; nothing is sent, and nobody was verified."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the connection that follows verifies it
+    probe = HttpsClient(host, port, context)
+    try:
+        probe.connect()
+        certificate = probe.unverified_peer()
+        return x509.load_der_x509_certificate(certificate).not_valid_before_utc.timestamp()
+    except ValueError as error:
+        raise HttpMalformed(f"{host}:{port} shows no certificate") from error
+    finally:
+        probe.close()

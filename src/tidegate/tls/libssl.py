@@ -64,6 +64,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "X509_STORE_CTX_set_error": (None, (_P, c_int)),
     "SSL_CTX_get_options": (c_uint64, (_P,)),
     "SSL_CTX_get_verify_mode": (c_int, (_P,)),
+    "SSL_CTX_get0_param": (_P, (_P,)),
+    "X509_VERIFY_PARAM_set_time": (None, (_P, c_long)),  # time_t
     "SSL_CTX_use_certificate": (c_int, (_P, _P)),
     "SSL_CTX_use_PrivateKey": (c_int, (_P, _P)),
     "SSL_CTX_check_private_key": (c_int, (_P,)),

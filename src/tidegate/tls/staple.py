@@ -76,9 +76,10 @@ class Stapler:
 class StapleCheck:
     """A client's judgement of the server's answer."""
 
-    def __init__(self, rule: OcspRule, clock: Clock | None = None) -> None:
+    def __init__(self, rule: OcspRule, at_s: float | None = None) -> None:
+        """``at_s`` is the moment to judge by; None is the system's clock."""
         self._rule = rule
-        self._clock = clock or SystemClock()
+        self._at_s = at_s
 
     def judge(self, answer: bytes | None, chain: Sequence[bytes]) -> None:
         """Return if the handshake may go on.
@@ -94,7 +95,12 @@ class StapleCheck:
         if len(chain) < 2:
             raise StapleMissing("the server's certificate is an anchor itself: nobody above it can vouch for it")
         certificate, issuer = (x509.load_der_x509_certificate(one) for one in chain[:2])
-        verify_ocsp(answer, certificate=certificate, issuer=issuer, now=_moment(self._clock.now_s()))
+        verify_ocsp(
+            answer,
+            certificate=certificate,
+            issuer=issuer,
+            now=_moment(SystemClock().now_s() if self._at_s is None else self._at_s),
+        )
 
 
 def _must_staple(der: bytes) -> bool:
