@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tidegate.crypto.signing import SignatureAlgorithm
-from tidegate.keys.errors import KeyMissing
+from tidegate.keys.errors import KeyMissing, UnlockRefused
 from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.keys.store import KeyPurpose, KeySpec
 
@@ -69,16 +69,12 @@ def test_every_key_works_or_is_gone(storage, tmp_path, monkeypatch, change):
 
 
 def opened(folder, unlocks):
-    """Return the store, by whichever of the unlockers opens it; one of them does after any cut."""
-    for unlock in unlocks[:-1]:
-        try:
-            return SoftwareKeyStore(folder, unlock)
-        except Exception as error:  # noqa: BLE001  # the other one has to open it then
-            last = error
+    """Return the store, by whichever of the two unlockers opens it; one of them does after any cut."""
+    first, second = unlocks
     try:
-        return SoftwareKeyStore(folder, unlocks[-1])
-    except Exception as error:
-        raise AssertionError(f"no unlocker opens it: {last}") from error
+        return SoftwareKeyStore(folder, first)
+    except UnlockRefused:
+        return SoftwareKeyStore(folder, second)
 
 
 def test_what_a_cut_left_of_a_destroyed_key_goes_with_the_next_one(storage, tmp_path, monkeypatch):

@@ -53,6 +53,11 @@ class StateMalformed(Rejected):
     advice = "The boot state is of another version; provision the device again."
 
 
+class DeviceKeystoreInvalid(Misuse):
+    code = "boot.device.keystore"
+    advice = "Give the device's key URI in at most 1,024 ASCII characters; percent-encode others (docs/keys.md)."
+
+
 class DeviceNameInvalid(Misuse):
     code = "boot.device.name"
     advice = "Name hardware with 1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit."

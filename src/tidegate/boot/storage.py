@@ -24,7 +24,13 @@ from tidegate.base.durable import read_file_bounded, translate_os_errors, write_
 from tidegate.base.errors import Fault, StorageFailed
 from tidegate.base.program import run_program
 from tidegate.boot.control import RecordBootControl
-from tidegate.boot.errors import DeviceIdBurnt, DeviceNameInvalid, DeviceSizeInvalid, NotProvisioned
+from tidegate.boot.errors import (
+    DeviceIdBurnt,
+    DeviceKeystoreInvalid,
+    DeviceNameInvalid,
+    DeviceSizeInvalid,
+    NotProvisioned,
+)
 from tidegate.boot.slots import SLOT_NAMES
 from tidegate.crypto.trust import MAX_TRUST_BYTES, TrustPolicy, parse_trust
 from tidegate.image.manifest import NAME_PATTERN
@@ -159,8 +165,13 @@ class DeviceStorage:
         return template.replace("{data}", quote(str(data))).replace("{rom}", quote(str(self.rom)))
 
     def burn_keystore(self, template: str) -> None:
-        """Write into the ROM of a device that is still blank where its keys are; raise ``boot.device.id-burnt``."""
+        """Write into the ROM of a device that is still blank where its keys are.
+
+        Raises ``boot.device.id-burnt``, and ``boot.device.keystore`` for a text that could not be read back.
+        """
         self.require_blank()
+        if not template.isascii() or not 0 < len(template) <= MAX_KEYSTORE_BYTES:
+            raise DeviceKeystoreInvalid(f"a key URI in the ROM has 1 to {MAX_KEYSTORE_BYTES} ASCII characters")
         write_file_atomic(self.rom / "keystore", template.encode(), mode=0o444)
 
     def burn_device_id(self, device: str) -> None:

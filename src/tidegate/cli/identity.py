@@ -311,6 +311,7 @@ def _opened(
 def _opened_events(arguments: argparse.Namespace) -> Iterator[Callable[[IdentityReport], None]]:
     """Yield what writes each step into the event log that the arguments name, if they do."""
     from tidegate.base.clock import SystemEntropy
+    from tidegate.base.errors import TidegateError
     from tidegate.cli.keyuri import open_key
     from tidegate.events.catalogue import identity_changed
     from tidegate.events.spool import EventLog
@@ -326,11 +327,13 @@ def _opened_events(arguments: argparse.Namespace) -> Iterator[Callable[[Identity
     )
 
     def tell(told: IdentityReport) -> None:
-        log.append(
-            identity_changed(
-                kind=told.kind, state=told.state, generation=told.generation, message=told.message, code=told.code
-            )
+        event = identity_changed(
+            kind=told.kind, state=told.state, generation=told.generation, message=told.message, code=told.code
         )
+        try:
+            log.append(event)
+        except TidegateError as error:  # a full log must not cost the device its certificate; the journal has both
+            print(f"event not written: {error.message} [{error.code}]", file=sys.stderr, flush=True)
 
     with log:
         yield tell

@@ -23,6 +23,7 @@ from tidegate.boot.control import RecordBootControl
 from tidegate.boot.storage import JOURNAL_OFFSET, SOFTWARE_KEYSTORE, STATE_BYTES, DeviceStorage
 from tidegate.crypto.signing import PublicKey, SignatureAlgorithm, Signer
 from tidegate.factory.errors import DeviceNotBlank
+from tidegate.keys.errors import KeyExists
 from tidegate.keys.store import KeyPurpose, KeySpec, KeyStore
 from tidegate.keys.uri import open_store, parse_key_uri
 from tidegate.pki.certificate import Issuance, encode_pem, issue_idevid
@@ -78,13 +79,17 @@ def provision_identity(
 ) -> Provisioned:
     """Make the keys in the device's key store, and put certificate, policy and an empty vault on its data image.
 
-    The policy is verified as the device will verify it, before anything is written. Raises ``policy.*``, ``crypto.*``,
-    ``keys.*``.
+    The policy is verified as the device will verify it, and the key URIs are parsed, before anything is written.
+    Raises ``policy.*``, ``crypto.*``, ``keys.*``; ``keys.key.exists`` if a token has keys of these names already: they
+    may be somebody's, and stay.
     """
     storage.require_blank()
     rule = PolicyRule(trust=storage.owner_trust(), device=order.device, min_version=1, now_s=clock.now_s())
     verified = verify_policy(order.policy, rule)
-    storage.burn_keystore(order.keystore_in_use or order.keystore)
+    in_use = order.keystore_in_use or order.keystore
+    for template in (order.keystore, in_use):  # what is burnt in cannot be mended
+        parse_key_uri(storage.place(template, storage.folder))
+    storage.burn_keystore(in_use)
     with mounted_data(storage) as data:
         home = data / "tidegate"
         shutil.rmtree(home, ignore_errors=True)  # of a provisioning that was interrupted: the id comes last
@@ -107,7 +112,7 @@ def provision_identity(
 
 
 def _make_keys(keys: KeyStore) -> None:
-    """Generate what a device has; what an interrupted provisioning left in a token is made anew."""
+    """Generate what a device has, all of it or nothing."""
     capabilities = keys.capabilities()
     specs = {VAULT_KEY: KeySpec(purpose=KeyPurpose.SEAL)}
     for name, algorithms in DEVICE_SIGNING_KEYS.items():
@@ -115,10 +120,18 @@ def _make_keys(keys: KeyStore) -> None:
         specs[name] = KeySpec(purpose=KeyPurpose.SIGN, algorithm=chosen)
     for spec in specs.values():
         capabilities.require(spec)
-    for left in {info.name for info in keys.list_keys()}.intersection(specs):
-        keys.destroy(left)
-    for name, spec in specs.items():
-        keys.generate(name, spec)
+    there = sorted({info.name for info in keys.list_keys()}.intersection(specs))
+    if there:  # of an interrupted provisioning, or of another device: a person has to know
+        raise KeyExists(f"the store has keys of these names already: {', '.join(there)}", key=there[0])
+    made: list[str] = []
+    try:
+        for name, spec in specs.items():
+            keys.generate(name, spec)
+            made.append(name)
+    except BaseException:
+        for name in made:
+            keys.destroy(name)
+        raise
 
 
 def install_first_image(storage: DeviceStorage, bundle: Path) -> Installed:

@@ -29,10 +29,12 @@ from tidegate.factory.provision import (
 )
 from tidegate.image.manifest import PayloadKind
 from tidegate.keys.store import KeyPurpose, KeySpec
+from tidegate.keys.uri import open_store, parse_key_uri
 from tidegate.pki.certificate import Issuance, issue_factory_ca
 from tidegate.policy.document import parse_policy
 from tidegate.policy.sign import sign_policy
 from tidegate.testing.maker import TEST_HARDWARE, TestMaker, TestRelease
+from tidegate.testing.tokens import SoftHsm
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting the data image needs root")
 needs_mkfs = pytest.mark.skipif(
@@ -275,3 +277,47 @@ def test_without_a_word_the_keys_are_software_keys(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     storage = bench.storage(tmp_path / "device")
     assert storage.keystore(Path("/data/a b")).startswith("file:/data/a%20b/keys?device-secret=")
+
+
+@needs_root
+@needs_mkfs
+def test_keys_that_somebody_has_in_the_token_stay(tmp_path: Path) -> None:
+    """A token that was named by mistake, or is left of a provisioning that was cut: nothing of it is destroyed."""
+    bench = Bench(tmp_path)
+    storage = bench.storage(tmp_path / "device")
+    with SoftHsm(tmp_path / "hsm") as hsm:
+        pin = hsm.make_token("shared")
+        keystore = f"pkcs11:token=shared?module-path={hsm.module}&pin-source={pin}"
+        store = open_store(parse_key_uri(keystore))
+        spec = KeySpec(purpose=KeyPurpose.SIGN, algorithm=SignatureAlgorithm.ECDSA_P256)
+        before = store.generate("identity", spec).public_key
+        order = DeviceOrder(device="gateway-1", policy=bench.policy(), keystore=keystore)
+        with pytest.raises(TidegateError) as caught:
+            provision_identity(storage, order, bench.authority, clock=SystemClock(), entropy=SystemEntropy())
+        assert caught.value.code == "keys.key.exists"
+        assert [info.name for info in store.list_keys()] == ["identity"]
+        assert store.public_key("identity") == before
+        store.close()
+    storage.require_blank()
+
+
+@needs_root
+@needs_mkfs
+@pytest.mark.parametrize(
+    ("keystore", "in_use", "code"),
+    [
+        ("nothing:{data}", None, "keys.provider.unknown"),
+        ("file:{data}/keys?pin=1", None, "keys.uri.malformed"),
+        ("file:{data}/keys?device-secret={rom}/device-secret", "keyd:", "keys.uri.malformed"),
+        ("file:{data}/keys?device-secret={rom}/device-secret", "keyd:/" + "x" * 1024, "boot.device.keystore"),
+    ],
+)
+def test_a_key_uri_that_is_none_is_not_burnt(tmp_path: Path, keystore: str, in_use: str | None, code: str) -> None:
+    bench = Bench(tmp_path)
+    storage = bench.storage(tmp_path / "device")
+    order = DeviceOrder(device="gateway-1", policy=bench.policy(), keystore=keystore, keystore_in_use=in_use)
+    with pytest.raises(TidegateError) as caught:
+        provision_identity(storage, order, bench.authority, clock=SystemClock(), entropy=SystemEntropy())
+    assert caught.value.code == code
+    assert not (storage.rom / "keystore").exists()
+    storage.require_blank()
