@@ -137,3 +137,14 @@ class NotBanned(Rejected):
 class BanTableMissing(Fault):
     code = "firewall.ban.no-table"
     advice = "Apply a policy with a [firewall] section first; it creates the table of bans."
+
+
+# -- bans --
+
+
+class BanPrefix(Rejected):
+    code = "firewall.ban.prefix"
+    advice = (
+        "Ban /4 to /32 of IPv4; of IPv6 /20 to /32, /36 to /48, /52 to /64 or /116 to /128: a prefix of another length "
+        "would become too many elements; take the next longer or shorter of these."
+    )
