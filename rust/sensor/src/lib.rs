@@ -16,6 +16,7 @@ mod decode;
 mod engine;
 mod eve;
 mod event;
+pub mod fields;
 mod floods;
 mod flow;
 mod peers;
