@@ -148,3 +148,26 @@ class BanPrefix(Rejected):
         "Ban /4 to /32 of IPv4; of IPv6 /20 to /32, /36 to /48, /52 to /64 or /116 to /128: a prefix of another length "
         "would become too many elements; take the next longer or shorter of these."
     )
+
+
+class UnknownZone(Rejected):
+    code = "firewall.policy.zone"
+    advice = "Define the zone under [firewall.zones]; an interface belongs to one zone at most."
+
+
+class BadRule(Rejected):
+    code = "firewall.policy.rule"
+    advice = "Change the rule that the message names; docs/firewall.md says what goes with what."
+
+
+class BadLink(Rejected):
+    code = "firewall.policy.link"
+    advice = "Correct the layer-2 rule that the message names; docs/firewall-link.md has the names of ethertypes."
+
+
+# -- fields --
+
+
+class BadField(Rejected):
+    code = "firewall.policy.field"
+    advice = "Correct the field rule that the message names; docs/formats/fields.md lists every protocol's keys."
