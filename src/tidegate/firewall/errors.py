@@ -171,3 +171,42 @@ class BadLink(Rejected):
 class BadField(Rejected):
     code = "firewall.policy.field"
     advice = "Correct the field rule that the message names; docs/formats/fields.md lists every protocol's keys."
+
+
+# -- why --
+
+
+class BadQuestion(Misuse):
+    code = "firewall.why.question"
+    advice = "Ask as `why SOURCE tcp/PORT`, `why SOURCE DESTINATION udp/PORT`, `why self DESTINATION ping`."
+
+
+class NoRoute(Fault):
+    code = "firewall.why.no-route"
+    advice = "Name the interface on which the packet arrives (--interface) and the address that it is sent to."
+
+
+class NoInjection(Fault):
+    code = "firewall.why.no-injection"
+    advice = (
+        "This kernel cannot be given a packet as if it came from the wire: it needs Linux 5.18 with CONFIG_BPF_SYSCALL, "
+        "and root. Ask the model alone (--model-only), or wait for a real packet (--wait SECONDS)."
+    )
+
+
+class WhyBusy(Fault):
+    code = "firewall.why.busy"
+    advice = "Another `tidegate firewall why` runs; ask again when it has ended."
+
+
+class TraceLost(Fault):
+    code = "firewall.why.trace-lost"
+    advice = "Messages of the kernel's rule tracing were lost: ask again, and end other traces (`nft monitor trace`)."
+
+
+class WhyDisagree(Fault):
+    code = "firewall.why.disagree"
+    advice = (
+        "The kernel does not do what the policy says: look at the table, chain and rule that the answer names; "
+        "`tidegate firewall show` says whether the policy is in force as it was applied."
+    )

@@ -16,6 +16,8 @@ LIBRARY = "libnftables.so.1"
 # nftables/libnftables.h
 _CTX_DEFAULT = 0
 _OUTPUT_STATELESS = 1 << 2
+_OUTPUT_HANDLE = 1 << 3
+_OUTPUT_TERSE = 1 << 11
 
 
 class LibraryEngine:
@@ -44,13 +46,16 @@ class LibraryEngine:
         self._owner = 0
         self._renew()
 
-    def execute(self, text: str, *, dry_run: bool = False, stateless: bool = True) -> tuple[int, str, str]:
+    def execute(
+        self, text: str, *, dry_run: bool = False, stateless: bool = True, handles: bool = False
+    ) -> tuple[int, str, str]:
         if "\0" in text:
             return 1, "", "the text holds a NUL byte"
         if self._owner != os.getpid():
             self._renew()  # after a fork the netlink socket would be shared with the parent
         self._library.nft_ctx_set_dry_run(self._context, dry_run)
-        self._library.nft_ctx_output_set_flags(self._context, _OUTPUT_STATELESS if stateless else 0)
+        flags = (_OUTPUT_STATELESS if stateless else 0) | (_OUTPUT_HANDLE | _OUTPUT_TERSE if handles else 0)
+        self._library.nft_ctx_output_set_flags(self._context, flags)
         status = self._library.nft_run_cmd_from_buffer(self._context, text.encode())
         # Both buffers are read each time: reading one resets it for the next command.
         output = self._library.nft_ctx_get_output_buffer(self._context)

@@ -37,10 +37,13 @@ class Engine(Protocol):
 
     name: str
 
-    def execute(self, text: str, *, dry_run: bool = False, stateless: bool = True) -> tuple[int, str, str]:
+    def execute(
+        self, text: str, *, dry_run: bool = False, stateless: bool = True, handles: bool = False
+    ) -> tuple[int, str, str]:
         """Run commands as one transaction; return status (0: done), output, complaint.
 
-        ``stateless`` leaves counters and the time that elements have left out of listings.
+        ``stateless`` leaves counters and the time that elements have left out of listings. ``handles`` puts the
+        kernel's number behind each rule, and leaves the elements of named sets out.
         """
         ...
 
@@ -92,13 +95,23 @@ class Nft:
             return None
         return self._execute(f"list table inet {name}", dry_run=False, stateless=stateless)
 
+    def list_rules(self, family: str, name: str) -> str | None:
+        """Return any table with the kernel's number (``# handle 7``) behind each rule and without the elements of
+        its named sets, or ``None`` when there is none.
+        """
+        if f"table {family} {name}" not in self.run("list tables").splitlines():
+            return None
+        return self._execute(f"list table {family} {name}", dry_run=False, handles=True)
+
     def close(self) -> None:
         """Give the connection back; harmless when repeated."""
         self._engine.close()
 
-    def _execute(self, text: str, *, dry_run: bool, stateless: bool = True) -> str:
+    def _execute(self, text: str, *, dry_run: bool, stateless: bool = True, handles: bool = False) -> str:
         with self._lock:
-            status, output, complaint = self._engine.execute(text, dry_run=dry_run, stateless=stateless)
+            status, output, complaint = self._engine.execute(
+                text, dry_run=dry_run, stateless=stateless, handles=handles
+            )
         if status != 0:
             said = complaint.strip()[:MAX_MESSAGE] or "no message"
             raise NftRefused(f"nftables refused: {said}", engine=self._engine.name)
@@ -147,8 +160,11 @@ class ProgramEngine:
         """Raises ``base.program.missing``."""
         find_program("nft")
 
-    def execute(self, text: str, *, dry_run: bool = False, stateless: bool = True) -> tuple[int, str, str]:
-        arguments = ["nft", *(["-s"] if stateless else []), *(["-c"] if dry_run else []), "-f", "-"]
+    def execute(
+        self, text: str, *, dry_run: bool = False, stateless: bool = True, handles: bool = False
+    ) -> tuple[int, str, str]:
+        chosen = {"-s": stateless, "-c": dry_run, "-a": handles, "-t": handles}
+        arguments = ["nft", *(option for option, wanted in chosen.items() if wanted), "-f", "-"]
         done = run_program(arguments, stdin=text.encode(), timeout_s=PROGRAM_TIMEOUT_S, check=False)
         return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
 

@@ -156,7 +156,9 @@ class Refusing:
 
     name = "library"
 
-    def execute(self, text: str, *, dry_run: bool = False, stateless: bool = True) -> tuple[int, str, str]:
+    def execute(
+        self, text: str, *, dry_run: bool = False, stateless: bool = True, handles: bool = False
+    ) -> tuple[int, str, str]:
         return 1, "", "Error: " + "x" * 100_000
 
     def close(self) -> None:
