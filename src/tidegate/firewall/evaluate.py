@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 
 from tidegate.firewall.model import (
     Address,
@@ -105,7 +105,9 @@ def _is_banned(ruleset: Ruleset, packet: Packet, around: Surroundings) -> bool:
 
 
 def _is_of(address: Address, banned: Address | Network) -> bool:
-    return address == banned if not hasattr(banned, "network_address") else address in banned
+    if isinstance(banned, IPv4Network | IPv6Network):
+        return address in banned
+    return address == banned
 
 
 def _decide_in(ruleset: Ruleset, packet: Packet, around: Surroundings) -> Decision:
@@ -118,20 +120,24 @@ def _decide_in(ruleset: Ruleset, packet: Packet, around: Surroundings) -> Decisi
         return _accept("management", f"{packet.source} may manage the device")
     if ruleset.mode is Mode.LOCKDOWN:
         return _decide_locked_in(ruleset, management, packet, around)
-    over = _over_packets(ruleset.services, packet, around)
+    over = _over_packets(ruleset.services, packet, around) or _over_all(ruleset, packet)
     if over is not None:
         return over
-    if packet.over_threshold and any(one.count is Count.PACKETS for one in ruleset.thresholds):
-        return _drop("thresholds", "too much comes in from there, or in all")
     if packet.state in _ANSWERING:
         return _accept(
             "established", "it belongs to a connection that was allowed", _fields_of(ruleset.services, packet)
         )
-    if packet.over_threshold and ruleset.thresholds:
-        return _drop("thresholds", "too much comes in from there, or in all")
     if packet.protocol is Protocol.PING and ruleset.ping_per_s and not packet.over_threshold:
         return _accept("ping", f"up to {ruleset.ping_per_s} echo requests a second are answered")
     return _first_of(ruleset.services, packet, around) or _refuse(ruleset, packet, "service answers")
+
+
+def _over_all(ruleset: Ruleset, packet: Packet) -> Decision | None:
+    """Return a refusal when the packet is over what bounds everything that comes in."""
+    begins = packet.state not in _ANSWERING
+    if packet.over_threshold and any(begins or one.count is Count.PACKETS for one in ruleset.thresholds):
+        return _drop("thresholds", "too much comes in from there, or in all")
+    return None
 
 
 def _decide_locked_in(
@@ -174,9 +180,9 @@ def _decide_locked_out(ruleset: Ruleset, packet: Packet, around: Surroundings) -
     if management is not None:
         if _is_answer_of(management.service, packet) and management.peers.has(packet.destination):
             return _accept("management", f"{packet.destination} may manage the device")
-        if management.egress is not None and _is_for(management.egress, packet):
-            if management.egress.peers.has(packet.destination, resolved=around.resolved):
-                return _accept("management", "the way out to the manager")
+        way_out = management.egress
+        if way_out is not None and _is_for(way_out, packet) and _is_peer(way_out, packet, around):
+            return _accept("management", "the way out to the manager")
     for rule in ruleset.services:
         if rule.kept and _answers(rule, packet, packet.destination, around.resolved):
             return _accept(rule.label, "it stays open in lockdown")
@@ -209,9 +215,9 @@ def _decide_through(ruleset: Ruleset, packet: Packet, around: Surroundings) -> D
 def _first_of(rules: Sequence[Rule], packet: Packet, around: Surroundings) -> Decision | None:
     """Return the decision of the first rule that allows the packet; None when none does."""
     for rule in rules:
-        if _is_for(rule, packet) and _is_peer(rule, packet, around):
-            if not (packet.over_threshold and rule.is_limited and not rule.observe):
-                return _accept(rule.label, "the rule allows it", rule.fields)
+        is_over = packet.over_threshold and rule.is_limited and not rule.observe
+        if not is_over and _is_for(rule, packet) and _is_peer(rule, packet, around):
+            return _accept(rule.label, "the rule allows it", rule.fields)
     return None
 
 

@@ -110,6 +110,9 @@ class Threshold:
     prefix_v6: int
 
 
+EVERYONE = PeerGroup(everyone=True)
+
+
 class Kind(StrEnum):
     """Which list of the policy a rule stands in; the value is how messages and comments name it."""
 
@@ -130,7 +133,7 @@ class Rule:
     interfaces: tuple[str, ...] = ()  # where it comes in; for egress, where it goes out
     out_interfaces: tuple[str, ...] = ()  # routes: where it goes out
     peers: PeerGroup
-    destinations: PeerGroup = PeerGroup(everyone=True)  # routes
+    destinations: PeerGroup = EVERYONE  # routes
     limit: Limit | None = None
     thresholds: tuple[Threshold, ...] = ()
     fields: str | None = None
