@@ -280,7 +280,7 @@ fn direction_name(direction: Direction) -> &'static str {
 }
 
 /// EVE's time: ISO 8601 with microseconds and a numeric offset, always UTC here.
-struct Timestamp(u64);
+pub(crate) struct Timestamp(pub u64);
 
 impl std::fmt::Display for Timestamp {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
