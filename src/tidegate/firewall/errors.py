@@ -189,9 +189,14 @@ class NoRoute(Fault):
 class NoInjection(Fault):
     code = "firewall.why.no-injection"
     advice = (
-        "This kernel cannot be given a packet as if it came from the wire: it needs Linux 5.18 with CONFIG_BPF_SYSCALL, "
+        "This kernel cannot be given a packet as if it came from the wire: it needs Linux 5.18 with CONFIG_BPF_SYSCALL "
         "and root. Ask the model alone (--model-only), or wait for a real packet (--wait SECONDS)."
     )
+
+
+class NothingCame(Fault):
+    code = "firewall.why.nothing-came"
+    advice = "Wait longer, or check on the sender that the packet is really sent, and to which address."
 
 
 class WhyBusy(Fault):

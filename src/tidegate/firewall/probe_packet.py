@@ -25,7 +25,7 @@ TRACED_PER_S = 5  # packets that --wait traces; each costs one message for each 
 _HOP_LIMIT = 64
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
 _FAMILY = {4: "ip", 6: "ip6"}
-# What a kernel says instead of the probe's answer; the offending packet stands at byte 8 of the message (RFC 792, 4443).
+# What a kernel says to the sender; the offending packet stands at byte 8 of the message (RFC 792, RFC 4443).
 _ERRORS = {
     4: "icmp type { destination-unreachable, time-exceeded, parameter-problem }",
     6: "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }",
@@ -50,6 +50,20 @@ class Probe:
     source_port: int
     nonce: bytes
     macs: bytes = bytes(12)
+    out_interface: str | None = None  # where routing sends it on
+    unrouted: str | None = None  # routing's refusal, in words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked. ``source`` ``None``: this device itself. ``destination`` ``None``: this device."""
+
+    source: Address | None
+    destination: Address | None
+    protocol: Protocol
+    port: int = 0
+    interface: str | None = None
+    mac: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +102,25 @@ def encode_packet(probe: Probe, layout: Layout) -> bytes:
 def encode_frame(probe: Probe, packet: bytes) -> bytes:
     """Return the Ethernet frame around ``packet``."""
     return probe.macs + struct.pack("!H", _ETHERTYPE[probe.source.version]) + packet
+
+
+def is_probe(layout: Layout, network: bytes, transport: bytes) -> bool:
+    """Return whether the headers, as the kernel's trace shows them, are those of the probe."""
+    return bool(network) and all(transport[at : at + len(part)] == part for at, part in layout.nonce)
+
+
+def is_like(probe: Probe, network: bytes, transport: bytes) -> bool:
+    """Return whether the headers are of a real packet with the probe's addresses and destination port."""
+    width = len(probe.source.packed)
+    at = 12 if width == 4 else 8
+    addresses = network[at : at + 2 * width] == probe.source.packed + probe.destination.packed
+    return addresses and (not probe.protocol.has_ports or transport[2:4] == struct.pack("!H", probe.port))
+
+
+def read_constant(probe: Probe, transport: bytes) -> bytes:
+    """Return what of a transport header stays as it is when addresses and ports are translated; never empty."""
+    kept = transport[4:8] if probe.protocol is Protocol.TCP else transport[8:20]
+    return kept or b"\0"
 
 
 def encode_probe_table(probe: Probe, layout: Layout, *, owned: bool, ingress: bool) -> str:
@@ -209,7 +242,7 @@ def _halves(nonce: bytes) -> tuple[tuple[int, bytes], ...]:
 def _checksum(data: bytes) -> int:
     """Return the Internet checksum (RFC 1071)."""
     padded = data + bytes(len(data) % 2)
-    total = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
+    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

@@ -26,7 +26,7 @@ _AF_NETLINK = 16
 _NLM_F_REQUEST = 1
 _NLMSG_ERROR = 2
 _RTM_GETROUTE, _RTM_GETNEIGH = 26, 30
-_RTA_DST, _RTA_SRC, _RTA_IIF, _RTA_OIF, _RTA_PREFSRC = 1, 2, 3, 4, 7
+_RTA_DST, _RTA_SRC, _RTA_IIF, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC = 1, 2, 3, 4, 5, 7
 _RTN_LOCAL, _RTN_BROADCAST, _RTN_MULTICAST = 2, 3, 5
 _NDA_DST, _NDA_LLADDR = 1, 2
 _SIOCGIFHWADDR = 0x8927
@@ -44,11 +44,12 @@ class Reach(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """Routing's answer: to this device or elsewhere, by which interface, with which address of our own."""
+    """Routing's answer: to this device or elsewhere, by which interface and router, from which address of our own."""
 
     reach: Reach
     interface: str
     own: Address | None
+    gateway: Address | None
 
 
 def find_route(
@@ -76,13 +77,14 @@ def find_route(
         ) from error
     kind = reply[7]
     found = dict(_read_attributes(reply[12:]))
-    own = found.get(_RTA_PREFSRC)
+    own, gateway = found.get(_RTA_PREFSRC), found.get(_RTA_GATEWAY)
     here = kind in (_RTN_LOCAL, _RTN_BROADCAST, _RTN_MULTICAST)
     index = struct.unpack("=I", found[_RTA_OIF])[0] if _RTA_OIF in found else 0
     return Route(
         reach=Reach.HERE if here else Reach.ELSEWHERE,
         interface=socket.if_indextoname(index) if index else "",
         own=None if own is None else ip_address(own),
+        gateway=None if gateway is None else ip_address(gateway),
     )
 
 
