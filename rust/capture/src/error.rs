@@ -15,6 +15,8 @@ pub enum CaptureError {
     RingTooSmall(usize),
     /// The file is neither pcap nor pcapng.
     NotACapture,
+    /// Another process owns the queue of this number.
+    QueueBusy(u16),
     /// The operating system said no.
     Io(io::Error),
 }
@@ -29,6 +31,7 @@ impl fmt::Display for CaptureError {
             }
             CaptureError::RingTooSmall(bytes) => write!(formatter, "{bytes} bytes are too few for a capture ring"),
             CaptureError::NotACapture => write!(formatter, "the file is neither pcap nor pcapng"),
+            CaptureError::QueueBusy(number) => write!(formatter, "another process owns the packet queue {number}"),
             CaptureError::Io(error) => error.fmt(formatter),
         }
     }

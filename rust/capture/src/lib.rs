@@ -3,14 +3,17 @@
 //! Promises: a frame handed out lies wholly inside the ring block or buffer it came from; memory is bounded by the
 //! caller's number; a malformed file ends the reading with a reason and never panics.
 //! Leaves to others: what the frames mean (crate `sensor`).
-//! Read first: `ring.rs`. The unsafe code of the whole workspace is in `ring.rs` and `process.rs`.
+//! Besides, packets that the kernel holds for a verdict (`queue.rs`).
+//! Read first: `ring.rs`. The unsafe code of the whole workspace is in `ring.rs`, `queue.rs` and `process.rs`.
 
 mod error;
 mod file;
 mod process;
+mod queue;
 mod ring;
 
 pub use error::CaptureError;
 pub use file::{CaptureFile, FileEnd, MAX_RECORD_BYTES, Record};
 pub use process::confine;
+pub use queue::{Answer, Queue, QueueStatistics, RawSender, Waiting, keep_net_admin};
 pub use ring::{BLOCK_BYTES, Ring, RingStatistics};

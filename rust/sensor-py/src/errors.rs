@@ -31,6 +31,11 @@ impl Failure {
         Failure { code: "ids.capture.closed", message: "the capture was closed".to_owned() }
     }
 
+    pub fn queue_permission() -> Failure {
+        let message = "packet queues need the capability CAP_NET_ADMIN".to_owned();
+        Failure { code: "ids.queue.permission", message }
+    }
+
     pub fn internal(message: &str) -> Failure {
         Failure { code: "ids.sensor.internal", message: message.to_owned() }
     }
@@ -44,6 +49,7 @@ impl From<CaptureError> for Failure {
             CaptureError::UnsupportedInterface(_) => "ids.capture.unsupported-interface",
             CaptureError::RingTooSmall(_) => "ids.config.invalid",
             CaptureError::NotACapture => "ids.capture.not-a-capture",
+            CaptureError::QueueBusy(_) => "ids.queue.busy",
             CaptureError::Io(_) => "ids.capture.failed",
         };
         Failure { code, message: error.to_string() }

@@ -7,6 +7,7 @@ mod captures;
 mod config;
 mod core;
 mod errors;
+mod inline;
 
 use pyo3::prelude::*;
 
@@ -19,11 +20,20 @@ mod _sensor {
     use super::core::Sensor;
     #[pymodule_export]
     use super::errors::SensorError;
+    #[pymodule_export]
+    use super::inline::{FieldStream, InlineQueue};
     use super::*;
 
     /// Give up the ability to gain privileges, and die with the parent process. Call it after the change of user.
     #[pyfunction]
     fn confine() -> PyResult<()> {
         capture::confine().map_err(|error| errors::raise("ids.worker.confinement", error.to_string()))
+    }
+
+    /// Become user and group `user` for good, keep only CAP_NET_ADMIN (each verdict needs it), and die with the parent
+    /// process.
+    #[pyfunction]
+    fn confine_inline(user: u32) -> PyResult<()> {
+        super::inline::confine_inline(user).map_err(|error| errors::raise("ids.worker.confinement", error.to_string()))
     }
 }

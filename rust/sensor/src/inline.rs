@@ -13,15 +13,18 @@ mod connection;
 mod packet;
 mod report;
 mod stream;
+mod stream_filter;
 mod table;
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use crate::eve::Timestamp;
 use crate::fields::{Judged, Rule, RuleSet, SessionState, judge};
 use crate::siphash::SipKey;
 use packet::{Carried, Ends, Unfit, parse_packet};
 use report::{Reason, Report, Reports};
+pub use stream_filter::{FieldStream, Filtered};
 use table::Table;
 
 /// The bits of the packet mark that belong to field rules.
@@ -96,7 +99,8 @@ pub struct InlineCounters {
 
 /// The inspector: rules, connections, reports.
 pub struct Inspector {
-    rules: RuleSet,
+    rules: Vec<Arc<Rule>>,
+    memory_bytes: usize,
     table: Table,
     reports: Reports,
     resets: Vec<Vec<u8>>,
@@ -107,11 +111,11 @@ pub struct Inspector {
 
 impl Inspector {
     /// Make one. `key` is secret and random: it keeps senders from aiming at one bucket of the table.
-    pub fn new(rules: RuleSet, key: SipKey) -> Inspector {
-        let table = Table::new(rules.memory_bytes, key);
+    pub fn new(rules: &RuleSet, key: SipKey) -> Inspector {
         Inspector {
-            rules,
-            table,
+            rules: rules.rules().iter().cloned().map(Arc::new).collect(),
+            memory_bytes: rules.memory_bytes,
+            table: Table::new(rules.memory_bytes, key),
             reports: Reports::default(),
             resets: Vec::new(),
             stray: (0, 0),
@@ -148,6 +152,11 @@ impl Inspector {
     /// Take the next report, one EVE object.
     pub fn next_line(&mut self) -> Option<String> {
         self.reports.next()
+    }
+
+    /// Return whether reports wait.
+    pub fn has_lines(&self) -> bool {
+        !self.reports.is_empty()
     }
 
     /// Return what was counted.
@@ -190,7 +199,7 @@ impl Inspector {
             ("flows_live", self.table.live() as u64),
             ("flow_slots", self.table.capacity() as u64),
             ("held_bytes", self.table.held_bytes() as u64),
-            ("budget_bytes", self.rules.memory_bytes as u64),
+            ("budget_bytes", self.memory_bytes as u64),
             ("queue_dropped", kernel[0]),
             ("user_dropped", kernel[1]),
         ];
@@ -204,7 +213,7 @@ impl Inspector {
     fn decide(&mut self, packet: &QueuedPacket<'_>) -> Verdict {
         let mark = packet.mark & !MARK_BITS;
         let id = (packet.mark >> MARK_SHIFT & MARK_RULE) as u8;
-        let Some(rule) = self.rules.rule(id).cloned() else {
+        let Some(rule) = self.rules.iter().find(|rule| rule.id == id).cloned() else {
             self.counters.no_rule += 1;
             return Verdict::Drop;
         };

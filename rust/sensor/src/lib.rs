@@ -30,5 +30,5 @@ pub use counters::{CaptureCounters, Counters};
 pub use decode::{Address, Decoded, Direction, Frame, Link, Malformed, Packet, decode};
 pub use engine::Sensor;
 pub use event::{Alert, Anomaly, Detector, Event, FlowEnd, FlowRecord, FlowState, Phase};
-pub use inline::{InlineCounters, Inspector, MARK_BITS, QueuedPacket, Verdict};
+pub use inline::{FieldStream, Filtered, InlineCounters, Inspector, MARK_BITS, QueuedPacket, Verdict};
 pub use siphash::SipKey;

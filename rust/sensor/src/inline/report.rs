@@ -97,6 +97,10 @@ impl Reports {
         self.waiting.push_back(line);
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     pub fn next(&mut self) -> Option<String> {
         self.waiting.pop_front()
     }
