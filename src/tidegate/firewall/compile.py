@@ -345,9 +345,9 @@ def _add_translation(block: Block, ruleset: Ruleset) -> None:
         lines = []
         for forward in ruleset.port_forwards:
             family = forward.to.version
-            match = (
-                f"meta nfproto ipv{family} meta l4proto {PROTOCOL_NUMBERS[forward.protocol]} th dport {forward.port}"
-            )
+            # What only passes through on its way to another host is not the gateway's to translate.
+            local = f"meta nfproto ipv{family} fib daddr type local"
+            match = f"{local} meta l4proto {PROTOCOL_NUMBERS[forward.protocol]} th dport {forward.port}"
             to = f"{forward.to}" if family == 4 else f"[{forward.to}]"
             label = comment(f"nat.port-forwards.{forward.name}")
             start = interface_words("iifname", forward.interfaces)
