@@ -150,6 +150,21 @@ class BanPrefix(Rejected):
     )
 
 
+class BanFile(Rejected):
+    code = "firewall.ban.file"
+    advice = "Write one address or prefix a line; `#` begins a comment. Nothing of the file was banned."
+
+
+class BanStoreForeign(Rejected):
+    code = "firewall.ban.store"
+    advice = "The file bans.journal in the state folder is not ours or of a newer version; move it away to begin anew."
+
+
+class KernelRefused(Fault):
+    code = "firewall.netlink.refused"
+    advice = "Read the system's message; nothing was changed. `tidegate doctor` lists kernel features that are missing."
+
+
 class UnknownZone(Rejected):
     code = "firewall.policy.zone"
     advice = "Define the zone under [firewall.zones]; an interface belongs to one zone at most."
@@ -214,4 +229,23 @@ class WhyDisagree(Fault):
     advice = (
         "The kernel does not do what the policy says: look at the table, chain and rule that the answer names; "
         "`tidegate firewall show` says whether the policy is in force as it was applied."
+    )
+
+
+# -- queue --
+
+
+class QueueRulesRefused(Fault):
+    code = "firewall.queue.refused"
+    advice = (
+        "Read iptables' own words: the kernel needs NETFILTER_XT_TARGET_NFQUEUE, NETFILTER_XT_MATCH_MARK and NFT_COMPAT. "
+        "Until the rules are in place, services with field rules stay closed."
+    )
+
+
+class NoQueue(Fault):
+    code = "firewall.queue.unsupported"
+    advice = (
+        "This kernel has neither nft's queue nor NFQUEUE through iptables-nft: install iptables, or build the kernel with "
+        "NFT_QUEUE, or put the application proxy before the service (`tidegate firewall fields proxy`)."
     )

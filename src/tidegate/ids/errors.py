@@ -40,6 +40,21 @@ class CaptureClosed(Misuse):
     advice = "Open a new capture; a closed one is not opened again."
 
 
+class QueueBusy(Fault):
+    code = "ids.queue.busy"
+    advice = "Stop the other inspector, or give this one another queue number; `cat /proc/net/netfilter/nfnetlink_queue`."
+
+
+class QueuePermission(Fault):
+    code = "ids.queue.permission"
+    advice = "Run as root or with CAP_NET_ADMIN and CAP_NET_RAW, in the network namespace whose packets are inspected."
+
+
+class ProxyListen(Fault):
+    code = "ids.proxy.listen"
+    advice = "Check that the address is this machine's and that no other program listens on the port."
+
+
 class SensorMissing(Fault):
     code = "ids.sensor.missing"
     advice = "Build the Rust module: `maturin develop --release`, or install a wheel of this platform."

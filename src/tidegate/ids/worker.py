@@ -48,7 +48,7 @@ def _serve(sensor: LiveSensor, interface: str) -> int:
     stopping: list[bool] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.append(True))
-    out = _Out(sys.stdout.fileno())
+    out = Output(sys.stdout.fileno())
     out.put([json.dumps({"event_type": "ready", "interface": interface, "pid": os.getpid()})])
     next_stats_s = time.monotonic() + STATS_S
     while not stopping and out.has_reader():
@@ -65,7 +65,7 @@ def _serve(sensor: LiveSensor, interface: str) -> int:
     return 0
 
 
-class _Out:
+class Output:
     """Standard output that never makes us wait for its reader."""
 
     def __init__(self, descriptor: int) -> None:
