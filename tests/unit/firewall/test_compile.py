@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from tidegate.firewall.compile import encode_ruleset, plan_port_groups
+from tidegate.firewall.meters import encode_rate
 from tidegate.firewall.model import plan_ruleset
 from tidegate.firewall.section import FirewallSection
 
@@ -57,12 +58,90 @@ def test_every_log_is_behind_a_limit() -> None:
     assert " log " not in compile_section(log_per_s=0)
 
 
-def test_thresholds_are_positive() -> None:
-    lines = rules(compile_section(), "svc_web")
+def test_limits_are_positive() -> None:
+    lines = rules(compile_section(), "svc_web_gate")
     guarded = [line for line in lines if "limit rate" in line]
     assert len(guarded) == 2
-    assert all(line.endswith("accept") and " over " not in line and "ct count 3 }" in line for line in guarded)
+    assert all("accept" in line and " over " not in line and "ct count 3 }" in line for line in guarded)
     assert not any("accept" in line for line in lines if line not in guarded)
+
+
+def compile_web(**changes: Any) -> str:
+    """Return the text of a policy whose web service has ``changes``."""
+    web = {"protocol": "tcp", "ports": [80], "peers": ["any"], **changes}
+    return compile_section(services={"ssh": {"protocol": "tcp", "ports": [22], "peers": []}, "web": web})
+
+
+def test_a_full_set_never_admits() -> None:
+    """Whatever fills a set either admits by it or refuses whether or not it finds room."""
+    hot = {"high": 10, "low": 2, "interval_s": 5}
+    text = compile_web(thresholds=[hot, {**hot, "per": "service"}, {**hot, "count": "packets"}])
+    for chain in re.findall(r"\tchain (\S+_(?:over|hot)) {", text):
+        assert not any("accept" in line or "return" in line for line in rules(text, chain)), chain
+    leads = {"svc_web_gate": "goto svc_web_gate1", "svc_web_gate1": "goto svc_web_gate2", "svc_web_k2_gate": "return"}
+    for chain, lead in leads.items():
+        lines = rules(text, chain)
+        onwards = [line for line in lines if lead in line or "accept" in line]
+        assert onwards, chain
+        assert all("limit rate " in line for line in onwards), chain
+        assert lines[-1].startswith("goto "), chain
+    assert text.count("svc_web_gate2") == 1 + 1  # its only way in, and its own line
+
+
+@pytest.mark.parametrize(
+    ("high", "interval_s", "words"),
+    [
+        (10, 1, "limit rate 10/second burst 10 packets"),
+        (100, 10, "limit rate 10/second burst 100 packets"),
+        (7, 30, "limit rate 14/minute burst 7 packets"),
+        (1, 3600, "limit rate 1/hour burst 1 packets"),
+        (1, 7, "limit rate 12342/day burst 1 packets"),
+    ],
+)
+def test_a_mark_over_an_interval_is_a_rate_that_nft_knows(high: int, interval_s: int, words: str) -> None:
+    assert encode_rate(high, interval_s) == words
+
+
+def test_plain_rules_have_no_chain_of_their_own() -> None:
+    services = {f"s{n}": {"protocol": "tcp", "ports": [1000 + n], "peers": [f"10.0.{n}.0/24"]} for n in range(200)}
+    services["ssh"] = {"protocol": "tcp", "ports": [22], "peers": []}
+    text = compile_section(services=services)
+    assert "chain svc_s1" not in text
+    assert len(rules(text, "input")) < 16
+    assert text.count("goto in_admit") == 200
+
+
+@pytest.mark.parametrize("change", [{"mode": "observe"}, {"limit": {"new_per_s": 1}}, {"peers": ["02:00:00:00:00:01"]}])
+def test_rules_that_a_map_cannot_say_have_a_chain(change: dict[str, Any]) -> None:
+    assert "chain svc_web " in compile_web(**change)
+
+
+def test_equal_lists_of_peers_are_declared_once() -> None:
+    rule = {"protocol": "gre", "peers": ["10.0.0.0/8"]}
+    ssh = {"protocol": "tcp", "ports": [22], "peers": []}
+    text = compile_section(services={"a": rule, "b": rule, "ssh": ssh})
+    assert text.count("10.0.0.0/8") == 1
+
+
+def test_every_rule_that_decides_names_the_policys_rule() -> None:
+    text = compile_web(limit={"new_per_s": 5}, thresholds=[{"high": 10, "low": 2}])
+    for line in text.partition("table inet tidegate_bans")[0].splitlines():
+        if re.search(r" (accept|drop)( |$)", line) and "policy" not in line and '"lo"' not in line and ":" not in line:
+            assert "comment" in line, line
+
+
+def test_what_content_rules_look_at_is_refused_without_the_inspector() -> None:
+    modbus = {"protocol": "tcp", "ports": [502], "peers": ["any"], "fields": "reads"}
+    ssh = {"protocol": "tcp", "ports": [22], "peers": []}
+    allow = [{"functions": [3]}]
+    for when_down, marks in (("closed", "0x41000000"), ("open", "0xc1000000")):
+        fields = {"reads": {"protocol": "modbus", "allow": allow, "when_down": when_down}}
+        text = compile_section(services={"ssh": ssh, "plc": modbus}, fields=fields)
+        assert marks in " ".join(rules(text, "fields_mark_input"))
+        check = rules(text, "fields_check_input")
+        assert "meta mark & 0xc0000000 == 0x40000000" in check[1]
+        assert "drop" in check[1]
+    assert "fields_" not in compile_section()
 
 
 def test_dynamic_sets_are_bounded() -> None:
@@ -98,13 +177,13 @@ def test_ports_of_several_services_are_cut_into_disjoint_spans() -> None:
         "d": {"protocol": "tcp", "ports": [65535], "peers": ["any"]},
     }
     ruleset = plan_ruleset(msgspec.convert({"services": values}, FirewallSection))
-    groups = [(group.key, group.services) for group in plan_port_groups(ruleset.services)]
+    groups = [(group.key, tuple(rule.name for rule in group.rules)) for group in plan_port_groups(ruleset.services)]
     assert groups == [
-        ("tcp . 10-14", ("a",)),
-        ("tcp . 15-20", ("a", "b")),
-        ("tcp . 21-30", ("b",)),
-        ("tcp . 65535", ("d",)),
-        ("udp . 15", ("c",)),
+        ("6 . 10-14", ("a",)),
+        ("6 . 15-20", ("a", "b")),
+        ("6 . 21-30", ("b",)),
+        ("6 . 65535", ("d",)),
+        ("17 . 15", ("c",)),
     ]
 
 
