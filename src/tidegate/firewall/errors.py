@@ -238,7 +238,7 @@ class WhyDisagree(Fault):
 class QueueRulesRefused(Fault):
     code = "firewall.queue.refused"
     advice = (
-        "Read iptables' own words: the kernel needs NETFILTER_XT_TARGET_NFQUEUE, NETFILTER_XT_MATCH_MARK and NFT_COMPAT. "
+        "Read iptables' own words: the kernel needs NFT_COMPAT, NETFILTER_XT_MATCH_MARK, NETFILTER_XT_TARGET_NFQUEUE. "
         "Until the rules are in place, services with field rules stay closed."
     )
 
@@ -246,6 +246,6 @@ class QueueRulesRefused(Fault):
 class NoQueue(Fault):
     code = "firewall.queue.unsupported"
     advice = (
-        "This kernel has neither nft's queue nor NFQUEUE through iptables-nft: install iptables, or build the kernel with "
+        "This kernel has neither nft's queue nor NFQUEUE through iptables-nft: install iptables, build the kernel with "
         "NFT_QUEUE, or put the application proxy before the service (`tidegate firewall fields proxy`)."
     )
