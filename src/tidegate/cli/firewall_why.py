@@ -30,12 +30,9 @@ MAX_PORT = 65535
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
     why = add_verb(verbs, "why", "say which rule decides about a packet, by the policy and in the kernel")
-    why.add_argument(
-        "words",
-        nargs="+",
-        metavar="WORD",
-        help="SOURCE [→] [DESTINATION] tcp/PORT, udp/PORT, ping, ...; the source `self` is this device",
-    )
+    why.add_argument("source", metavar="SOURCE", help="an address, or `self` for this device")
+    why.add_argument("->", dest="arrow", action="store_true", help=argparse.SUPPRESS)  # a word, for argparse an option
+    why.add_argument("words", nargs="+", metavar="[→] [DESTINATION] PROTOCOL", help="tcp/502, udp/53, ping, esp, ...")
     why.add_argument("--policy", type=Path, metavar="POLICY.toml", help="the policy that the model answers from")
     why.add_argument("--interface", metavar="NAME", help="where it arrives, or leaves; default: as routing has it")
     why.add_argument("--mac", metavar="MAC", help="the sender's on the link; default: the neighbour's, if known")
@@ -57,7 +54,7 @@ def run_why(arguments: argparse.Namespace, output: Output, section: FirewallSect
     from tidegate.firewall.probe import prepare_probe
     from tidegate.firewall.why import Answer, compare, encode_document, encode_lines
 
-    question = parse_question(arguments.words, interface=arguments.interface, mac=arguments.mac)
+    question = parse_question([arguments.source, *arguments.words], interface=arguments.interface, mac=arguments.mac)
     if arguments.policy is not None:
         section = _read_section(arguments.policy)
     ruleset = None if section is None else plan_ruleset(section)

@@ -37,7 +37,15 @@ from tidegate.firewall.probe_packet import (
     plan_layout,
     read_constant,
 )
-from tidegate.firewall.rtnetlink import Reach, Route, find_interface, find_mac, find_own_mac, find_route
+from tidegate.firewall.rtnetlink import (
+    Reach,
+    Route,
+    find_interface,
+    find_mac,
+    find_own_mac,
+    find_route,
+    read_reverse_path_filter,
+)
 from tidegate.firewall.trace import Follower, Kind, Outcome, TraceEvent, TraceListener
 
 PATIENCE_S = 1.0  # an inspector behind a queue answers in milliseconds; nothing else takes the packet off its path
@@ -97,7 +105,11 @@ def prepare_probe(question: Question) -> Probe:
         route = find_route(destination, source=question.source, arriving=interface)
         here, out_interface, unrouted = route.reach is Reach.HERE, route.interface, None
     except NoRoute as error:
-        here, out_interface, unrouted = _is_own(destination), None, _explain_unrouted(error, question.source, interface)
+        here, out_interface, unrouted = (
+            _is_own(destination),
+            None,
+            _explain_unrouted(error, question.source, interface),
+        )
     sender = question.mac or _find_sender(question.source, back.gateway if back else None, interface, probe.nonce)
     return replace(
         probe,
@@ -352,12 +364,21 @@ def _is_own(address: Address) -> bool:
 
 
 def _explain_unrouted(error: NoRoute, source: Address, interface: str) -> str:
-    reasons = {
-        errno.EXDEV: f"the reverse path filter (rp_filter) of {interface} does not expect {source} there",
-        errno.EINVAL: f"{source} is no address that can arrive on {interface} (a martian)",
-        errno.EHOSTUNREACH: "there is no route on, or forwarding is off",
-        errno.ENETUNREACH: "there is no route on",
-        errno.EACCES: "a route prohibits it",
-    }
+    """Return routing's refusal in words; kernels since 6.13 give one error number for nearly all of them."""
     code = error.fields.get("errno")
-    return reasons.get(code, error.message) if isinstance(code, int) else error.message
+    if code == errno.EXDEV or (code == errno.EINVAL and _is_astray(source, interface)):
+        return f"the reverse path filter (rp_filter) of {interface} does not expect {source} there"
+    if code in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+        return "there is no route on, or forwarding is off"
+    if code == errno.EINVAL:
+        return f"{source} cannot come from {interface} (a martian), or there is no route on, or forwarding is off"
+    return error.message
+
+
+def _is_astray(source: Address, interface: str) -> bool:
+    if source.version == 6 or source.is_multicast or not read_reverse_path_filter(interface):
+        return False
+    try:
+        return find_route(source).interface != interface
+    except NoRoute:
+        return True

@@ -202,6 +202,15 @@ def _build_udp(probe: Probe) -> Layout:
     return _behind(17, head, probe, checksum_at=6)
 
 
+def _build_sctp(probe: Probe) -> Layout:
+    """An INIT (RFC 9260 §3.3.2); its initiate tag is the nonce. Connection tracking drops a wrong checksum."""
+    tag = probe.nonce[:4]
+    head = struct.pack("!HHI", probe.source_port, probe.port, 0)
+    chunk = struct.pack("!BBH", 1, 0, 20) + tag + struct.pack("!IHHI", 65535, 1, 1, 1)
+    total = _crc32c(head + bytes(4) + chunk)
+    return Layout(number=132, body=head + struct.pack("<I", total) + chunk, checksum_at=None, nonce=((16, tag),))
+
+
 def _build_ping(probe: Probe) -> Layout:
     four = probe.source.version == 4
     head = struct.pack("!BBHHH", 8 if four else 128, 0, 0, int.from_bytes(probe.nonce[:2], "big"), 1)
@@ -248,11 +257,21 @@ def _checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-# SCTP has none: its checksum is another and connection tracking refuses a wrong one. AH has none: over IPv6 nft takes
-# it for an extension header.
+def _crc32c(data: bytes) -> int:
+    """Return SCTP's checksum (RFC 9260, appendix A)."""
+    register = 0xFFFFFFFF
+    for byte in data:
+        register ^= byte
+        for _ in range(8):
+            register = (register >> 1) ^ (0x82F63B78 if register & 1 else 0)
+    return register ^ 0xFFFFFFFF
+
+
+# AH has none: over IPv6 nft takes it for an extension header.
 _BUILDERS: dict[Protocol, Callable[[Probe], Layout | None]] = {
     Protocol.TCP: _build_tcp,
     Protocol.UDP: _build_udp,
+    Protocol.SCTP: _build_sctp,
     Protocol.PING: _build_ping,
     Protocol.ESP: _build_esp,
     Protocol.GRE: _build_gre,

@@ -5,18 +5,20 @@ Touches: the routing tables and the neighbour table, reading only, of the networ
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import ip_address
+from pathlib import Path
 
 from tidegate.firewall.errors import NoRoute
-from tidegate.firewall.model import Address
+from tidegate.firewall.netlink import encode_attribute, parse_attributes
+from tidegate.firewall.peers import Address
 
 TIMEOUT_S = 2.0  # the kernel answers a single look-up at once
 MAX_REPLY_BYTES = 8192  # one message; a route with hundreds of next hops is longer and is not needed whole
@@ -33,6 +35,7 @@ _SIOCGIFHWADDR = 0x8927
 _ARPHRD_ETHER = 1
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 MAC_BYTES = 6
+_SETTINGS = Path("/proc/sys/net/ipv4/conf")
 
 
 class Reach(Enum):
@@ -76,7 +79,7 @@ def find_route(
             f"the kernel has no route for {destination}: {os.strerror(error.errno or 0)}", errno=error.errno
         ) from error
     kind = reply[7]
-    found = dict(_read_attributes(reply[12:]))
+    found = _read_attributes(reply[12:])
     own, gateway = found.get(_RTA_PREFSRC), found.get(_RTA_GATEWAY)
     here = kind in (_RTN_LOCAL, _RTN_BROADCAST, _RTN_MULTICAST)
     index = struct.unpack("=I", found[_RTA_OIF])[0] if _RTA_OIF in found else 0
@@ -95,7 +98,7 @@ def find_mac(address: Address, interface: str) -> bytes | None:
         reply = _ask(_RTM_GETNEIGH, head, [(_NDA_DST, address.packed)])
     except OSError:
         return None  # not known, or a kernel before 5.0, which only lists
-    found = dict(_read_attributes(reply[12:])).get(_NDA_LLADDR)
+    found = _read_attributes(reply[12:]).get(_NDA_LLADDR)
     return found if found is not None and len(found) == MAC_BYTES and any(found) else None
 
 
@@ -109,6 +112,15 @@ def find_own_mac(interface: str) -> bytes:
             raise _no_interface(interface) from error
     kind: int = struct.unpack_from("=H", reply, 16)[0]
     return reply[18 : 18 + MAC_BYTES] if kind == _ARPHRD_ETHER else bytes(MAC_BYTES)
+
+
+def read_reverse_path_filter(interface: str) -> bool:
+    """Return whether the kernel checks that IPv4 sources are expected on ``interface``; False where it cannot tell."""
+    values = []
+    for name in ("all", interface):
+        with contextlib.suppress(OSError, ValueError):
+            values.append(int((_SETTINGS / name / "rp_filter").read_text()))
+    return any(values)  # the kernel takes the higher of the two; 1 and 2 both check
 
 
 def find_interface(interface: str) -> int:
@@ -125,9 +137,7 @@ def _no_interface(interface: str) -> NoRoute:
 
 def _ask(kind: int, head: bytes, attributes: list[tuple[int, bytes]]) -> bytes:
     """Return the body of the answer; raises ``OSError`` with the kernel's error."""
-    body = head + b"".join(
-        struct.pack("=HH", 4 + len(value), number) + value + bytes(-len(value) % 4) for number, value in attributes
-    )
+    body = head + b"".join(encode_attribute(number, value) for number, value in attributes)
     request = struct.pack("=IHHII", 16 + len(body), kind, _NLM_F_REQUEST, 1, 0) + body
     with socket.socket(_AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as link:
         link.settimeout(TIMEOUT_S)
@@ -140,11 +150,5 @@ def _ask(kind: int, head: bytes, attributes: list[tuple[int, bytes]]) -> bytes:
     return reply[16 : struct.unpack_from("=I", reply)[0]]
 
 
-def _read_attributes(body: bytes) -> Iterator[tuple[int, bytes]]:
-    position = 0
-    while position + 4 <= len(body):
-        length, kind = struct.unpack_from("=HH", body, position)
-        if length < 4:
-            return
-        yield kind & 0x3FFF, body[position + 4 : position + length]
-        position += length + (-length % 4)
+def _read_attributes(body: bytes) -> dict[int, bytes]:
+    return {kind: bytes(payload) for kind, payload in parse_attributes(memoryview(body))}

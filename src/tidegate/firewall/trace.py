@@ -21,6 +21,7 @@ from typing import Self
 
 from tidegate.base.errors import NotRoot
 from tidegate.firewall.errors import NoNftables, TraceLost
+from tidegate.firewall.netlink import parse_attributes
 
 MAX_EVENTS = 4096  # of one packet: the kernel allows 16 jumps deep; each rule that matches is one event
 MAX_MESSAGE_BYTES = 65536
@@ -190,7 +191,7 @@ def _parse_trace(body: bytes) -> TraceEvent | None:
     """Return the event, or ``None`` when what makes it one is missing."""
     if len(body) < 4:
         return None
-    found = dict(_read_attributes(body[4:]))
+    found = _read_attributes(body[4:])
     kind = _KINDS.get(_number(found, _KIND, 4) or 0)
     packet = _number(found, _ID, 4)
     if kind is None or packet is None or _TABLE not in found:
@@ -216,7 +217,7 @@ def _parse_verdict(found: dict[int, bytes], kind: Kind) -> tuple[Outcome, str | 
     policy = _number(found, _POLICY, 4)
     if kind is Kind.POLICY and policy is not None:
         return _OUTCOMES.get(policy, Outcome.UNKNOWN), None, None
-    nested = dict(_read_attributes(found.get(_VERDICT, b"")))
+    nested = _read_attributes(found.get(_VERDICT, b""))
     raw = nested.get(_VERDICT_CODE, b"")
     if len(raw) != 4:
         return Outcome.UNKNOWN, None, None
@@ -227,14 +228,8 @@ def _parse_verdict(found: dict[int, bytes], kind: Kind) -> tuple[Outcome, str | 
     return outcome, _name(nested[_VERDICT_CHAIN]) if _VERDICT_CHAIN in nested else None, None
 
 
-def _read_attributes(body: bytes) -> Iterator[tuple[int, bytes]]:
-    position = 0
-    while position + 4 <= len(body):
-        length, kind = struct.unpack_from("=HH", body, position)
-        if length < 4 or position + length > len(body):
-            return
-        yield kind & 0x3FFF, body[position + 4 : position + length]
-        position += length + (-length % 4)
+def _read_attributes(body: bytes) -> dict[int, bytes]:
+    return {kind: bytes(payload) for kind, payload in parse_attributes(memoryview(body))}
 
 
 def _number(found: dict[int, bytes], kind: int, size: int) -> int | None:

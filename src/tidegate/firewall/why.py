@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from tidegate.firewall.compile import BAN_TABLE, TABLE
 from tidegate.firewall.errors import WhyDisagree
 from tidegate.firewall.evaluate import Decision
 from tidegate.firewall.model import Direction, Packet, Ruleset, Verdict
@@ -19,7 +20,8 @@ from tidegate.firewall.probe_packet import WHY_TABLE, Probe
 from tidegate.firewall.section import Protocol
 from tidegate.firewall.trace import Kind, Outcome, TraceEvent
 
-OUR_TABLES = ("tidegate", "tidegate_bans", "tidegate_link")
+LINK_TABLE = "tidegate_link"
+OUR_TABLES = (TABLE, BAN_TABLE, LINK_TABLE)
 _CHAIN = re.compile(r"\tchain (?P<name>\S+) \{(?: # handle \d+)?\Z")
 _HOOK = re.compile(r"\t\ttype \S+ hook (?P<hook>\S+)")
 _RULE_END = re.compile(r"(?P<text>.*) # handle (?P<handle>\d+)\Z", re.DOTALL)
@@ -78,6 +80,11 @@ class Step:
         return self.table in OUR_TABLES
 
     @property
+    def is_end(self) -> bool:
+        """Whether the packet was dropped here."""
+        return self.outcome is Outcome.DROP
+
+    @property
     def name(self) -> str | None:
         """The policy's name of the rule, else that of its counter."""
         if self.rule is None:
@@ -101,7 +108,7 @@ class KernelDecision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Why:
-    """The whole answer. ``conflict`` says in words how model and kernel differ; ``None``: as far as asked, not at all."""
+    """The whole answer. ``conflict`` says in words how model and kernel differ, if both were asked and do."""
 
     answer: Answer
     verdict: str
@@ -184,9 +191,15 @@ def plan_path(probe: Probe, events: Sequence[TraceEvent], tables: Mapping[tuple[
 def judge_path(probe: Probe, steps: Sequence[Step]) -> KernelDecision:
     """Return what the kernel decided, from the steps of ``plan_path``; ``steps`` must not be empty."""
     last = steps[-1]
+    # A rule without a handle is the kernel's way to tell that a chain ended without a verdict.
     path = tuple(step for step in steps if step.table != WHY_TABLE)
     if last.table == WHY_TABLE and last.chain in _OWN_HOOKS and last.kind is Kind.RULE:
-        where = "it comes to the programs of this device" if last.hook == "input" else "it leaves the device"
+        if last.hook == "input":
+            where = "it comes to the programs of this device"
+        elif probe.interface == "lo":
+            where = "it goes to this device itself; the rules of its way in were not asked"
+        else:
+            where = "it leaves the device"
         return KernelDecision(answer=Answer.ALLOWED, verdict="accept", step=_accepter(path), reason=where, path=path)
     if last.outcome is Outcome.DROP:
         verdict = "reject" if last.rule is not None and re.search(r"\breject\b", last.rule.text) else "drop"
@@ -214,7 +227,9 @@ def compare(model: Decision | None, kernel: KernelDecision | None) -> Why:
         verdict = model.verdict.value
         return Why(answer=answer, verdict=verdict, model=model, kernel=None, conflict=None, notes=tuple(notes))
     conflict = None
-    if model is not None and kernel.answer is not Answer.UNDECIDED:
+    if model is not None and kernel.step is not None and kernel.step.table == LINK_TABLE and kernel.step.is_end:
+        notes.append("the policy's rules for the link refuse it before its other rules are asked")
+    elif model is not None and kernel.answer is not Answer.UNDECIDED:
         if (model.verdict is Verdict.ACCEPT) is not (kernel.answer is Answer.ALLOWED):
             conflict = _explain_conflict(model, kernel)
         else:
@@ -270,6 +285,8 @@ def encode_lines(probe: Probe, why: Why) -> list[str]:
         lines.append(f"model:  {why.model.rule} - {why.model.reason}")
     if why.kernel is not None:
         lines.append(f"kernel: {describe_decision(why.kernel)}")
+        lead = find_lead(why.kernel)
+        lines += [] if lead is None else [f"led by: {describe_step(lead)}"]
         lines.append(f"path:   {describe_path(why.kernel.path) or 'no rule of any table'}")
     lines += [f"note:   {note}" for note in why.notes]
     if why.conflict is not None:
@@ -309,6 +326,7 @@ def encode_document(probe: Probe, why: Why) -> dict[str, object]:
             "verdict": kernel.verdict,
             "reason": kernel.reason,
             "decided_by": None if kernel.step is None else _encode_step(kernel.step),
+            "led_by": None if (lead := find_lead(kernel)) is None else _encode_step(lead),
             "path": [_encode_step(step) for step in kernel.path],
         },
     }
@@ -330,6 +348,8 @@ def describe_step(step: Step) -> str:
     where = f"{step.family} {step.table} {step.chain}"
     if step.kind is Kind.POLICY:
         return f"{where}, policy {step.outcome.value}"
+    if step.rule is None and step.handle is None:
+        return f"{where}, its end"
     if step.rule is None:
         return f"{where}, a rule that is gone (handle {step.handle})"
     name = "" if step.name is None else f' "{step.name}"'
@@ -341,6 +361,14 @@ def describe_decision(kernel: KernelDecision) -> str:
     """Return what decided, and what that means."""
     parts = [] if kernel.step is None else [describe_step(kernel.step)]
     return " - ".join([*parts, kernel.reason] if kernel.reason else parts)
+
+
+def find_lead(kernel: KernelDecision) -> Step | None:
+    """Return the verdict map's rule that led to the chain of the deciding rule, if one did."""
+    if kernel.step is None:
+        return None
+    leads = [step for step in kernel.path if step.key is not None and step.target == kernel.step.chain]
+    return leads[-1] if leads else None
 
 
 def describe_path(path: Sequence[Step]) -> str:
@@ -383,11 +411,11 @@ def _explain_conflict(model: Decision, kernel: KernelDecision) -> str:
     said = f"the policy's {model.rule} says {model.verdict.value}"
     if kernel.answer is Answer.REFUSED:
         if kernel.step is None:
-            return f"{said}, the kernel drops it by no rule"
+            return f"{said}, but {kernel.reason}"
         whose = "" if kernel.step.is_ours else "a table that is not Tidegate's, "
         return f"{said}, but {whose}{describe_step(kernel.step)} refuses it"
-    if not any(step.table == OUR_TABLES[0] for step in kernel.path):
-        return f"{said}, but the packet met no rule of table {OUR_TABLES[0]}: the policy is not in force"
+    if not any(step.table == TABLE for step in kernel.path):
+        return f"{said}, but the packet met no rule of table {TABLE}: the policy is not in force"
     if kernel.step is not None:
         return (
             f"{said}, but {describe_step(kernel.step)} lets it through: another policy is in force, or it was changed"
@@ -397,12 +425,16 @@ def _explain_conflict(model: Decision, kernel: KernelDecision) -> str:
 
 def _compare_names(model: Decision, kernel: KernelDecision) -> list[str]:
     """Return a note where both give the same verdict by rules of different names."""
-    named = [step.rule.comment for step in kernel.path if step.is_ours and step.rule is not None and step.rule.comment]
-    if kernel.step is not None and not kernel.step.is_ours:
-        return [f"the kernel's verdict is that of a table which is not Tidegate's: {kernel.step.table}"]
-    if named and model.rule not in named and kernel.step is not None and kernel.step.name in named:
-        return [f"the policy's {model.rule} decides in the model, {kernel.step.name} in the kernel"]
-    return []
+    step = kernel.step
+    if step is None:
+        return []
+    if not step.is_ours:
+        return [f"the kernel's verdict is that of a table which is not Tidegate's: {step.family} {step.table}"]
+    comment = None if step.rule is None else step.rule.comment
+    # Rules that admit for many of the policy's rules at once have a comment with a space, which is no policy's name.
+    if comment is None or " " in comment or comment == model.rule:
+        return []
+    return [f"the policy's {model.rule} decides in the model, {comment} in the kernel"]
 
 
 def _read_key(rule: RuleText | None, probe: Probe, port: int) -> str | None:
