@@ -139,6 +139,7 @@ def _add_output(block: Block, ruleset: Ruleset) -> None:
         'oifname "lo" accept',
         _ANSWERS,
         *_neighbour_out(),
+        *(line for rule in ruleset.services if rule.syn_proxy for line in _proxied_answers(rule)),
         *add_rules(block, OUTPUT, ruleset.egress, log=_log_words(ruleset, "tidegate-observed ")),
     ]
     if not allowing:
@@ -329,6 +330,14 @@ def _add_syn_proxies(block: Block, ruleset: Ruleset, kernel: KernelFeatures) -> 
     if early:
         block.chain("early", ["type filter hook prerouting priority raw; policy accept;", *early])
     return lines
+
+
+def _proxied_answers(rule: Rule) -> list[str]:
+    """Return the lines that let out the kernel's answer to a handshake, which no connection stands behind yet."""
+    start = interface_words("oifname", rule.interfaces)
+    answer = "tcp flags & (fin | syn | rst | ack) == syn | ack ct state != established"
+    matches = protocol_matches(rule.protocol, rule.spans, port="sport")
+    return [f"{start}{match.words} {answer} accept {comment(rule.label)}" for match in matches]
 
 
 def _add_translation(block: Block, ruleset: Ruleset) -> None:
