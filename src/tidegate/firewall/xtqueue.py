@@ -130,7 +130,8 @@ def _has_chain(program: str) -> bool:
 
 
 def _inspect(program: str) -> QueueRules:
-    queues, hooks = [], []
+    queues: list[int] = []
+    hooks: list[str] = []
     for line in _save(program):
         words = line.split()
         if words[:2] == ["-A", CHAIN] and "NFQUEUE" in words:

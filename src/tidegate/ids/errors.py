@@ -42,7 +42,7 @@ class CaptureClosed(Misuse):
 
 class QueueBusy(Fault):
     code = "ids.queue.busy"
-    advice = "Stop the other inspector, or give this one another queue number; `cat /proc/net/netfilter/nfnetlink_queue`."
+    advice = "Stop the other inspector, or give this one another queue; /proc/net/netfilter/nfnetlink_queue lists them."
 
 
 class QueuePermission(Fault):

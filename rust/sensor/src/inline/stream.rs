@@ -12,6 +12,10 @@ use crate::fields::{Judged, Rule, SessionState, judge};
 pub(crate) const HISTORY_BYTES: usize = 8192;
 /// Alternations of judged and free bytes remembered: so many small messages with payload may be on their way.
 const HISTORY_PIECES: usize = 64;
+/// What a history grows by beyond need: fewer copies, little waste.
+const GROWTH_BYTES: usize = 256;
+/// The most that [`Stream::take`] comes to hold besides two copies of the bytes that it takes: growth, and the pieces.
+pub(crate) const OVERHEAD_BYTES: usize = GROWTH_BYTES + 2 * HISTORY_PIECES * size_of::<Piece>();
 
 /// What a segment's new bytes were.
 #[derive(Debug, Default)]
@@ -59,6 +63,9 @@ struct History {
 
 impl History {
     fn push_judged(&mut self, bytes: &[u8]) {
+        if self.judged.capacity() - self.judged.len() < bytes.len() {
+            self.judged.reserve_exact(bytes.len() + GROWTH_BYTES); // doubling would take more than the pool was asked for
+        }
         self.judged.extend_from_slice(bytes);
         self.push_piece(bytes.len() as u32, false);
         if self.judged.len() > 2 * HISTORY_BYTES {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use super::packet::Ends;
-use super::stream::Stream;
+use super::stream::{OVERHEAD_BYTES, Stream};
 use crate::siphash::SipKey;
 
 /// How long a closed connection is remembered: its last acknowledgements may come late (conntrack: 120 s).
@@ -161,8 +161,7 @@ impl Table {
 
     /// Return whether a connection may come to hold `more` bytes; make room where there is some to be made.
     pub fn can_hold(&mut self, more: usize, now_us: u64) -> bool {
-        // a segment may lie in the incomplete message and in the history, and a vector doubles when it grows
-        let wanted = more.saturating_mul(4);
+        let wanted = more.saturating_mul(2).saturating_add(OVERHEAD_BYTES);
         if self.held_bytes + wanted > self.pool_bytes && self.may_search(1, now_us) {
             for flow in self.flows.values_mut() {
                 if now_us.saturating_sub(flow.last_us) >= SEARCH_US {
