@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tidegate.firewall.bantable import BAN_LENGTHS, Prefix, plan_elements
+from tidegate.firewall.bantable import BAN_LENGTHS, Prefix, gate_of, plan_elements
 from tidegate.firewall.compile import encode_ruleset
 from tidegate.firewall.evaluate import explain_packet
 from tidegate.firewall.model import Direction, Icmp, Packet, Ruleset, State, Verdict, plan_ruleset
@@ -117,8 +117,9 @@ class Lab:
         self.nft.run("flush ruleset")
         text = encode_ruleset(ruleset, resolved=NAMES)
         for prefix in banned:
-            for name, key in plan_elements(prefix):
-                text += f"add element inet tidegate_bans {name} {{ {ip_address(key)} timeout 600s }}\n"
+            for element in plan_elements(prefix):
+                for name, key in (element, gate_of(element[1])):
+                    text += f"add element inet tidegate_bans {name} {{ {ip_address(key)} timeout 600s }}\n"
         self.nft.run(f"{text}table inet watch {{\n{WATCH}\n}}\n")
 
     def send(self, number: int, packet: Packet) -> None:
