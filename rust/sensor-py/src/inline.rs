@@ -19,6 +19,7 @@ struct Worker {
     queue: Queue,
     sender: Option<RawSender>,
     inspector: Inspector,
+    started: Instant,
     next_tick: Instant,
 }
 
@@ -28,8 +29,8 @@ impl Worker {
         loop {
             let left_ms = deadline.saturating_duration_since(Instant::now()).as_millis() as i32;
             let inspector = &mut self.inspector;
-            let time_us = now_us();
-            let packets = self.queue.serve(left_ms, |waiting| answer(inspector, waiting, time_us))?;
+            let started = self.started;
+            let packets = self.queue.serve(left_ms, |waiting| answer(inspector, waiting, started))?;
             while let Some(reset) = self.inspector.next_reset() {
                 if let Some(sender) = &self.sender {
                     sender.send(&reset);
@@ -37,7 +38,7 @@ impl Worker {
             }
             let now = Instant::now();
             if now >= self.next_tick {
-                self.inspector.tick(now_us());
+                self.inspector.tick(elapsed_us(self.started));
                 self.next_tick = now + TICK;
             }
             if packets == 0 || now >= deadline || self.inspector.has_lines() {
@@ -47,9 +48,10 @@ impl Worker {
     }
 }
 
-fn answer(inspector: &mut Inspector, waiting: &Waiting<'_>, time_us: u64) -> Answer {
+fn answer(inspector: &mut Inspector, waiting: &Waiting<'_>, started: Instant) -> Answer {
     let packet = QueuedPacket {
-        time_us,
+        time_us: time_us(),
+        now_us: elapsed_us(started),
         mark: waiting.mark,
         data: waiting.data,
         is_cut: waiting.is_cut,
@@ -77,7 +79,9 @@ impl InlineQueue {
             let key = SipKey([random.hash_one(1_u64), random.hash_one(2_u64)]);
             let inspector = Inspector::new(&parse_rules(config_json)?, key);
             let queue = Queue::bind(queue_number).map_err(queue_failure)?;
-            let worker = Worker { queue, sender: RawSender::open().ok(), inspector, next_tick: Instant::now() + TICK };
+            let started = Instant::now();
+            let worker =
+                Worker { queue, sender: RawSender::open().ok(), inspector, started, next_tick: started + TICK };
             Ok(InlineQueue { worker: Mutex::new(Some(worker)) })
         })
     }
@@ -99,7 +103,11 @@ impl InlineQueue {
             let mut guard = lock(&self.worker)?;
             let worker = guard.as_mut().ok_or_else(Failure::closed)?;
             let lost = worker.queue.statistics();
-            Ok(worker.inspector.stats_line(now_us(), [lost.queue_dropped, lost.user_dropped]))
+            Ok(worker.inspector.stats_line(
+                time_us(),
+                elapsed_us(worker.started),
+                [lost.queue_dropped, lost.user_dropped],
+            ))
         })
     }
 
@@ -158,6 +166,10 @@ fn queue_failure(error: CaptureError) -> Failure {
     }
 }
 
-fn now_us() -> u64 {
+fn elapsed_us(started: Instant) -> u64 {
+    started.elapsed().as_micros() as u64
+}
+
+fn time_us() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_micros() as u64)
 }

@@ -42,8 +42,10 @@ const MAX_MESSAGES: usize = 64;
 /// A packet as the kernel queued it.
 #[derive(Clone, Copy, Debug)]
 pub struct QueuedPacket<'a> {
-    /// Microseconds since 1970-01-01 UTC.
+    /// Microseconds since 1970-01-01 UTC, for reports: this clock may be set.
     pub time_us: u64,
+    /// Microseconds of a clock that only goes on, for timeouts.
+    pub now_us: u64,
     /// The packet mark.
     pub mark: u32,
     /// From the IP header on.
@@ -106,7 +108,8 @@ pub struct Inspector {
     resets: Vec<Vec<u8>>,
     stray: (u64, u32),
     counters: InlineCounters,
-    started_us: u64,
+    time_us: u64,
+    started_us: Option<u64>,
 }
 
 impl Inspector {
@@ -120,15 +123,15 @@ impl Inspector {
             resets: Vec::new(),
             stray: (0, 0),
             counters: InlineCounters::default(),
-            started_us: 0,
+            time_us: 0,
+            started_us: None,
         }
     }
 
     /// Decide on one packet.
     pub fn inspect(&mut self, packet: &QueuedPacket<'_>) -> Verdict {
-        if self.started_us == 0 {
-            self.started_us = packet.time_us;
-        }
+        self.time_us = packet.time_us;
+        self.started_us.get_or_insert(packet.now_us);
         self.counters.packets += 1;
         let verdict = self.decide(packet);
         match verdict {
@@ -165,15 +168,14 @@ impl Inspector {
     }
 
     /// Return the counters as an EVE line of type `stats`; `kernel`: what the queue lost (no room, no reader).
-    pub fn stats_line(&self, now_us: u64, kernel: [u64; 2]) -> String {
+    pub fn stats_line(&self, time_us: u64, now_us: u64, kernel: [u64; 2]) -> String {
         let c = &self.counters;
         let mut line = String::with_capacity(1024);
-        let uptime_s = now_us.saturating_sub(self.started_us.max(1)) / 1_000_000;
-        let uptime_s = if self.started_us == 0 { 0 } else { uptime_s };
+        let uptime_s = now_us.saturating_sub(self.started_us.unwrap_or(now_us)) / 1_000_000;
         let _ = write!(
             line,
             "{{\"timestamp\":\"{}\",\"event_type\":\"stats\",\"stats\":{{\"uptime\":{uptime_s},\"inline\":{{",
-            Timestamp(now_us)
+            Timestamp(time_us)
         );
         let fields = [
             ("packets", c.packets),
@@ -220,8 +222,8 @@ impl Inspector {
         let parsed =
             if packet.is_cut { Err(Unfit::Header) } else { parse_packet(packet.data, packet.is_checksum_pending) };
         match parsed {
-            Ok((ends, Carried::Segment(segment))) => self.segment(packet.time_us, mark, &rule, &ends, &segment),
-            Ok((ends, Carried::Datagram(bytes))) => self.datagram(packet.time_us, mark, &rule, &ends, bytes),
+            Ok((ends, Carried::Segment(segment))) => self.segment(packet.now_us, mark, &rule, &ends, &segment),
+            Ok((ends, Carried::Datagram(bytes))) => self.datagram(mark, &rule, &ends, bytes),
             Err(unfit) => {
                 match unfit {
                     Unfit::Header | Unfit::Protocol => self.counters.headers += 1,
@@ -235,14 +237,14 @@ impl Inspector {
         }
     }
 
-    fn datagram(&mut self, time_us: u64, mark: u32, rule: &Rule, ends: &Ends, bytes: &[u8]) -> Verdict {
+    fn datagram(&mut self, mark: u32, rule: &Rule, ends: &Ends, bytes: &[u8]) -> Verdict {
         let (reason, what) = match judge_datagram(rule, bytes) {
             Ok(()) => return Verdict::Accept { mark },
             Err(Fault::Refused(what)) => (Reason::Refused, what),
             Err(Fault::Malformed(why)) => (Reason::Malformed, why.to_owned()),
         };
         let passes = rule.observe || (reason == Reason::Malformed && rule.pass_unparsable);
-        self.report(&Report { time_us, ends, rule, reason, what: &what, more: 0, is_stopped: !passes });
+        self.report(&Report { time_us: self.time_us, ends, rule, reason, what: &what, more: 0, is_stopped: !passes });
         if passes { Verdict::Accept { mark } } else { Verdict::Drop }
     }
 

@@ -28,7 +28,7 @@ const FAR: u32 = 1 << 28;
 
 /// A segment with all that is known about it.
 struct Case<'a> {
-    time_us: u64,
+    now_us: u64,
     mark: u32,
     rule: &'a Rule,
     ends: &'a Ends,
@@ -68,13 +68,13 @@ enum Counted {
 impl Inspector {
     pub(super) fn segment(
         &mut self,
-        time_us: u64,
+        now_us: u64,
         mark: u32,
         rule: &Rule,
         ends: &Ends,
         segment: &Segment<'_>,
     ) -> Verdict {
-        let case = Case { time_us, mark, rule, ends, segment, key: self.table.name(ends) };
+        let case = Case { now_us, mark, rule, ends, segment, key: self.table.name(ends) };
         if segment.has(flags::SYN) {
             if segment.has(flags::ACK | flags::RST | flags::FIN) {
                 self.counters.headers += 1; // no client opens a connection so
@@ -107,13 +107,13 @@ impl Inspector {
             if flow.initial == initial && flow.state == State::Judged {
                 return None; // sent again
             }
-            if !gives_way(flow, initial, case.time_us) {
+            if !gives_way(flow, initial, case.now_us) {
                 self.counters.out_of_order += 1;
                 return Some(case.stop());
             }
         }
-        let flow = Flow::begin(case.rule.id, initial, initial.wrapping_add(1), case.time_us);
-        if self.table.insert(case.key, flow, case.time_us).is_none() {
+        let flow = Flow::begin(case.rule.id, initial, initial.wrapping_add(1), case.now_us);
+        if self.table.insert(case.key, flow, case.now_us).is_none() {
             self.counters.table_full += 1;
             return Some(case.stop());
         }
@@ -123,7 +123,7 @@ impl Inspector {
 
     fn judge_bytes(&mut self, case: &Case<'_>, from: usize) -> Verdict {
         let bytes = &case.segment.payload[from..];
-        if !self.table.can_hold(bytes.len(), case.time_us) {
+        if !self.table.can_hold(bytes.len(), case.now_us) {
             self.counters.memory_full += 1;
             return case.stop();
         }
@@ -165,9 +165,9 @@ impl Inspector {
         }
         if case.rule.observe || case.rule.pass_unparsable {
             let sequence = case.segment.sequence;
-            let mut flow = Flow::begin(case.rule.id, sequence, sequence, case.time_us);
+            let mut flow = Flow::begin(case.rule.id, sequence, sequence, case.now_us);
             flow.state = State::Blind;
-            if self.table.insert(case.key, flow, case.time_us).is_none() {
+            if self.table.insert(case.key, flow, case.now_us).is_none() {
                 self.counters.table_full += 1;
                 return case.stop();
             }
@@ -175,7 +175,7 @@ impl Inspector {
             return case.accept();
         }
         self.say(case, Reason::MidStream, WHAT, 0, true);
-        let second = case.time_us / 1_000_000;
+        let second = case.now_us / 1_000_000;
         if self.stray.0 != second {
             self.stray = (second, 0);
         }
@@ -241,8 +241,8 @@ impl Inspector {
     }
 
     fn say(&mut self, case: &Case<'_>, reason: Reason, what: &str, more: u32, is_stopped: bool) {
-        let Case { time_us, rule, ends, .. } = *case;
-        self.report(&Report { time_us, ends, rule, reason, what, more, is_stopped });
+        let Case { rule, ends, .. } = *case;
+        self.report(&Report { time_us: self.time_us, ends, rule, reason, what, more, is_stopped });
     }
 }
 
@@ -259,7 +259,7 @@ fn gives_way(flow: &Flow, initial: u32, now_us: u64) -> bool {
 
 fn look(flow: &mut Flow, case: &Case<'_>) -> Step {
     let segment = case.segment;
-    flow.last_us = flow.last_us.max(case.time_us);
+    flow.last_us = flow.last_us.max(case.now_us);
     match flow.state {
         State::Condemned { .. } => return Step::Answer,
         _ if flow.rule_id != case.rule.id => {

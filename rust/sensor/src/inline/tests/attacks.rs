@@ -69,7 +69,7 @@ fn no_server_ever_reads_a_write() {
             let function = if has_writes { 6 } else { 3 };
             let payload: Vec<u8> = request(function).into_iter().cycle().skip(start % 12).take(length).collect();
             let sequence = 100 + start as u32;
-            client.time_us += dice.roll(5_000_000);
+            client.now_us += dice.roll(5_000_000);
             let flags = if dice.roll(50) == 0 { SYN } else { ACK };
             let verdict = client.send(&mut inspector, sequence, flags, &payload);
             if verdict == PASS && flags == ACK && dice.roll(4) != 0 {
@@ -135,7 +135,7 @@ fn no_packet_makes_it_panic() {
         let mut queued = client.queued(&packet);
         queued.is_checksum_pending = round % 2 == 0;
         queued.mark ^= (dice.roll(4) as u32) << 24;
-        queued.time_us += u64::from(round) * 1000;
+        queued.now_us += u64::from(round) * 1000;
         inspector.inspect(&queued);
         while inspector.next_line().is_some() || inspector.next_reset().is_some() {}
     }
