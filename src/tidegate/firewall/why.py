@@ -26,7 +26,7 @@ _CHAIN = re.compile(r"\tchain (?P<name>\S+) \{(?: # handle \d+)?\Z")
 _HOOK = re.compile(r"\t\ttype \S+ hook (?P<hook>\S+)")
 _RULE_END = re.compile(r"(?P<text>.*) # handle (?P<handle>\d+)\Z", re.DOTALL)
 _COMMENT = re.compile(r' comment "(?P<comment>[^"]*)"')
-_COUNTER = re.compile(r"\bcounter name (?P<name>\S+)")
+_COUNTER = re.compile(r'\bcounter name "?(?P<name>[^\s"]+)')
 _MAP = re.compile(r"(?P<key>\S+(?: \S+)?(?: \. \S+(?: \S+)?)*) vmap @(?P<map>\S+)")
 _OWN_HOOKS = {"input_end": "input", "postrouting_end": "postrouting"}  # the other chains are named after their hook
 
