@@ -54,6 +54,8 @@ enum Step {
     Stop(Counted),
     /// New bytes to judge: those of the segment from here on.
     Judge(usize),
+    /// The same, all of them, at another place than expected.
+    Restart(u32),
     Condemn(Reason, &'static str),
     /// It was condemned before.
     Answer,
@@ -94,7 +96,8 @@ impl Inspector {
                 }
                 case.stop()
             }
-            Step::Judge(from) => self.judge_bytes(&case, from),
+            Step::Judge(from) => self.judge_bytes(&case, from, None),
+            Step::Restart(edge) => self.judge_bytes(&case, 0, Some(edge)),
             Step::Condemn(reason, what) => self.condemn(&case, reason, what, 0),
             Step::Answer => self.answer(&case),
         }
@@ -121,7 +124,7 @@ impl Inspector {
         None
     }
 
-    fn judge_bytes(&mut self, case: &Case<'_>, from: usize) -> Verdict {
+    fn judge_bytes(&mut self, case: &Case<'_>, from: usize, restart: Option<u32>) -> Verdict {
         let bytes = &case.segment.payload[from..];
         if !self.table.can_hold(bytes.len(), case.now_us) {
             self.counters.memory_full += 1;
@@ -129,6 +132,10 @@ impl Inspector {
         }
         let Some(flow) = self.table.get(&case.key) else { return case.stop() };
         let before = flow.stream.footprint();
+        if let Some(edge) = restart {
+            flow.stream.restart();
+            flow.edge = edge;
+        }
         let findings = flow.stream.take(case.rule, bytes, !case.rule.observe);
         let after = flow.stream.footprint();
         flow.has_data = true;
@@ -286,9 +293,7 @@ fn look(flow: &mut Flow, case: &Case<'_>) -> Step {
             return Step::Stop(Counted::OutOfOrder);
         }
         // whoever only observes cannot hold a segment back: it begins again here, and hopes for a message's beginning
-        flow.stream = Default::default();
-        flow.edge = first;
-        return Step::Judge(0);
+        return Step::Restart(first);
     }
     let repeated = segment.payload.len().min(back as usize);
     match flow.stream.compare(u64::from(back), &segment.payload[..repeated]) {

@@ -14,8 +14,11 @@ pub(crate) const HISTORY_BYTES: usize = 8192;
 const HISTORY_PIECES: usize = 64;
 /// What a history grows by beyond need: fewer copies, little waste.
 const GROWTH_BYTES: usize = 256;
-/// The most that [`Stream::take`] comes to hold besides two copies of the bytes that it takes: growth, and the pieces.
-pub(crate) const OVERHEAD_BYTES: usize = GROWTH_BYTES + 2 * HISTORY_PIECES * size_of::<Piece>();
+/// Lists that a protocol's session keeps, besides the texts in them (MQTT: 32 topic aliases).
+const SESSION_BYTES: usize = 2048;
+/// The most that [`Stream::take`] comes to hold besides three copies of the bytes that it takes: in the message, in the
+/// history, in the session.
+pub(crate) const OVERHEAD_BYTES: usize = GROWTH_BYTES + 2 * HISTORY_PIECES * size_of::<Piece>() + SESSION_BYTES;
 
 /// What a segment's new bytes were.
 #[derive(Debug, Default)]
@@ -201,6 +204,11 @@ impl Stream {
         }
     }
 
+    /// Begin at another place, in the hope that it is a message's beginning; what the session agreed upon stays.
+    pub fn restart(&mut self) {
+        (self.message, self.skip, self.history) = (Vec::new(), 0, History::default());
+    }
+
     /// Forget all but the last `keep` judged bytes and give their memory back.
     pub fn shorten(&mut self, keep: usize) {
         self.history.shorten(keep);
@@ -213,6 +221,6 @@ impl Stream {
 
     /// Return the bytes that this direction occupies besides its slot.
     pub fn footprint(&self) -> usize {
-        self.message.capacity() + self.history.footprint()
+        self.message.capacity() + self.history.footprint() + self.session.heap_bytes()
     }
 }

@@ -161,7 +161,7 @@ impl Table {
 
     /// Return whether a connection may come to hold `more` bytes; make room where there is some to be made.
     pub fn can_hold(&mut self, more: usize, now_us: u64) -> bool {
-        let wanted = more.saturating_mul(2).saturating_add(OVERHEAD_BYTES);
+        let wanted = more.saturating_mul(3).saturating_add(OVERHEAD_BYTES);
         if self.held_bytes + wanted > self.pool_bytes && self.may_search(1, now_us) {
             for flow in self.flows.values_mut() {
                 if now_us.saturating_sub(flow.last_us) >= SEARCH_US {
