@@ -52,6 +52,7 @@ def run_why(arguments: argparse.Namespace, output: Output, section: FirewallSect
     """
     from tidegate.firewall.model import plan_ruleset
     from tidegate.firewall.probe import prepare_probe
+    from tidegate.firewall.probe_packet import plan_unrouted
     from tidegate.firewall.why import Answer, compare, encode_document, encode_lines
 
     question = parse_question([arguments.source, *arguments.words], interface=arguments.interface, mac=arguments.mac)
@@ -59,7 +60,7 @@ def run_why(arguments: argparse.Namespace, output: Output, section: FirewallSect
         section = _read_section(arguments.policy)
     ruleset = None if section is None else plan_ruleset(section)
     _check_options(arguments, ruleset)
-    probe = prepare_probe(question)
+    probe = plan_unrouted(question) if arguments.model_only else prepare_probe(question)
     kernel, excuse = (None, None) if arguments.model_only else _ask_kernel(probe, arguments.wait, ruleset)
     why = compare(None if ruleset is None else _ask_model(probe, ruleset, question.mac), kernel)
     for line in encode_lines(probe, why):

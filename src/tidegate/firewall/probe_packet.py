@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 
 from tidegate.firewall.model import Address, Direction
 from tidegate.firewall.section import Protocol
@@ -74,6 +74,25 @@ class Layout:
     body: bytes
     checksum_at: int | None
     nonce: tuple[tuple[int, bytes], ...]
+
+
+def plan_unrouted(question: Question) -> Probe:
+    """Return the packet that asks the model alone, on whatever machine: no routing is asked, so the interface is that
+    of the question or none, and a packet with a destination goes through the device.
+    """
+    given = question.source or question.destination
+    nowhere = IPv6Address(0) if isinstance(given, IPv6Address) else IPv4Address(0)
+    direction = Direction.IN if question.destination is None else Direction.THROUGH
+    return Probe(
+        direction=Direction.OUT if question.source is None else direction,
+        interface=question.interface,
+        source=question.source or nowhere,
+        destination=question.destination or nowhere,
+        protocol=question.protocol,
+        port=question.port,
+        source_port=0,
+        nonce=bytes(NONCE_BYTES),
+    )
 
 
 def plan_layout(probe: Probe) -> Layout | None:
@@ -144,6 +163,8 @@ def encode_probe_table(probe: Probe, layout: Layout, *, owned: bool, ingress: bo
 def encode_wait_table(probe: Probe, *, owned: bool, ingress: bool) -> str:
     """Return the transaction for a table that traces real packets like ``probe`` and drops nothing."""
     ports = f"{probe.protocol.value} dport {probe.port} " if probe.protocol.has_ports else ""
+    if probe.protocol is Protocol.TCP:
+        ports += "tcp flags & (syn | ack) == syn "  # later packets are let through for their connection's sake
     match = f"{_match_addresses(probe)} {ports or _match_kind(probe)}"
     mark = f"{match}limit rate {TRACED_PER_S}/second burst {TRACED_PER_S} packets meta nftrace set 1"
     return _encode_table(probe, mark, "accept", [], owned=owned, ingress=ingress)

@@ -23,6 +23,7 @@ from tidegate.firewall.probe_packet import (
     is_like,
     is_probe,
     plan_layout,
+    plan_unrouted,
     read_constant,
 )
 from tidegate.firewall.section import FirewallSection, Protocol
@@ -291,6 +292,14 @@ def test_a_port_forward_is_asked_behind_the_translation() -> None:
         assert plan_packet(other, ruleset).direction is Direction.IN
 
 
+def test_the_model_alone_takes_the_question_as_it_is() -> None:
+    asked = plan_unrouted(parse_question(["fd00::9", "udp/53"]))
+    assert (asked.direction, asked.interface, str(asked.destination)) == (Direction.IN, None, "::")
+    assert plan_unrouted(parse_question(["10.0.0.9", "10.1.0.1", "udp/53"])).direction is Direction.THROUGH
+    out = plan_unrouted(parse_question(["self", "10.1.0.1", "udp/53"], interface="eth7"))
+    assert (out.direction, out.interface, str(out.source)) == (Direction.OUT, "eth7", "0.0.0.0")
+
+
 # --- the probe ---
 
 
@@ -353,6 +362,7 @@ def test_the_table_drops_only_by_the_nonce_and_last() -> None:
     assert text.count("priority 2147483646") == 2
     waiting = encode_wait_table(probe(), owned=False, ingress=False)
     assert " drop" not in waiting
+    assert "syn" in waiting
     assert "ingress" not in waiting
     assert "owner" not in waiting
 
