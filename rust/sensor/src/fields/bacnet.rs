@@ -95,8 +95,8 @@ fn judge_apdu(rule: &Rule, mut body: Reader<'_>) -> Result<Option<String>, Stop>
             Ok(rule.refuses(&facts))
         }
         // a client's own part in receiving an answer: the next segment, or no more of it
-        4 if first == 0x40 || first == 0x42 => body.array::<3>().and(body_end(body, 3)).map(|()| None),
-        7 if first == 0x70 => body.array::<2>().and(body_end(body, 2)).map(|()| None),
+        4 if first == 0x40 || first == 0x42 => body_end(body, 3).map(|()| None),
+        7 if first == 0x70 => body_end(body, 2).map(|()| None),
         kind @ 2..=7 => Ok(rule.refuses(&facts.with(Key::Services, ANSWER + u32::from(kind)))),
         _ => malformed("bacnet: an APDU type that does not exist"),
     }
@@ -111,7 +111,7 @@ fn judge_confirmed(rule: &Rule, service: u8, mut body: Reader<'_>) -> Result<Opt
     match service {
         // ReadProperty, AddListElement, RemoveListElement, WriteProperty, ReadRange
         8 | 9 | 12 | 15 | 26 => {
-            let object = read_number(&mut body, 0, 4)?;
+            let object = read_object(&mut body, 0)?;
             let property = read_number(&mut body, 1, 3)?;
             optional_number(&mut body, 2)?;
             match service {
@@ -129,7 +129,7 @@ fn judge_confirmed(rule: &Rule, service: u8, mut body: Reader<'_>) -> Result<Opt
         // SubscribeCOV, SubscribeCOVProperty
         5 | 28 => {
             read_number(&mut body, 0, 4)?;
-            let object = read_number(&mut body, 1, 4)?;
+            let object = read_object(&mut body, 1)?;
             optional_number(&mut body, 2)?;
             optional_number(&mut body, 3)?;
             if service == 5 {
@@ -179,7 +179,7 @@ impl Judge<'_> {
 
 fn read_multiple(body: &mut Reader<'_>, judge: &mut Judge<'_>) -> Result<(), Stop> {
     while !body.is_empty() {
-        let object = read_number(body, 0, 4)?;
+        let object = read_object(body, 0)?;
         open(body, 1)?;
         loop {
             let property = read_number(body, 0, 4)?;
@@ -195,7 +195,7 @@ fn read_multiple(body: &mut Reader<'_>, judge: &mut Judge<'_>) -> Result<(), Sto
 
 fn write_multiple(body: &mut Reader<'_>, judge: &mut Judge<'_>) -> Result<(), Stop> {
     while !body.is_empty() {
-        let object = read_number(body, 0, 4)?;
+        let object = read_object(body, 0)?;
         open(body, 1)?;
         loop {
             let property = read_number(body, 0, 4)?;
@@ -245,7 +245,7 @@ fn closes(body: &mut Reader<'_>, tag: u8) -> Result<bool, Stop> {
     if peek(body) == Some(closing(tag)) { body.u8().map(|_| true) } else { Ok(false) }
 }
 
-/// A context-tagged number of 1 to `most` bytes; object identifiers have exactly four.
+/// A context-tagged number of 1 to `most` bytes.
 fn read_number(body: &mut Reader<'_>, tag: u8, most: usize) -> Result<u32, Stop> {
     let first = body.u8()?;
     let length = usize::from(first & 0x07);
@@ -253,6 +253,13 @@ fn read_number(body: &mut Reader<'_>, tag: u8, most: usize) -> Result<u32, Stop>
         return malformed("bacnet: another tag than the service has");
     }
     Ok(body.take(length)?.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte)))
+}
+
+fn read_object(body: &mut Reader<'_>, tag: u8) -> Result<u32, Stop> {
+    if peek(body) != Some(tag << 4 | 0x0c) {
+        return malformed("bacnet: an object identifier that is not of four bytes");
+    }
+    read_number(body, tag, 4)
 }
 
 fn optional_number(body: &mut Reader<'_>, tag: u8) -> Result<(), Stop> {

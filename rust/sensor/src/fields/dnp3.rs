@@ -89,7 +89,7 @@ fn check_control(control: u8, user_bytes: usize) -> Result<bool, Stop> {
 }
 
 /// Checksum of a block as it stands on the wire: IEEE 1815, 9.2.4.4 (CRC-16/DNP).
-fn checksum(block: &[u8]) -> [u8; 2] {
+pub(super) fn checksum(block: &[u8]) -> [u8; 2] {
     let mut sum = 0_u16;
     for byte in block {
         sum ^= u16::from(*byte);

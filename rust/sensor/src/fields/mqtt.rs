@@ -124,6 +124,9 @@ fn judge_connect(rule: &Rule, session: &mut Session, mut body: Reader<'_>) -> Re
     if flags & 0x01 != 0 || flags & 0x18 == 0x18 || (!has_will && flags & 0x38 != 0) {
         return malformed("mqtt: connect flags that do not exist");
     }
+    if level != 5 && flags & 0xc0 == 0x40 {
+        return malformed("mqtt: a password without a user name"); // 3.1.1, section 3.1.2.9
+    }
     body.u16()?; // keep alive
     if level == 5 {
         read_properties(&mut body)?;

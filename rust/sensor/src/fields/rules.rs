@@ -91,7 +91,7 @@ pub enum Key {
 const WORDS: [(Key, &str); 12] = [
     (Key::Functions, "function"),
     (Key::Services, "service"),
-    (Key::Actions, "packet type"),
+    (Key::Actions, "action"),
     (Key::Methods, "method"),
     (Key::Units, "unit"),
     (Key::Sources, "source"),
@@ -190,7 +190,11 @@ impl<'a> Facts<'a> {
             if *field == Field::Unknown {
                 _ = write!(text, " {word} unknown");
             } else if let [first, rest @ ..] = field.items() {
-                _ = write!(text, " {word} {first}");
+                _ = match key {
+                    Key::Actions => write!(text, " {word} {}", action(first.first)),
+                    Key::Services => write!(text, " {word} {}:{}", block(first.first), first.first & 0xff),
+                    _ => write!(text, " {word} {first}"),
+                };
                 if !rest.is_empty() {
                     _ = write!(text, " and {} more", rest.len());
                 }
@@ -210,6 +214,22 @@ impl<'a> Facts<'a> {
         }
         text
     }
+}
+
+/// The operator's word for an MQTT packet type that can be refused.
+fn action(packet_type: u32) -> &'static str {
+    match packet_type {
+        1 => "connect",
+        3 => "publish",
+        8 => "subscribe",
+        10 => "unsubscribe",
+        _ => "auth",
+    }
+}
+
+/// The operator's word for a block of BACnet messages.
+fn block(service: u32) -> &'static str {
+    ["confirmed", "unconfirmed", "bvlc", "network", "answer"].get(service as usize >> 8).copied().unwrap_or_default()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
