@@ -1,15 +1,34 @@
-"""Ban addresses in the kernel for a time, list and lift bans.
+"""Ban addresses and prefixes in the kernel for a time, list and lift bans, bring them back after a reboot.
 
-Touches: the sets of table ``inet tidegate_bans``. One transaction a call; no policy is compiled or read for it.
+Touches: the sets of table ``inet tidegate_bans``; through ``banstore`` the journal of bans. No policy is compiled or
+read for it. What a ban may not contain is read from the kernel's own lists of protected addresses.
 """
 
 from __future__ import annotations
 
-import re
+import errno
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import TYPE_CHECKING
 
-from tidegate.firewall.compile import BAN_TABLE
+from tidegate.base.clock import Clock, SystemClock
+from tidegate.base.errors import TidegateError
+from tidegate.firewall.banstore import Act, BanStore, Record
+from tidegate.firewall.bantable import (
+    BAN_LENGTHS,
+    BAN_TABLE,
+    Prefix,
+    Ranges,
+    gate_of,
+    length_of,
+    network_of,
+    parse_ranges,
+    plan_elements,
+    prefix_of,
+    set_name,
+    set_names,
+)
 from tidegate.firewall.errors import (
     BanAddress,
     BanDuration,
@@ -18,107 +37,297 @@ from tidegate.firewall.errors import (
     BanManagement,
     BanNever,
     BanTableMissing,
-    NftRefused,
+    KernelRefused,
     NotBanned,
 )
-from tidegate.firewall.model import Address, PeerGroup, parse_peers
-from tidegate.firewall.nft import Nft
-from tidegate.firewall.snapshot import parse_listing
+from tidegate.firewall.netlink import (
+    DELETE_ELEMENT,
+    GET_ELEMENT,
+    MAX_ELEMENTS_A_MESSAGE,
+    NEW_ELEMENT,
+    Link,
+    Message,
+    encode_elements,
+    parse_elements,
+)
+
+if TYPE_CHECKING:
+    from tidegate.firewall.nft import Nft
+    from tidegate.firewall.peers import Address
 
 MAX_BAN_S = 30 * 24 * 3600  # longer belongs into the policy, where somebody signs it
-_UNITS_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-_DURATION = re.compile(r"(\d+)(ms|[dhms])")
-_EXPIRES = re.compile(r"(?P<address>\S+)(?: timeout (?P<timeout>\S+))?(?: expires (?P<expires>\S+))?\Z")
+ASK_AT_ONCE = 128  # elements asked for in one go: the answers, 120 bytes each, fit the socket's buffer many times
+LEARN_MS = 1000  # far above a tick of the kernel's clock
+CHUNK_ELEMENTS = 8192  # of one transaction: half a megabyte of messages
+_GROUPS = ("never", "managers")
+_NO_SOURCES = {
+    4: Ranges([(0, 0), (0x7F000000, 0x7FFFFFFF), (0xE0000000, 0xEFFFFFFF)]),  # this host, loopback, multicast
+    6: Ranges([(0, 1), (0xFF << 120, (1 << 128) - 1)]),
+}
+
+Element = tuple[str, bytes]  # the set's name and the key in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ban:
-    """One ban in force."""
+    """One element of the bans in force."""
 
-    address: Address
+    name: str
+    key: bytes
     remaining_s: float
+
+    @property
+    def prefix(self) -> Prefix:
+        """Everything that this bans."""
+        return prefix_of(self.name, self.key)
+
+    @property
+    def address(self) -> Address:
+        """The banned address, or the first one of the banned prefix."""
+        return ip_address(self.key)
+
+    def __str__(self) -> str:
+        prefix = self.prefix
+        return str(self.address if prefix.prefixlen == prefix.max_prefixlen else prefix)
 
 
 class Bans:
-    """The kernel's bans; keep one for many bans.
+    """The kernel's bans; keep one for many bans, made in the network namespace that it shall act on.
 
     Whom the policy protects is read from the kernel once; call ``refresh`` after a policy was applied or rolled back.
-    A ban that slips through in between is harmless: the kernel's own lists stand before the drop.
+    A ban that slips through in between is harmless: the kernel's own lists stand before the drop. With a ``store``
+    every change is noted there too; a failure to do so does not undo the ban and is kept in ``complaint``.
     """
 
-    def __init__(self, nft: Nft | None = None) -> None:
-        self._nft = nft or Nft.open()
-        self._never: PeerGroup | None = None
-        self._managers = PeerGroup()
+    def __init__(
+        self,
+        _nft: Nft | None = None,  # bans needed it once
+        *,
+        link: Link | None = None,
+        store: BanStore | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Raises ``firewall.kernel.no-nftables``, ``base.privilege.missing``."""
+        self.link = link or Link()
+        self.store = store
+        self.complaint: TidegateError | None = None
+        self._clock = clock or SystemClock()
+        self._protected: dict[str, Ranges] | None = None
+        self._renews: bool | None = None  # whether this kernel renews the time of an element that is there
 
-    def ban(self, address: Address | str, seconds: int) -> None:
-        """Drop everything from ``address`` for ``seconds`` from now, running sessions too; a ban in force is renewed.
+    def ban(self, source: Address | Prefix | str, seconds: int) -> float:
+        """Drop everything from ``source`` for ``seconds`` from now, running sessions too; return the seconds it lasts.
 
-        Raises ``firewall.ban.address``, ``.loopback``, ``.never``, ``.management``, ``.duration``, ``.full``,
-        ``.no-table``.
+        A running ban that lasts longer stays as it is: a short ban that an attacker can bring upon himself must not
+        end the long one of an operator. Lift it first to shorten it. All elements of a prefix are banned or none.
+
+        Raises ``firewall.ban.address``, ``.prefix``, ``.loopback``, ``.never``, ``.management``, ``.duration``,
+        ``.full``, ``.no-table``, ``firewall.netlink.refused``.
         """
         if not 1 <= seconds <= MAX_BAN_S:
             raise BanDuration(f"a ban of {seconds} s is out of range")
-        source = parse_address(address)
-        self._refuse_protected(source)
-        where = _element_prefix(source)
-        # A plain "add" leaves the timeout of an element that is there; so: make sure it is, delete it, add it anew.
-        text = f"add {where} }}\ndelete {where} }}\nadd {where} timeout {int(seconds)}s }}\n"
+        prefix = parse_source(source)
+        wanted = list(plan_elements(prefix))
+        self._refuse_protected(prefix)
+        plan = [*dict.fromkeys(gate_of(key) for _, key in wanted), *wanted]
+        running = self._ask(plan)
+        late_ms = int(seconds) * 1000
+        renew = [place for place in plan if running.get(place, 0) < late_ms]
         try:
-            self._nft.run(text)
-        except NftRefused as error:
-            self._explain(error, source)
+            self._put(renew, late_ms, running)
+        except KernelRefused as error:
+            self._explain(error, prefix)
+        self._note(Act.BAN, set(wanted).intersection(renew), seconds)
+        return max(seconds, min(running.get(place, 0) for place in wanted) / 1000)
 
-    def unban(self, address: Address | str) -> None:
-        """Lift the ban of ``address``; raises ``firewall.ban.not-banned``, ``firewall.ban.address``, ``.no-table``."""
-        source = parse_address(address)
-        try:
-            self._nft.run(f"delete {_element_prefix(source)} }}\n")
-        except NftRefused as error:
-            self._require_table(error)
-            raise NotBanned(f"{source} is not banned", address=str(source)) from error
+    def unban(self, source: Address | Prefix | str) -> None:
+        """Lift the ban of ``source``; raises ``firewall.ban.not-banned``, ``.address``, ``.prefix``, ``.no-table``."""
+        prefix = parse_source(source)
+        there = list(self._ask(list(plan_elements(prefix))))
+        if not there:
+            self._require_table()
+            raise NotBanned(f"{prefix} is not banned{self._hint(prefix)}", address=str(prefix))
+        self._delete(there)
+        self._note(Act.LIFT, there, 0)
+
+    def clear(self) -> int:
+        """Lift every ban and return how many elements there were; raises ``firewall.ban.no-table``."""
+        self._require_table()
+        count = 0
+        for name in (*set_names(), "gate4", "gate6"):
+            keys = [(name, key) for key, _, _ in self.link.elements(BAN_TABLE, name)]
+            count += 0 if name.startswith("gate") else len(keys)
+            self._delete(keys)
+        if self.store is not None:
+            self._append([Record(act=Act.CLEAR, name="", key=b"", noted_s=int(self._clock.now_s()), seconds=0)])
+        return count
 
     def list_bans(self) -> list[Ban]:
         """Return the bans in force, by address; raises ``firewall.ban.no-table``."""
-        listing = self._nft.list_table(BAN_TABLE, stateless=False)
-        if listing is None:
-            raise BanTableMissing("there is no table of bans")
-        found = []
-        for thing in parse_listing(listing):
-            if thing.name in ("banned4", "banned6"):
-                found += [parse_ban(element) for element in thing.elements]
-        return sorted(found, key=lambda ban: (ban.address.version, int(ban.address)))
+        self._require_table()
+        # As a mapping: a set that grows while the kernel lists it may name an element twice.
+        found = {(name, key): left_ms for name in set_names() for key, left_ms, _ in self._live(name)}
+        order = sorted(found, key=lambda place: (len(place[1]), place[1], length_of(*place)))
+        return [Ban(name=name, key=key, remaining_s=found[name, key] / 1000) for name, key in order]
 
     def refresh(self) -> None:
         """Read anew whom the policy protects; raises ``firewall.ban.no-table``."""
-        listing = self._nft.list_table(BAN_TABLE)
-        if listing is None:
-            raise BanTableMissing("there is no table of bans")
-        elements = {thing.name: thing.elements for thing in parse_listing(listing)}
-        self._never = _group(elements, "never")
-        self._managers = _group(elements, "managers")
+        self._require_table()
+        self._protected = {
+            f"{group}{version}": parse_ranges(
+                self.link.elements(BAN_TABLE, f"{group}{version}"), bits=32 if version == 4 else 128
+            )
+            for group in _GROUPS
+            for version in (4, 6)
+        }
 
-    def _refuse_protected(self, source: Address) -> None:
-        if self._never is None:
+    def lift_protected(self) -> int:
+        """Take out of the sets, after a policy changed, what the policy now protects; return how many elements.
+
+        The kernel's lists spare these addresses already; this ends what the listing shows and the journal keeps.
+        """
+        self.refresh()
+        lifted = 0
+        for name in set_names():
+            found = [(name, key) for key, _, _ in self._live(name) if self.protector(key, length_of(name, key))]
+            self._delete(found)
+            self._note(Act.LIFT, found, 0)
+            lifted += len(found)
+        return lifted
+
+    def close(self) -> None:
+        """Give the connection back and close the journal; harmless when repeated."""
+        self.link.close()
+        if self.store is not None:
+            self.store.close()
+
+    # -- the kernel's sets --------------------------------------------------------------------------------------------
+
+    def _live(self, name: str) -> Iterator[tuple[bytes, int, int]]:
+        try:
+            yield from self.link.elements(BAN_TABLE, name)
+        except KernelRefused as error:
+            if error.fields["errno"] != errno.ENOENT:  # a table that an older version made lacks some sets
+                raise
+
+    def _ask(self, places: Sequence[Element]) -> dict[Element, int]:
+        """Return the milliseconds left of those elements that are there."""
+        left: dict[Element, int] = {}
+        for start in range(0, len(places), ASK_AT_ONCE):
+            part = places[start : start + ASK_AT_ONCE]
+            requests = [encode_elements(GET_ELEMENT, BAN_TABLE, name, [(key, None)]) for name, key in part]
+            for place, answer in zip(part, self.link.ask(requests), strict=True):
+                if isinstance(answer, Message):
+                    left.update((place, left_ms) for _, left_ms, _ in parse_elements(answer.body))
+        return left
+
+    def _put(self, places: Sequence[Element], late_ms: int, running: dict[Element, int]) -> None:
+        """Have the elements last ``late_ms`` from now, those that are there already (``running``) as well."""
+        if not places:
+            return
+        adding = encode_places(NEW_ELEMENT, [(place, late_ms) for place in places])
+        old = [place for place in places if place in running]
+        if old and self._renews is None:
+            self.link.commit(adding)
+            adding = []
+            if late_ms - running[old[0]] < LEARN_MS:
+                return  # too little to see; nothing to learn, and nothing lost
+            self._renews = self._ask(old[:1]).get(old[0], 0) > running[old[0]]
+        if old and not self._renews:
+            # Before Linux 6.12 an "add" leaves the time of what is there. Deleted and added in one transaction it
+            # counts twice against the set's size for a moment; where that is too much, there is a gap between the two.
+            again = encode_places(NEW_ELEMENT, [(place, late_ms) for place in old])
+            deleting = encode_places(DELETE_ELEMENT, [(place, None) for place in old])
+            try:
+                self.link.commit([*deleting, *again])
+            except KernelRefused as error:
+                if error.fields["errno"] != errno.ENFILE:
+                    raise
+                self.link.commit(deleting)
+                self.link.commit(again)
+        if adding:
+            self.link.commit(adding)
+
+    def _delete(self, places: Sequence[Element]) -> None:
+        for start in range(0, len(places), CHUNK_ELEMENTS):
+            part = places[start : start + CHUNK_ELEMENTS]
+            try:
+                self.link.commit(encode_places(DELETE_ELEMENT, [(place, None) for place in part]))
+            except KernelRefused as error:
+                if error.fields["errno"] != errno.ENOENT:
+                    raise
+                self._delete_singly(part)
+
+    def _delete_singly(self, places: Sequence[Element]) -> None:
+        """Delete what is there: some expired between the listing and now, which refuses a whole transaction."""
+        for place in places:
+            try:
+                self.link.commit(encode_places(DELETE_ELEMENT, [(place, None)]))
+            except KernelRefused as error:
+                if error.fields["errno"] != errno.ENOENT:
+                    raise
+
+    # -- what may not be banned ---------------------------------------------------------------------------------------
+
+    def protector(self, key: bytes, length: int) -> str | None:
+        """Return ``never`` or ``managers`` when an address of the prefix is on that list of the policy."""
+        if self._protected is None:
             self.refresh()
-        if source.is_loopback or source.is_unspecified or source.is_multicast:
-            raise BanLoopback(f"{source} is no source of traffic from outside", address=str(source))
-        if self._never is not None and self._never.has(source):
-            raise BanNever(f"the policy says never to ban {source}", address=str(source))
-        if self._managers.has(source):
-            raise BanManagement(f"{source} may manage this device", address=str(source))
+        version = 4 if len(key) == 4 else 6
+        ranges = self._protected or {}
+        return next((group for group in _GROUPS if ranges[f"{group}{version}"].has_any(key, length)), None)
 
-    def _explain(self, error: NftRefused, source: Address) -> None:
-        """Raise what nft's refusal of a ban means."""
-        self._require_table(error)
-        # ENFILE; the words are strerror's in the C locale, which neither we nor nft change.
-        if "Too many open files" in error.message:
-            raise BanFull(f"no room to ban {source}: the set of bans is full", address=str(source)) from error
-        raise error
+    def _refuse_protected(self, prefix: Prefix) -> None:
+        key, length = prefix.network_address.packed, prefix.prefixlen
+        if _NO_SOURCES[prefix.version].has_any(key, length):
+            raise BanLoopback(f"{prefix} holds what is no source of traffic from outside", address=str(prefix))
+        group = self.protector(key, length)
+        if group == "never":
+            raise BanNever(f"the policy says never to ban {prefix} or an address inside", address=str(prefix))
+        if group == "managers":
+            raise BanManagement(f"{prefix} may manage this device, or an address inside may", address=str(prefix))
 
-    def _require_table(self, error: NftRefused) -> None:
-        if self._nft.list_table(BAN_TABLE) is None:
+    # -- the journal --------------------------------------------------------------------------------------------------
+
+    def _note(self, act: Act, places: Iterable[Element], seconds: int) -> None:
+        if self.store is not None:
+            now_s = int(self._clock.now_s())
+            self._append(
+                [Record(act=act, name=name, key=key, noted_s=now_s, seconds=int(seconds)) for name, key in places]
+            )
+
+    def _append(self, records: Sequence[Record]) -> None:
+        if self.store is None or not records:
+            return
+        try:
+            self.store.append(records)
+            if self.store.is_due:
+                self.store.start_compaction()
+        except TidegateError as error:
+            self.complaint = error
+
+    # -- words --------------------------------------------------------------------------------------------------------
+
+    def _hint(self, prefix: Prefix) -> str:
+        """Return a remark when a wider prefix is banned, which is what has to be lifted."""
+        wider = [
+            prefix.supernet(new_prefix=length) for length in BAN_LENGTHS[prefix.version] if length < prefix.prefixlen
+        ]
+        places = [(set_name(one.version, one.prefixlen), one.network_address.packed) for one in wider]
+        there = self._ask(places)
+        return "".join(f"; {prefix_of(*place)} is" for place in places if place in there)
+
+    def _require_table(self, error: Exception | None = None) -> None:
+        if not self.link.has_table(BAN_TABLE):
             raise BanTableMissing("there is no table of bans") from error
+
+    def _explain(self, error: KernelRefused, prefix: Prefix) -> None:
+        """Raise what the kernel's refusal of a ban means."""
+        if error.fields["errno"] == errno.ENFILE:
+            raise BanFull(f"no room to ban {prefix}: the set of bans is full", address=str(prefix)) from error
+        if error.fields["errno"] == errno.ENOENT:
+            raise BanTableMissing("there is no table of bans, or it was made by an older version") from error
+        raise error
 
 
 def parse_address(address: Address | str) -> Address:
@@ -137,21 +346,33 @@ def parse_address(address: Address | str) -> Address:
     return parsed
 
 
-def parse_ban(element: str) -> Ban:
-    """Return the ban that one listed element stands for (``192.0.2.1 timeout 10m expires 9m59s980ms``)."""
-    match = _EXPIRES.match(element)
-    if match is None:
-        raise ValueError(f"nft listed an element of unknown form: {element!r}")
-    parts = _DURATION.findall(match["expires"] or match["timeout"] or "")
-    return Ban(
-        address=ip_address(match["address"]), remaining_s=sum(int(number) * _UNITS_S[unit] for number, unit in parts)
-    )
+def parse_source(source: Address | Prefix | str) -> Prefix:
+    """Return what to ban as a prefix, a single address as one of full length; IPv4 in IPv6 clothes becomes IPv4.
+
+    Raises ``firewall.ban.address``, for a prefix with host bits too.
+    """
+    if not isinstance(source, IPv4Network | IPv6Network) and "/" not in str(source):
+        return network_of(parse_address(source))
+    try:
+        prefix = ip_network(source)
+    except ValueError as error:
+        raise BanAddress(f"{source!r} is no prefix without host bits", address=str(source)) from error
+    if isinstance(prefix, IPv6Network):
+        if prefix.network_address.scope_id is not None:
+            raise BanAddress(f"{source!r} has a zone", address=str(source))
+        mapped = prefix.network_address.ipv4_mapped
+        if mapped is not None and prefix.prefixlen >= 96:
+            return IPv4Network((int(mapped), prefix.prefixlen - 96))
+    return prefix
 
 
-def _element_prefix(source: Address) -> str:
-    family = 4 if isinstance(source, IPv4Address) else 6
-    return f"element inet {BAN_TABLE} banned{family} {{ {source}"
-
-
-def _group(elements: dict[str, tuple[str, ...]], name: str) -> PeerGroup:
-    return parse_peers((*elements.get(f"{name}4", ()), *elements.get(f"{name}6", ())), f"set {name}")
+def encode_places(kind: int, elements: Iterable[tuple[Element, int | None]]) -> list[bytes]:
+    """Return the messages that carry out ``kind`` for the elements, in as few as their size allows."""
+    by_set: dict[str, list[tuple[bytes, int | None]]] = {}
+    for (name, key), left_ms in elements:
+        by_set.setdefault(name, []).append((key, left_ms))
+    return [
+        encode_elements(kind, BAN_TABLE, name, members[start : start + MAX_ELEMENTS_A_MESSAGE])
+        for name, members in by_set.items()
+        for start in range(0, len(members), MAX_ELEMENTS_A_MESSAGE)
+    ]

@@ -74,11 +74,15 @@ def plan_elements(prefix: Prefix) -> Iterator[tuple[str, bytes]]:
         yield name, (first + number * step).to_bytes(size, "big")
 
 
+def length_of(name: str, key: bytes) -> int:
+    """Return the prefix length of the elements of set ``name``, of which ``key`` is one."""
+    return int(name.partition("_")[2] or 8 * len(key))
+
+
 def prefix_of(name: str, key: bytes) -> Prefix:
     """Return the prefix for which ``key`` stands in set ``name``."""
-    version = 4 if len(key) == 4 else 6
-    length = int(name.partition("_")[2] or 8 * len(key))
-    return IPv4Network((key, length)) if version == 4 else IPv6Network((key, length))
+    length = length_of(name, key)
+    return IPv4Network((key, length)) if len(key) == 4 else IPv6Network((key, length))
 
 
 def encode_ban_table(*, verdict: str, never: PeerGroup, managers: PeerGroup, size: int) -> str:
@@ -174,7 +178,8 @@ class Ranges:
 def parse_ranges(elements: Iterable[tuple[bytes, int, int]], *, bits: int) -> Ranges:
     """Return what the elements of an interval set cover; the kernel lists each range's first and the one after it."""
     edges = sorted((int.from_bytes(key, "big"), not flags & INTERVAL_END) for key, _, flags in elements)
-    spans, start = [], None
+    spans: list[tuple[int, int]] = []
+    start: int | None = None
     for value, opens in edges:
         if start is not None:
             spans.append((start, value - 1))

@@ -249,3 +249,21 @@ class NoQueue(Fault):
         "This kernel has neither nft's queue nor NFQUEUE through iptables-nft: install iptables, build the kernel with "
         "NFT_QUEUE, or put the application proxy before the service (`tidegate firewall fields proxy`)."
     )
+
+
+# -- lockdown --
+
+
+class LockdownNotPrepared(Rejected):
+    code = "firewall.lockdown.not-prepared"
+    advice = "Apply and confirm a policy first: its lockdown form is prepared with it."
+
+
+class NotLockedDown(Misuse):
+    code = "firewall.lockdown.off"
+    advice = "There is nothing to lift; `tidegate firewall lockdown status` says what is on."
+
+
+class BadLockdownTime(Misuse):
+    code = "firewall.lockdown.time"
+    advice = "Give 1 second to 30 days, or no time for a lockdown until it is lifted."

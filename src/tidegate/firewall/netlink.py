@@ -146,18 +146,35 @@ def parse_attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
 def parse_elements(body: memoryview) -> Iterator[tuple[bytes, int, int]]:
     """Yield (key, milliseconds left or 0, flags) of the elements in one message of a set's elements."""
     for kind, listed in parse_attributes(body):
-        if kind != 3:
-            continue
-        for _, element in parse_attributes(listed):
-            key, left_ms, flags = b"", 0, 0
-            for name, value in parse_attributes(element):
-                if name == 1:
-                    key = bytes(value[4:])  # one nested attribute, the value
-                elif name == 5:
-                    left_ms = int.from_bytes(value, "big")
-                elif name == 3:
-                    flags = int.from_bytes(value, "big")
-            yield key, left_ms, flags
+        if kind == 3:
+            yield from _parse_timed(listed) or _parse_any(listed)
+
+
+def _parse_timed(listed: memoryview) -> list[tuple[bytes, int, int]] | None:
+    """Return the elements where each has a key, a timeout and an expiration and nothing else; a fifth of the time."""
+    key_bytes = _ATTRIBUTE.unpack_from(listed, 8)[0] - 4 if len(listed) >= 12 else 0
+    if key_bytes not in (4, 16) or len(listed) % (36 + key_bytes):
+        return None
+    found = []
+    for fields in struct.iter_unpack(f"=HHHHHH{key_bytes}sHH8sHH8s", listed):
+        size, key, timeout, expiration, left = fields[0], fields[6], fields[8], fields[11], fields[12]
+        if (size, timeout, expiration) != (36 + key_bytes, 4, 5):
+            return None
+        found.append((key, int.from_bytes(left, "big"), 0))
+    return found
+
+
+def _parse_any(listed: memoryview) -> Iterator[tuple[bytes, int, int]]:
+    for _, element in parse_attributes(listed):
+        key, left_ms, flags = b"", 0, 0
+        for name, value in parse_attributes(element):
+            if name == 1:
+                key = bytes(value[4:])  # one nested attribute, the value
+            elif name == 5:
+                left_ms = int.from_bytes(value, "big")
+            elif name == 3:
+                flags = int.from_bytes(value, "big")
+        yield key, left_ms, flags
 
 
 def parse_generation(body: memoryview) -> Generation:
