@@ -189,7 +189,8 @@ def test_a_port_forward_is_followed_to_its_end(lab: Lab, capsys: pytest.CaptureF
 
 def test_a_ban_is_named(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     section = lab.load()
-    Bans(lab.nft).ban(PEER, 60)
+    with lab.device.inside(), contextlib.closing(Bans()) as bans:
+        bans.ban(PEER, 60)
     status, answer = lab.ask(f"{PEER} tcp/8080", section, capsys)
     assert (status, answer["verdict"]) == (1, "drop")
     assert answer["kernel"]["decided_by"]["table"] == "tidegate_bans"

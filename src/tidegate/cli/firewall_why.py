@@ -14,6 +14,7 @@ from tidegate.cli.output import Output
 
 if TYPE_CHECKING:
     from tidegate.base.errors import TidegateError
+    from tidegate.firewall.bantable import Prefix
     from tidegate.firewall.evaluate import Decision
     from tidegate.firewall.model import Ruleset
     from tidegate.firewall.peers import Address
@@ -172,15 +173,21 @@ def _ask_model(probe: Probe, ruleset: Ruleset, mac: bytes | None) -> Decision:
     return explain_packet(ruleset, plan_packet(probe, ruleset, mac=mac), banned=_read_bans())
 
 
-def _read_bans() -> list[Address]:
+def _read_bans() -> list[Prefix]:
     """Return who is banned now; nobody where there is no table of bans, or no right to read it."""
     from tidegate.base.errors import TidegateError
     from tidegate.firewall.bans import Bans
 
     try:
-        return [ban.address for ban in Bans().list_bans()]
+        bans = Bans()
     except TidegateError:
         return []
+    try:
+        return [ban.prefix for ban in bans.list_bans()]
+    except TidegateError:
+        return []
+    finally:
+        bans.close()
 
 
 def _read_section(path: Path) -> FirewallSection:

@@ -297,7 +297,7 @@ def test_the_model_alone_takes_the_question_as_it_is() -> None:
     assert (asked.direction, asked.interface, str(asked.destination)) == (Direction.IN, None, "::")
     assert plan_unrouted(parse_question(["10.0.0.9", "10.1.0.1", "udp/53"])).direction is Direction.THROUGH
     out = plan_unrouted(parse_question(["self", "10.1.0.1", "udp/53"], interface="eth7"))
-    assert (out.direction, out.interface, str(out.source)) == (Direction.OUT, "eth7", "0.0.0.0")
+    assert (out.direction, out.interface, str(out.source)) == (Direction.OUT, "eth7", str(ip_address(0)))
 
 
 # --- the probe ---
