@@ -1,27 +1,18 @@
 """Put a ruleset in force so that a mistake undoes itself: apply, confirm, roll back, restore at boot.
 
-Touches: nftables, the state folder, the guard's process.
-
-The state folder holds the story; ``pending.nft`` is its hinge. It is written before the change and renamed exactly
-once: to ``confirmed.nft`` by a confirmation (that is also what makes the ruleset survive a reboot) or to
-``rolling-back.nft`` by a rollback. A rename succeeds for one of them only, whichever processes they run in.
+Touches: nftables, kernel settings, the state folder (``statefolder`` says what lies there), the guard's process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
-import os
-import select
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import tidegate
+import msgspec
+
 from tidegate.base.durable import (
     read_file_bounded,
     require_private,
@@ -29,39 +20,65 @@ from tidegate.base.durable import (
     translate_os_errors,
     write_file_atomic,
 )
-from tidegate.base.errors import ProgramMissing
-from tidegate.base.program import find_program
+from tidegate.base.errors import TidegateError
 from tidegate.firewall import guard
+from tidegate.firewall.arming import Watch
 from tidegate.firewall.checks import VerifiedRuleset, verify_ruleset
-from tidegate.firewall.compile import BAN_TABLE, TABLE, encode_ruleset
+from tidegate.firewall.compile import encode_ruleset
+from tidegate.firewall.effective import effective_digest, read_listings
 from tidegate.firewall.errors import (
     BadTimeout,
     Changed,
     ChangePending,
     Expired,
-    GuardFailed,
     NftRefused,
     NothingPending,
     ProbeFailed,
     RestoreFailed,
     SnapshotFailed,
-    StateCorrupt,
 )
-from tidegate.firewall.model import Packet, plan_ruleset
+from tidegate.firewall.lockdown import load_lockdown_text, start_timer
+from tidegate.firewall.model import Address, Packet, plan_ruleset
 from tidegate.firewall.nft import Nft
-from tidegate.firewall.section import FirewallSection
-from tidegate.firewall.snapshot import digest_listings, encode_restore
+from tidegate.firewall.section import FirewallSection, Mode
+from tidegate.firewall.snapshot import DELETE_LINK, Listings, digest_listings, encode_names, encode_restore
+from tidegate.firewall.statefolder import (
+    CONFIRMED,
+    DEFAULT_STATE,
+    LOCKDOWN,
+    MAX_STATE_BYTES,
+    PENDING_LOCKDOWN,
+    PENDING_STORY,
+    Story,
+    await_old_guard,
+    exclusive,
+    load_expected_digest,
+    load_lockdown,
+    load_section_in_force,
+    load_story,
+    note_effective,
+    refuse_pending,
+    seal,
+    settle,
+    sha256_of,
+    unseal,
+    write_story,
+    write_volatile,
+)
+from tidegate.firewall.sysctl import SysctlPlan, apply_sysctls, encode_undo, plan_sysctls, read_plan
+from tidegate.firewall.transaction import Parts, find_hooked, load_devices, load_what_can_be, load_whole, plan_parts
 
-DEFAULT_STATE = Path("/var/lib/tidegate/firewall")
-CONFIRMED = "confirmed.nft"
-EFFECTIVE = "pending.digest"  # of the kernel's listing right after the change
-APPLY_LOCK = "apply.lock"
-MAX_STATE_BYTES = 64 << 20  # three million peers; the set budget ends long before
 MAX_CONFIRM_S = 3600.0
-GUARD_START_S = 10.0  # an interpreter's start from cold flash, with room
-GUARD_END_S = 2.0  # it looks every tenth of a second whether its change was confirmed
 ROLLBACK_WAIT_S = 10.0  # the guard's attempts (20 of 0.25 s) and its poll
-_HEADER = "# tidegate firewall ruleset, sha256 "
+
+__all__ = [
+    "DEFAULT_STATE",
+    "PendingChange",
+    "apply_ruleset",
+    "apply_section",
+    "effective_digest",
+    "load_section_in_force",
+]
 
 Probe = Callable[[], bool]
 
@@ -73,16 +90,36 @@ def apply_section(
     nft: Nft | None = None,
     confirm_timeout_s: float | None = None,
     probes: Sequence[Probe] = (),
-    must_pass: Sequence[Packet] = (),
+    must_pass: Sequence[Packet] | None = None,
+    cut: Collection[Address] = (),
 ) -> PendingChange:
     """Put ``section`` in force, guarded: without ``confirm()`` in time, what was in force before comes back by itself.
 
-    From the policy's section to the pending change: plan, check, ``apply_ruleset``. ``confirm_timeout_s`` overrides
-    the section's; ``must_pass`` as in ``checks.verify_ruleset``. Raises ``firewall.policy.*``, ``firewall.check.*``
-    and what ``apply_ruleset`` raises.
+    In one transaction, with the rollback armed before it:
+
+    1. Refuse while another change waits; start the guard's process. 2. Plan and check, against the sessions that
+    manage the device right now (``live.find_must_pass``), except those of the addresses in ``cut``; ``must_pass``
+    replaces what the live sessions say. 3. Make sure that what is in force can be restored, write what restores it and
+    what is new, and wait until the guard has loaded the former. 4. One transaction, then kernel settings. 5. Make sure
+    that the guard has not given up meanwhile. 6. Run ``probes``; one that returns ``False`` or raises rolls back.
+
+    While the device is locked down, what comes into force is the section's lockdown form. ``confirm_timeout_s``
+    overrides the section's.
+
+    Raises ``firewall.policy.*``, ``firewall.check.*``, ``firewall.commit.timeout``, ``.pending``, ``.snapshot``,
+    ``.guard``, ``.expired``, ``.probe-failed``, ``firewall.nft.refused``, ``firewall.kernel.no-nftables``,
+    ``base.privilege.missing``, ``base.storage.*``, ``base.permissions.unsafe``. Whenever it raises, the ruleset in
+    force is the one from before.
     """
-    verified = verify_ruleset(plan_ruleset(section), must_pass=must_pass)
-    return apply_ruleset(verified, state_dir=state_dir, nft=nft, confirm_timeout_s=confirm_timeout_s, probes=probes)
+    timeout_s = _check_timeout(section.confirm_timeout_s if confirm_timeout_s is None else confirm_timeout_s)
+    nft = nft or Nft.open()
+    with exclusive(state_dir):
+        refuse_pending(state_dir)
+        with Watch.start(state_dir, timeout_s) as watch:
+            verified = _verify(section, state_dir, must_pass, cut)
+            change = _put_in_force(_Work(state_dir, nft, watch, timeout_s), verified, section)
+    _run_probes(change, probes)
+    return change
 
 
 def apply_ruleset(
@@ -93,40 +130,31 @@ def apply_ruleset(
     confirm_timeout_s: float | None = None,
     probes: Sequence[Probe] = (),
 ) -> PendingChange:
-    """Put a verified ruleset in force in one transaction, with the rollback armed before it.
-
-    1. Refuse while another change waits. 2. Have the kernel check the new text, and the text that would restore what
-    is in force. 3. Write both. 4. Start the guard and wait until it is ready. 5. One transaction. 6. Make sure that
-    the guard has not given up meanwhile. 7. Run ``probes``; one that returns ``False`` or raises rolls back.
-
-    Raises ``firewall.commit.timeout``, ``.pending``, ``.snapshot``, ``.guard``, ``.expired``, ``.probe-failed``,
-    ``firewall.nft.refused``, ``firewall.kernel.no-nftables``, ``base.privilege.missing``, ``base.storage.*``,
-    ``base.permissions.unsafe``. Whenever it raises, the ruleset in force is the one from before.
-    """
-    timeout_s = float(verified.ruleset.confirm_timeout_s if confirm_timeout_s is None else confirm_timeout_s)
-    if not 1.0 <= timeout_s <= MAX_CONFIRM_S:
-        raise BadTimeout(f"a confirmation timeout of {timeout_s:g} s is out of range")
+    """Put a verified ruleset in force as ``apply_section`` does, whose section is not known to later questions."""
+    ruleset = verified.ruleset
+    timeout_s = _check_timeout(ruleset.confirm_timeout_s if confirm_timeout_s is None else confirm_timeout_s)
     nft = nft or Nft.open()
-    candidate = encode_ruleset(verified.ruleset)
-    with _exclusive(state_dir):
-        _refuse_pending(state_dir)  # 1
-        nft.check(candidate)  # 2
-        restore = _plan_restore(nft)
-        write_file_atomic(state_dir / guard.RESTORE, restore.encode(), mode=0o600)  # 3
-        write_file_atomic(state_dir / guard.PENDING, _seal(candidate), mode=0o600)
-        change = _arm(state_dir, nft, timeout_s)  # 4
-        _change(change, candidate, restore)  # 5, 6
-    _run_probes(change, probes)  # 7
+    with exclusive(state_dir):
+        refuse_pending(state_dir)
+        with Watch.start(state_dir, timeout_s) as watch:
+            change = _put_in_force(_Work(state_dir, nft, watch, timeout_s), verified, None)
+    _run_probes(change, probes)
     return change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingChange:
-    """A change in force but not confirmed. Doing nothing rolls it back at ``deadline_monotonic_s``."""
+    """A change in force but not confirmed. Doing nothing rolls it back at ``deadline_monotonic_s``.
+
+    ``missing_devices`` have layer-2 rules and are not there: ``load_missing_links`` loads those later.
+    ``unset`` are kernel settings that could not be set: in a network namespace, or that this kernel has not.
+    """
 
     state_dir: Path
     nft: Nft = field(repr=False)
     deadline_monotonic_s: float | None = None  # None: found by load_pending; its guard knows
+    missing_devices: tuple[str, ...] = ()
+    unset: tuple[str, ...] = ()
 
     def confirm(self) -> str:
         """Keep the change, over reboots too, and return the digest of what is in force.
@@ -134,18 +162,23 @@ class PendingChange:
         Raises ``firewall.commit.expired`` when it was rolled back before, ``firewall.commit.changed`` when the kernel
         holds something else than what was applied (the change then stays pending).
         """
-        applied = self._applied_digest()
+        story = load_story(self.state_dir) if self.is_pending else None
         effective = effective_digest(self.nft)
-        if not (self.state_dir / guard.PENDING).exists():
+        if not self.is_pending:
             raise Expired("the change was rolled back before it was confirmed")
-        if effective != applied:
-            raise Changed("the ruleset in force differs from the one that was applied", applied=applied)
+        if story is None:
+            raise Changed("the change was interrupted before it was complete; roll it back")
+        if effective != story.effective:
+            raise Changed("the ruleset in force differs from the one that was applied", applied=story.effective)
         with translate_os_errors(self.state_dir / CONFIRMED):
             try:
                 (self.state_dir / guard.PENDING).rename(self.state_dir / CONFIRMED)
             except FileNotFoundError as error:
                 raise Expired("the change was rolled back before it was confirmed") from error
             sync_folder(self.state_dir)
+        settle(self.state_dir)
+        note_effective(self.state_dir, effective)
+        apply_sysctls(self.state_dir, read_plan(self.state_dir, story.sysctls).at_confirmation)
         return effective
 
     def rollback(self) -> None:
@@ -165,12 +198,6 @@ class PendingChange:
     def is_pending(self) -> bool:
         """Whether the change still waits for its confirmation."""
         return (self.state_dir / guard.PENDING).exists()
-
-    def _applied_digest(self) -> str:
-        try:
-            return (self.state_dir / EFFECTIVE).read_text()
-        except FileNotFoundError as error:
-            raise Changed("the change was interrupted before it was complete; roll it back") from error
 
 
 def load_pending(state_dir: Path = DEFAULT_STATE, *, nft: Nft | None = None) -> PendingChange:
@@ -195,120 +222,214 @@ def drop_pending(state_dir: Path = DEFAULT_STATE) -> None:
     """
     if guard.guard_lives(str(state_dir)) and (state_dir / guard.PENDING).exists():
         load_pending(state_dir).rollback()
-    with _exclusive(state_dir):
+    with exclusive(state_dir):
         _drop_leftovers(state_dir)
 
 
-def _drop_leftovers(state_dir: Path) -> None:
-    _await_old_guard(state_dir)
-    for name in (guard.PENDING, guard.ROLLING_BACK):
-        with contextlib.suppress(FileNotFoundError):
-            (state_dir / name).rename(state_dir / guard.ROLLED_BACK)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """What a boot has put in force. ``missing_devices``: their layer-2 rules wait for ``load_missing_links``."""
+
+    digest: str
+    locked: bool
+    missing_devices: tuple[str, ...]
+    unset: tuple[str, ...]
 
 
-def restore_last_confirmed(state_dir: Path = DEFAULT_STATE, *, nft: Nft | None = None) -> str | None:
-    """Put the last confirmed ruleset in force, as at boot, and return the digest of what is effective.
+def restore_last_confirmed(state_dir: Path = DEFAULT_STATE, *, nft: Nft | None = None) -> Restored | None:
+    """Put the last confirmed ruleset in force, as at boot; its lockdown form if the device was locked down.
 
     ``None`` when nothing was ever confirmed: the caller decides what a device without a policy does. A change that was
-    pending when the machine went down is dropped. Raises ``firewall.commit.pending`` while a guard is alive,
-    ``firewall.state.corrupt``, ``base.permissions.unsafe``, ``firewall.nft.refused``. Trusts the folder, which only
-    root can write; the signed policy stays the authority and is applied anew by the agent.
+    pending when the machine went down is dropped. Bans are the caller's next step (``banstore``). Raises
+    ``firewall.commit.pending`` while a guard is alive, ``firewall.state.corrupt``, ``base.permissions.unsafe``,
+    ``firewall.nft.refused``. Trusts the folder, which only root can write; the signed policy stays the authority and
+    is applied anew by the agent.
     """
-    with _exclusive(state_dir):
+    with exclusive(state_dir):
         if guard.guard_lives(str(state_dir)) and (state_dir / guard.PENDING).exists():
             raise ChangePending("a change waits for its confirmation; its guard is alive")
         _drop_leftovers(state_dir)
         if not (state_dir / CONFIRMED).exists():
             return None
-        text = _unseal(state_dir / CONFIRMED)
+        lockdown = load_lockdown(state_dir)
+        text = unseal(state_dir / CONFIRMED) if lockdown is None else load_lockdown_text(state_dir)
         nft = nft or Nft.open()
-        nft.run(text)
-        return effective_digest(nft)
+        missing = load_what_can_be(nft, text)
+        if lockdown is not None and lockdown.for_s is not None:
+            start_timer(state_dir, lockdown)
+        digest = effective_digest(nft)
+        story = load_story(state_dir)
+        unset: list[str] = []
+        if story is not None:
+            plan = read_plan(state_dir, story.sysctls)
+            unset = [*plan.unknown, *apply_sysctls(state_dir, {**plan.now, **plan.at_confirmation})]
+        note_effective(state_dir, digest)
+        return Restored(digest=digest, locked=lockdown is not None, missing_devices=missing, unset=tuple(unset))
 
 
-def effective_digest(nft: Nft | None = None) -> str:
-    """Return the SHA-256 (hex) of the ruleset in force in both of our tables.
+def load_missing_links(state_dir: Path = DEFAULT_STATE, *, nft: Nft | None = None) -> tuple[str, ...]:
+    """Load the layer-2 rules of network devices that have appeared since the ruleset was loaded; return those devices.
 
-    Without counters, thresholds' memory and bans, so that it changes only when somebody changes the rules.
+    For the agent to call when an interface comes up. Raises ``firewall.commit.pending`` while a policy is being
+    applied, ``firewall.state.corrupt``.
     """
-    nft = nft or Nft.open()
-    return digest_listings(nft.list_table(TABLE), nft.list_table(BAN_TABLE))
+    with exclusive(state_dir):
+        nft = nft or Nft.open()
+        locked = load_lockdown(state_dir) is not None
+        if (state_dir / guard.PENDING).exists():
+            text = unseal(state_dir / (PENDING_LOCKDOWN if locked else guard.PENDING))
+        elif (state_dir / CONFIRMED).exists():
+            text = load_lockdown_text(state_dir) if locked else unseal(state_dir / CONFIRMED)
+        else:
+            return ()
+        was_known = load_expected_digest(state_dir) == effective_digest(nft)
+        loaded = load_devices(nft, text)
+        if loaded and was_known:
+            note_effective(state_dir, effective_digest(nft))
+        return loaded
 
 
-def _plan_restore(nft: Nft) -> str:
-    """Return the text that restores what is in force, checked by the kernel while it can still be refused."""
-    restore = encode_restore(nft.list_table(TABLE), nft.list_table(BAN_TABLE))
-    try:
-        nft.check(restore)
-    except NftRefused as error:
-        raise SnapshotFailed(f"the ruleset in force cannot be restored: {error.message}") from error
-    return restore
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What one change works with."""
+
+    state_dir: Path
+    nft: Nft
+    watch: Watch
+    timeout_s: float
 
 
-def _start_guard(state_dir: Path, timeout_s: float) -> None:
-    """Start the rollback process and return once it guards; raises ``firewall.commit.guard``."""
-    for name in (guard.REQUEST, guard.ROLLED_BACK, EFFECTIVE):
-        (state_dir / name).unlink(missing_ok=True)
-    start = (
-        f"import sys; sys.path.insert(0, {str(Path(tidegate.__file__).parent.parent)!r}); "
-        "from tidegate.firewall.guard import main; sys.exit(main(sys.argv[1], float(sys.argv[2]), sys.argv[3]))"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """One change, ready: the text to load, what undoes it, and what will be told of it."""
+
+    loaded: str
+    restore: str
+    sysctls: SysctlPlan
+    story: Story
+
+
+def _verify(
+    section: FirewallSection, state_dir: Path, must_pass: Sequence[Packet] | None, cut: Collection[Address]
+) -> VerifiedRuleset:
+    from tidegate.firewall.live import find_must_pass
+
+    ruleset = plan_ruleset(section)
+    if must_pass is None:
+        must_pass = find_must_pass(ruleset, load_section_in_force(state_dir), cut=cut)
+    return verify_ruleset(ruleset, must_pass=must_pass)
+
+
+def _put_in_force(work: _Work, verified: VerifiedRuleset, section: FirewallSection | None) -> PendingChange:
+    ruleset, state_dir = verified.ruleset, work.state_dir
+    locked = load_lockdown(state_dir) is not None
+    texts = encode_ruleset(ruleset), encode_ruleset(replace(ruleset, mode=Mode.LOCKDOWN))
+    listings = read_listings(work.nft)
+    loaded, wanted = texts[1 if locked else 0], plan_sysctls(ruleset)
+    if listings.link is not None and DELETE_LINK not in loaded:
+        loaded += DELETE_LINK
+    step = _Step(
+        loaded=loaded,
+        restore=_plan_restore(work, listings, has_link=DELETE_LINK in loaded),
+        sysctls=read_plan(state_dir, wanted),
+        story=Story(
+            nft_sha256=sha256_of(texts[0]),
+            lockdown_sha256=sha256_of(texts[1]),
+            effective="",
+            locked=locked,
+            section=None if section is None else msgspec.Raw(msgspec.json.encode(section)),
+            sysctls=wanted,
+        ),
     )
-    # -I -S: no user site, no .pth files, no environment: small, and nothing foreign in a privileged process.
-    command = [sys.executable, "-I", "-S", "-c", start, str(state_dir.absolute()), str(timeout_s), _nft_program()]
-    with (
-        translate_os_errors(state_dir / "guard.log"),
-        (state_dir / "guard.log").open("wb") as log,
-        subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True
-        ) as starter,
-    ):
-        said = b""
-        if starter.stdout is not None and select.select([starter.stdout], [], [], GUARD_START_S)[0]:
-            said = os.read(starter.stdout.fileno(), len(guard.READY))
-        if said != guard.READY:
-            starter.kill()
-    if said != guard.READY:
-        raise GuardFailed(f"the rollback process did not start; see {state_dir / 'guard.log'}", path=str(state_dir))
-
-
-def _arm(state_dir: Path, nft: Nft, timeout_s: float) -> PendingChange:
-    """Start the guard over what was written; on failure nothing is left waiting."""
     try:
-        _start_guard(state_dir, timeout_s)
+        _write_before(state_dir, step, texts)
+        work.watch.arm()
     except BaseException:
         _disarm(state_dir)
         raise
-    return PendingChange(state_dir=state_dir, nft=nft, deadline_monotonic_s=time.monotonic() + timeout_s)
+    change = PendingChange(state_dir=state_dir, nft=work.nft, deadline_monotonic_s=time.monotonic() + work.timeout_s)
+    return _change(change, step)
 
 
-def _change(change: PendingChange, candidate: str, restore: str) -> None:
+def _plan_restore(work: _Work, listings: Listings, *, has_link: bool) -> str:
+    """Return the text that restores what is in force.
+
+    The stored text of the ruleset that was loaded last, if the kernel still lists the same as right after that: the
+    kernel has taken it once. Else what the kernel lists, checked by it while it can still be refused.
+    """
+    stored = _find_stored(work.state_dir, digest_listings(listings))
+    parts = plan_parts(encode_restore(listings) if stored is None else stored)
+    main = parts.main
+    if stored is not None:
+        main += encode_names(listings.names)
+    if has_link and DELETE_LINK not in main:
+        main += DELETE_LINK
+    restore = Parts(main=main, devices=parts.devices).encode(set(find_hooked(listings.link or "")))
+    if stored is None:
+        try:
+            work.nft.check(restore)
+        except NftRefused as error:
+            raise SnapshotFailed(f"the ruleset in force cannot be restored: {error.message}") from error
+    return restore
+
+
+def _find_stored(state_dir: Path, effective: str) -> str | None:
+    if load_expected_digest(state_dir) != effective or not (state_dir / CONFIRMED).exists():
+        return None
+    name = CONFIRMED if load_lockdown(state_dir) is None else LOCKDOWN
+    with contextlib.suppress(TidegateError):
+        return unseal(state_dir / name)
+    return None
+
+
+def _write_before(state_dir: Path, step: _Step, texts: tuple[str, str]) -> None:
+    """Write everything that the guard, a confirmation and a reboot need; the hinge last."""
+    for name in (guard.REQUEST, guard.ROLLED_BACK, PENDING_STORY):
+        (state_dir / name).unlink(missing_ok=True)
+    write_volatile(state_dir / guard.RESTORE, step.restore)
+    write_volatile(state_dir / guard.UNDO, encode_undo(step.sysctls.undo))
+    write_file_atomic(state_dir / PENDING_LOCKDOWN, seal(texts[1]), mode=0o600)
+    write_file_atomic(state_dir / guard.PENDING, seal(texts[0]), mode=0o600)
+
+
+def _change(change: PendingChange, step: _Step) -> PendingChange:
     """Run the transaction and note what it made; undo it if anything at all goes wrong after it may have happened."""
+    folder, began = change.state_dir, False
     try:
-        change.nft.run(candidate)
-        if not (change.is_pending and guard.guard_lives(str(change.state_dir))):
+        missing = load_whole(change.nft, step.loaded)
+        began = True
+        unset = [*step.sysctls.unknown, *apply_sysctls(folder, step.sysctls.now)]
+        effective = effective_digest(change.nft)
+        write_story(folder, PENDING_STORY, msgspec.structs.replace(step.story, effective=effective))
+        if not (change.is_pending and guard.guard_lives(str(folder))):
             raise Expired("the guard ended before the change was complete; the change was undone")
-        write_file_atomic(change.state_dir / EFFECTIVE, effective_digest(change.nft).encode(), mode=0o600)
-    except NftRefused:
-        _disarm(change.state_dir)  # all or nothing: it was nothing
+    except BaseException as error:
+        # A refused transaction was all or nothing: it was nothing. With an interrupt, a full disk, a guard that gave
+        # up it is not the moment to ask which of these changed the kernel.
+        if began or not isinstance(error, NftRefused):
+            _undo(change, step)
+        _disarm(folder)
         raise
-    except BaseException:
-        # An interrupt, a full disk, a guard that gave up: not the moment to ask which of these changed the kernel.
-        change.nft.run(restore)
-        _disarm(change.state_dir)
-        raise
+    return replace(change, missing_devices=missing, unset=tuple(unset))
 
 
-def _nft_program() -> str:
-    """Return the path of ``nft`` for a guard without the library; empty where the library is all there is."""
-    try:
-        return find_program("nft")
-    except ProgramMissing:
-        return ""
+def _undo(change: PendingChange, step: _Step) -> None:
+    change.nft.run(step.restore)
+    guard.undo_settings(encode_undo(step.sysctls.undo))
+    if not step.story.locked and load_lockdown(change.state_dir) is not None:
+        load_what_can_be(change.nft, load_lockdown_text(change.state_dir))  # it came meanwhile, and stays
 
 
 def _disarm(state_dir: Path) -> None:
     """Take back the offer of a change that did not happen; its guard sees that and ends."""
     (state_dir / guard.PENDING).unlink(missing_ok=True)
+
+
+def _drop_leftovers(state_dir: Path) -> None:
+    await_old_guard(state_dir)
+    for name in (guard.PENDING, guard.ROLLING_BACK):
+        with contextlib.suppress(FileNotFoundError):
+            (state_dir / name).rename(state_dir / guard.ROLLED_BACK)
 
 
 def _run_probes(change: PendingChange, probes: Sequence[Probe]) -> None:
@@ -330,6 +451,7 @@ def _finish_open_rollback(state_dir: Path, nft: Nft) -> None:
     pending, rolling = state_dir / guard.PENDING, state_dir / guard.ROLLING_BACK
     if pending.exists() or rolling.exists():
         restore = read_file_bounded(state_dir / guard.RESTORE, limit_bytes=MAX_STATE_BYTES).decode()
+        undo = read_file_bounded(state_dir / guard.UNDO, limit_bytes=MAX_STATE_BYTES).decode()
 
         def execute(text: str) -> str:
             try:
@@ -339,58 +461,13 @@ def _finish_open_rollback(state_dir: Path, nft: Nft) -> None:
             return ""
 
         finish = guard.roll_back if pending.exists() else guard.finish_rollback
-        if not finish(str(state_dir), execute, restore):
+        if not finish(str(state_dir), execute, restore, undo):
             raise RestoreFailed("nftables refused the ruleset that was in force before", path=str(state_dir))
     elif not (state_dir / guard.ROLLED_BACK).exists():
         raise NothingPending("the change was confirmed; apply another policy instead")
 
 
-def _refuse_pending(state_dir: Path) -> None:
-    """Return once no change waits and no guard of an earlier one is left, which would take a new change for its own."""
-    for name in (guard.PENDING, guard.ROLLING_BACK):
-        if (state_dir / name).exists():
-            raise ChangePending(f"an unconfirmed change lies in {state_dir}", path=str(state_dir))
-    _await_old_guard(state_dir)
-
-
-def _await_old_guard(state_dir: Path) -> None:
-    """Return once the guard of a decided change has noticed and ended."""
-    deadline = time.monotonic() + GUARD_END_S
-    while guard.guard_lives(str(state_dir)):
-        if time.monotonic() > deadline:
-            raise ChangePending("the guard of an earlier change does not end", path=str(state_dir))
-        time.sleep(guard.POLL_S / 5)
-
-
-@contextlib.contextmanager
-def _exclusive(state_dir: Path) -> Iterator[None]:
-    """Hold the folder for one applying process; ``firewall.commit.pending`` if another one is at work.
-
-    The guard never takes this lock: a process that hangs while it applies must not stop the rollback.
-    """
-    with translate_os_errors(state_dir):
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    require_private(state_dir)  # what lies here is loaded into the kernel: nobody else may write it
-    with translate_os_errors(state_dir / APPLY_LOCK):
-        lock = os.open(state_dir / APPLY_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ChangePending("another process is applying a policy") from error
-        yield
-    finally:
-        os.close(lock)
-
-
-def _seal(text: str) -> bytes:
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return f"{_HEADER}{digest}\n{text}".encode()
-
-
-def _unseal(path: Path) -> str:
-    """Return the text that ``_seal`` stored; guards against decay, not against whoever may write the folder."""
-    header, _, text = read_file_bounded(path, limit_bytes=MAX_STATE_BYTES).decode(errors="replace").partition("\n")
-    if header != _HEADER + hashlib.sha256(text.encode()).hexdigest():
-        raise StateCorrupt(f"{path} does not match its digest", path=str(path))
-    return text
+def _check_timeout(timeout_s: float) -> float:
+    if not 1.0 <= timeout_s <= MAX_CONFIRM_S:
+        raise BadTimeout(f"a confirmation timeout of {timeout_s:g} s is out of range")
+    return float(timeout_s)

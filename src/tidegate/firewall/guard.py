@@ -1,8 +1,9 @@
 """The rollback's own process: waits, and restores unless the change was confirmed.
 
-Started by ``commit`` before the change, in a session of its own, away from its parent: neither the parent's death, nor
-a hang-up, nor a lost terminal stops it. What it needs to restore is loaded before it says that it is ready: the text,
-the library, the connection to the kernel. SIGTERM (a service manager that stops everything) makes it restore at once.
+Started before the change, in a session of its own, away from its parent: neither the parent's death, nor a hang-up, nor
+a lost terminal stops it. It starts while the change is still being planned, and waits for the word that what it needs
+to restore is written; all of that is loaded before it says that it is ready: the text, the library, the connection to
+the kernel. SIGTERM (a service manager that stops everything) makes it restore at once.
 
 It lives as long as a change waits, on devices with little memory: run by ``python -I -S``, and imports neither pathlib
 nor typing nor the error families, which would double what it occupies.
@@ -29,10 +30,14 @@ PENDING = "pending.nft"  # the change; who renames it first decides its fate
 ROLLING_BACK = "rolling-back.nft"  # claimed by a rollback that has not finished
 ROLLED_BACK = "rolled-back.nft"  # the last change that was undone, kept for the operator
 RESTORE = "rollback.nft"  # the transaction that undoes it
+UNDO = "rollback.sysctl"  # the settings that go back with it: the namespace, then a name and a value a line
 REQUEST = "rollback.request"  # "do it now"
 LOCK = "guard.lock"  # held by a living guard
-READY = b"ready\n"
+GO = b"go\n"  # to the guard: everything is written
+READY = b"ready\n"  # from the guard
+PART = "# -- part --\n"  # in a restoring text: what follows is for one device, and can be left out if that is gone
 POLL_S = 0.1  # two system calls each; a request is served within it
+TIMER_POLL_S = 1.0  # of a lockdown's timer: one file read
 ATTEMPTS = 20  # a restore meets at worst another transaction or a moment without memory
 RETRY_S = 0.25
 
@@ -45,40 +50,95 @@ def main(folder: str, timeout_s: float, nft_program: str) -> int:
     _detach()
     _outlive_memory_shortage()
     told = _listen_to_signals()
+    execute = _open_engine(nft_program)
+    if os.read(0, len(GO)) != GO:
+        return 0  # there is no change after all
     lock = os.open(f"{folder}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with open(f"{folder}/{RESTORE}") as stream:  # noqa: PTH123 - pathlib costs 2 MB
-        restore = stream.read()
-    execute = _open_engine(folder, nft_program)
+    restore, undo = read_text(f"{folder}/{RESTORE}"), read_text(f"{folder}/{UNDO}")
     deadline = _now_s() + timeout_s
     _say_ready()
     while _now_s() < deadline and not told and not _exists(folder, REQUEST):
         if not _exists(folder, PENDING):
             return 0  # confirmed, or never applied
         time.sleep(POLL_S)
-    return 0 if roll_back(folder, execute, restore) else 1
+    return 0 if roll_back(folder, execute, restore, undo) else 1
 
 
-def roll_back(folder: str, execute: Execute, restore: str) -> bool:
+def roll_back(folder: str, execute: Execute, restore: str, undo: str) -> bool:
     """Claim the pending change and undo it; ``False`` when every attempt failed, and the claim stays as a mark.
 
     Returns at once when somebody else has decided already.
     """
     if not _rename(folder, PENDING, ROLLING_BACK):
         return True
-    return finish_rollback(folder, execute, restore)
+    return finish_rollback(folder, execute, restore, undo)
 
 
-def finish_rollback(folder: str, execute: Execute, restore: str) -> bool:
+def finish_rollback(folder: str, execute: Execute, restore: str, undo: str) -> bool:
     """Restore what was in force, and say so in the folder; ``False`` when every attempt failed."""
     for _ in range(ATTEMPTS):
-        complaint = execute(restore)
+        complaint = _restore(execute, restore)
         if not complaint:
+            undo_settings(undo)
             _rename(folder, ROLLING_BACK, ROLLED_BACK)
             return True
         _note(f"rollback refused: {complaint}")
         time.sleep(RETRY_S)
     return False
+
+
+def undo_settings(undo: str) -> None:
+    """Set the kernel's settings back; elsewhere than in the namespace that they belong to, do nothing."""
+    namespace, *lines = undo.splitlines() or [""]
+    if not lines or namespace != os.readlink("/proc/thread-self/ns/net"):  # noqa: PTH115 - pathlib costs 2 MB
+        return
+    for line in lines:
+        name, _, value = line.partition(" ")
+        try:
+            with open(f"/proc/sys/{name}", "w") as stream:  # noqa: PTH123 - as above
+                stream.write(value)
+        except OSError as error:
+            _note(f"{name} stays changed: {error}")
+
+
+def read_text(path: str) -> str:
+    """Return the text of a file."""
+    with open(path) as stream:  # noqa: PTH123 - as above
+        return stream.read()
+
+
+def _restore(execute: Execute, restore: str) -> str:
+    """Return the complaint about the whole text, or about the part that depends on no network device."""
+    complaint = execute(restore)
+    main, *others = restore.split(PART)
+    if not complaint or not others:
+        return complaint
+    # A device that went away with its rules must not keep all the others from coming back.
+    complaint = execute(main)
+    if not complaint:
+        for part in others:
+            lost = execute(part)
+            if lost:
+                _note(f"left out: {lost}")
+    return complaint
+
+
+def outlast(mark: str, token: str, seconds: str, *command: str) -> None:
+    """Become ``command`` after ``seconds``; end at once when the file ``mark`` is gone or names another ``token``.
+
+    The timer of a lockdown. Told to end, it ends and lifts nothing: who stops everything does not open the device.
+    """
+    _detach()
+    deadline = _now_s() + float(seconds)
+    while _now_s() < deadline:
+        try:
+            if token not in read_text(mark):
+                return
+        except FileNotFoundError:
+            return
+        time.sleep(min(TIMER_POLL_S, max(0.0, deadline - _now_s())))
+    os.execv(command[0], command)  # noqa: S606 - no shell wanted
 
 
 def guard_lives(folder: str) -> bool:
@@ -126,7 +186,7 @@ def _listen_to_signals() -> list[int]:
     return told
 
 
-def _open_engine(folder: str, nft_program: str) -> Execute:
+def _open_engine(nft_program: str) -> Execute:
     """Return the library, connected, or the program."""
     try:
         engine = LibraryEngine()
@@ -141,9 +201,16 @@ def _open_engine(folder: str, nft_program: str) -> Execute:
 
         return run_library
 
-    def run_program(_text: str) -> str:
-        # The text is what the folder holds; a pipe would need a thread or a second process.
-        status = os.spawnv(os.P_WAIT, nft_program, ["nft", "-f", f"{folder}/{RESTORE}"])  # noqa: S606 - no shell wanted
+    def run_program(text: str) -> str:
+        # From a file in memory: a pipe would need a thread or a second process, a file a disk with room.
+        memory = os.memfd_create("restore", 0)
+        try:
+            with open(memory, "w", closefd=False) as stream:
+                stream.write(text)
+            path = f"/proc/self/fd/{memory}"
+            status = os.spawnv(os.P_WAIT, nft_program, ["nft", "-f", path])  # noqa: S606 - no shell wanted
+        finally:
+            os.close(memory)
         return f"nft ended with status {status}" if status else ""
 
     return run_program

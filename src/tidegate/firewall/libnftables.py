@@ -47,14 +47,21 @@ class LibraryEngine:
         self._renew()
 
     def execute(
-        self, text: str, *, dry_run: bool = False, stateless: bool = True, handles: bool = False
+        self,
+        text: str,
+        *,
+        dry_run: bool = False,
+        stateless: bool = True,
+        handles: bool = False,
+        terse: bool = False,
     ) -> tuple[int, str, str]:
         if "\0" in text:
             return 1, "", "the text holds a NUL byte"
         if self._owner != os.getpid():
             self._renew()  # after a fork the netlink socket would be shared with the parent
         self._library.nft_ctx_set_dry_run(self._context, dry_run)
-        flags = (_OUTPUT_STATELESS if stateless else 0) | (_OUTPUT_HANDLE | _OUTPUT_TERSE if handles else 0)
+        flags = (_OUTPUT_STATELESS if stateless else 0) | (_OUTPUT_HANDLE if handles else 0)
+        flags |= _OUTPUT_TERSE if handles or terse else 0
         self._library.nft_ctx_output_set_flags(self._context, flags)
         status = self._library.nft_run_cmd_from_buffer(self._context, text.encode())
         # Both buffers are read each time: reading one resets it for the next command.

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+from msgspec import structs
+
+from tidegate.base.errors import Rejected
 from tidegate.firewall.errors import NoRoute
 from tidegate.firewall.evaluate import evaluate_packet
-from tidegate.firewall.model import Address, Direction, ManagementPath, Packet, Ruleset, Verdict
-from tidegate.firewall.section import Protocol
+from tidegate.firewall.model import Address, Direction, ManagementPath, Packet, Ruleset, Verdict, plan_ruleset
+from tidegate.firewall.section import FirewallSection, Nat, Protocol
 
 MAX_SOCKETS = 65_536  # per address family: more than the ports of one address; 150 bytes each while they are read
 MAX_MANAGING = 256  # nobody manages one device from more places; each is evaluated against every rule
@@ -47,7 +51,7 @@ class Sockets:
 
 def find_must_pass(
     wanted: Ruleset,
-    in_force: Ruleset | None,
+    in_force: FirewallSection | None,
     *,
     cut: Collection[Address] = (),
     shells: bool = True,
@@ -55,41 +59,44 @@ def find_must_pass(
 ) -> list[Packet]:
     """Return what ``checks.verify_ruleset`` must see accepted: one packet for each session that manages this device.
 
-    ``pick_managing`` says which those are. ``in_force`` is ``None`` where nothing is known of it. ``cut`` are addresses
-    whose sessions may end: the operator named each. ``shells=False`` is for a caller who is no person with a shell: a
-    stranger's SSH session does not keep a signed policy away. ``environment`` defaults to the process's own.
+    ``pick_managing`` says which those are, plus the SSH session that the ``environment`` (default: the process's own)
+    names. ``in_force`` is ``None`` where nothing is known of it. What it refuses to begin anew has no claim: that is
+    somebody whom an earlier change shut out. ``cut`` are addresses whose sessions may end: the operator named each.
+    ``shells=False`` is for a caller who is no person with a shell: a stranger's SSH session does not keep a signed
+    policy away.
     """
+    old = None if in_force is None else _plan_management(in_force)
     own = _own_session(os.environ if environment is None else environment) if shells else []
-    picked = pick_managing(read_sockets(), wanted, in_force, shells=shells)
-    packets = dict.fromkeys((*own, *(_locate(packet) for packet in picked)))
-    kept = [packet for packet in packets if _far(packet) not in cut]
-    return kept[:MAX_MANAGING]
+    picked = pick_managing(read_sockets(), wanted, old, shells=shells)
+    packets = list(dict.fromkeys((*own, *(_locate(packet) for packet in islice(picked, MAX_MANAGING)))))
+    packets = [packet for packet in packets if _far(packet) not in cut]
+    if in_force is not None and any(evaluate_packet(wanted, packet) is not Verdict.ACCEPT for packet in packets):
+        before = _plan(in_force)
+        packets = [packet for packet in packets if before is None or _has_claim(before, packet) or packet in own]
+    return packets
 
 
 def pick_managing(
-    sockets: Sockets, wanted: Ruleset, in_force: Ruleset | None, *, shells: bool = True
+    sockets: Sockets, wanted: Ruleset, old: ManagementPath | None, *, shells: bool = True
 ) -> Iterator[Packet]:
-    """Yield a new packet of each session that manages the device; the same client's sessions are one.
+    """Yield the packet that would begin each session that manages the device; the same client's sessions are one.
 
-    1. Management peers on the management service, of the policy in force and of the one that is wanted; where nothing
-    is known of the former, everyone on the latter's service. 2. The way out to the manager, likewise. 3. With
-    ``shells``: whoever is on port 22 or on a port at which sshd or dropbear answers. What the policy in force refuses
-    to begin anew has no claim (it is somebody whom an earlier change shut out). Loopback never matters. Left out is what
-    depends on a DNS name: its addresses are in the kernel's set only.
+    1. Management peers on the management service, of the policy in force (``old``) and of the one that is wanted;
+    where nothing is known of the former, everyone on the latter's service. 2. The way out to the manager, likewise.
+    3. With ``shells``: whoever is on port 22 or on a port at which sshd or dropbear answers. Loopback never matters,
+    and what depends on a DNS name is left out: its addresses are in the kernel's set only.
     """
-    paths = [one.management for one in (in_force, wanted) if one is not None and one.management is not None]
+    paths = [path for path in (old, wanted.management) if path is not None]
     shell_ports = sockets.shell_ports | {SSH_PORT} if shells else frozenset()
     seen: set[Packet] = set()
     for session in sockets.sessions:
         if session.remote.is_loopback or session.remote == session.local:
             continue
         packet = _describe(session, incoming=session.local_port in sockets.listening)
-        if packet in seen:
-            continue
-        seen.add(packet)
-        managing = any(_is_managing(path, packet, known=in_force is not None) for path in paths)
+        managing = any(_is_managing(path, packet, known=old is not None) for path in paths)
         on_shell = packet.direction is Direction.IN and packet.port in shell_ports
-        if (managing or on_shell) and not _needs_names(wanted, packet) and _has_claim(in_force, packet):
+        if (managing or on_shell) and packet not in seen and not _needs_names(wanted, packet):
+            seen.add(packet)
             yield packet
 
 
@@ -123,10 +130,24 @@ def parse_socket(line: str, byteorder: str = sys.byteorder) -> tuple[Session, in
     return Session(local=local, local_port=local_port, remote=remote, remote_port=remote_port), state, inode
 
 
-def name_cut(packets: Iterable[Packet], ruleset: Ruleset) -> list[Address]:
-    """Return the far ends, each once, that ``ruleset`` refuses: what an operator would have to name to cut them."""
-    refused = (_far(packet) for packet in packets if evaluate_packet(ruleset, packet) is not Verdict.ACCEPT)
-    return list(dict.fromkeys(refused))
+def _plan_management(section: FirewallSection) -> ManagementPath | None:
+    """Return the management path of a section, planned without the rest, which may be a thousand services."""
+    management = section.management
+    if management is None:
+        return None
+    services = {name: rule for name, rule in section.services.items() if name == management.service}
+    callers = {name: rule for name, rule in section.egress.services.items() if name == management.egress}
+    plain: dict[str, Any] = {"routes": {}, "nat": Nat(), "link": {}, "thresholds": ()}
+    egress = structs.replace(section.egress, services=callers)
+    small = _plan(structs.replace(section, services=services, egress=egress, **plain))
+    return None if small is None else small.management
+
+
+def _plan(section: FirewallSection) -> Ruleset | None:
+    try:
+        return plan_ruleset(section)
+    except Rejected:  # another version's
+        return None
 
 
 def _is_managing(path: ManagementPath, packet: Packet, *, known: bool) -> bool:
@@ -140,10 +161,8 @@ def _is_managing(path: ManagementPath, packet: Packet, *, known: bool) -> bool:
     return bool(egress.peers.names) or egress.peers.has(packet.destination)
 
 
-def _has_claim(in_force: Ruleset | None, packet: Packet) -> bool:
-    if in_force is None or _needs_names(in_force, packet):
-        return True
-    return evaluate_packet(in_force, packet) is Verdict.ACCEPT
+def _has_claim(in_force: Ruleset, packet: Packet) -> bool:
+    return _needs_names(in_force, packet) or evaluate_packet(in_force, packet) is Verdict.ACCEPT
 
 
 def _needs_names(ruleset: Ruleset, packet: Packet) -> bool:

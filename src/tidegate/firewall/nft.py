@@ -38,12 +38,18 @@ class Engine(Protocol):
     name: str
 
     def execute(
-        self, text: str, *, dry_run: bool = False, stateless: bool = True, handles: bool = False
+        self,
+        text: str,
+        *,
+        dry_run: bool = False,
+        stateless: bool = True,
+        handles: bool = False,
+        terse: bool = False,
     ) -> tuple[int, str, str]:
         """Run commands as one transaction; return status (0: done), output, complaint.
 
         ``stateless`` leaves counters and the time that elements have left out of listings. ``handles`` puts the
-        kernel's number behind each rule, and leaves the elements of named sets out.
+        kernel's number behind each rule, and leaves the elements of named sets out, as ``terse`` does alone.
         """
         ...
 
@@ -85,15 +91,28 @@ class Nft:
         """Have library and kernel check ``text`` without changing anything; raises ``firewall.nft.refused``."""
         self._execute(text, dry_run=True)
 
-    def list_table(self, name: str, *, stateless: bool = True) -> str | None:
-        """Return table ``inet name`` as text, or ``None`` when there is none.
+    def list_table(self, name: str, *, family: str = "inet", stateless: bool = True) -> str | None:
+        """Return table ``family name`` as text, or ``None`` when there is none.
 
         ``stateless`` gives a text that loads again: without counters and the time that elements have left.
         """
-        # Asked this way because "no such table" and "no permission" differ only in wording otherwise.
-        if f"table inet {name}" not in self.run("list tables inet").splitlines():
+        try:
+            return self._execute(f"list table {family} {name}", dry_run=False, stateless=stateless)
+        except NftRefused:
+            # "No such table" and "no permission" differ only in wording otherwise.
+            if f"table {family} {name}" in self.run("list tables").splitlines():
+                raise
             return None
-        return self._execute(f"list table inet {name}", dry_run=False, stateless=stateless)
+
+    def list_set(self, table: str, name: str, *, stateless: bool = True) -> str:
+        """Return one set of table ``inet table`` as text, in far less than the table takes where that is large."""
+        return self._execute(f"list set inet {table} {name}", dry_run=False, stateless=stateless)
+
+    def list_outline(self) -> str:
+        """Return every table without the elements of named sets, which alone make a listing slow."""
+        with self._lock:
+            status, output, complaint = self._engine.execute("list ruleset", terse=True)
+        return self._judge(status, output, complaint)
 
     def list_rules(self, family: str, name: str) -> str | None:
         """Return any table with the kernel's number (``# handle 7``) behind each rule and without the elements of
@@ -112,6 +131,9 @@ class Nft:
             status, output, complaint = self._engine.execute(
                 text, dry_run=dry_run, stateless=stateless, handles=handles
             )
+        return self._judge(status, output, complaint)
+
+    def _judge(self, status: int, output: str, complaint: str) -> str:
         if status != 0:
             said = complaint.strip()[:MAX_MESSAGE] or "no message"
             raise NftRefused(f"nftables refused: {said}", engine=self._engine.name)
@@ -161,9 +183,15 @@ class ProgramEngine:
         find_program("nft")
 
     def execute(
-        self, text: str, *, dry_run: bool = False, stateless: bool = True, handles: bool = False
+        self,
+        text: str,
+        *,
+        dry_run: bool = False,
+        stateless: bool = True,
+        handles: bool = False,
+        terse: bool = False,
     ) -> tuple[int, str, str]:
-        chosen = {"-s": stateless, "-c": dry_run, "-a": handles, "-t": handles}
+        chosen = {"-s": stateless, "-c": dry_run, "-a": handles, "-t": handles or terse}
         arguments = ["nft", *(option for option, wanted in chosen.items() if wanted), "-f", "-"]
         done = run_program(arguments, stdin=text.encode(), timeout_s=PROGRAM_TIMEOUT_S, check=False)
         return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")

@@ -1,0 +1,43 @@
+"""What the kernel holds of our tables, and its digest.
+
+Touches: nftables, reading only.
+"""
+
+from __future__ import annotations
+
+from tidegate.firewall.compile import BAN_TABLE, TABLE
+from tidegate.firewall.link import LINK_TABLE
+from tidegate.firewall.nft import Nft
+from tidegate.firewall.snapshot import Listings, digest_listings, fill_sets, find_names, split_tables
+
+_LISTS = ("never4", "never6", "managers4", "managers6")  # of the ban table: fixed by the policy
+
+
+def effective_digest(nft: Nft | None = None) -> str:
+    """Return the SHA-256 (hex) of the ruleset in force in our tables.
+
+    Without counters, thresholds' memory, bans and what DNS names stand for, so that it changes only when somebody
+    changes the rules (or a device with layer-2 rules comes or goes).
+    """
+    return digest_listings(read_listings(nft or Nft.open(), with_names=False))
+
+
+def read_listings(nft: Nft, *, with_names: bool = True) -> Listings:
+    """Return our tables as the kernel lists them; sets of bans, which may be huge, without their elements.
+
+    ``with_names`` adds what DNS names stand for, as a restore needs it.
+    """
+    outline = split_tables(nft.list_outline())
+    policy = nft.list_table(TABLE) if f"inet {TABLE}" in outline else None
+    link = nft.list_table(LINK_TABLE, family="netdev") if f"netdev {LINK_TABLE}" in outline else None
+    names = {}
+    if policy is not None and with_names:
+        names = {name: nft.list_set(TABLE, name, stateless=False) for name in find_names(policy)}
+    return Listings(policy=policy, bans=_read_bans(nft, outline.get(f"inet {BAN_TABLE}")), link=link, names=names)
+
+
+def _read_bans(nft: Nft, outline: str | None) -> str | None:
+    if outline is None:
+        return None
+    listings = {name: nft.list_set(BAN_TABLE, name) for name in _LISTS if f"\tset {name} {{" in outline}
+    return fill_sets(outline, listings)
