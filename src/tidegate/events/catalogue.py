@@ -64,6 +64,13 @@ def firewall_rolled_back(*, reason: str) -> Event:
     return _device_state("firewall.rolled-back", Severity.HIGH, f"firewall rolled back: {_clip(reason)}", failed=True)
 
 
+def firewall_lockdown(*, on: bool, reason: str) -> Event:
+    """The device was locked down (``on``), or the lockdown was lifted."""
+    word = "locked down" if on else "lockdown lifted"
+    severity = Severity.HIGH if on else Severity.MEDIUM
+    return _device_state("firewall.lockdown", severity, f"{word}: {_clip(reason)}", data={"on": on})
+
+
 # -- network sensor ---------------------------------------------------------------------------------------------------
 
 
