@@ -17,7 +17,14 @@ fn rule(protocol: &str, allow: &str, deny: &str) -> Rule {
         r#"{{"version":1,"memory_bytes":65536,"rules":[{{"id":7,"name":"t","protocol":"{protocol}","mode":"enforce",
         "unparsable":"drop","allow":{allow},"deny":{deny}}}]}}"#
     );
-    RuleSet::parse(&json).unwrap_or_else(|error| panic!("{error}: {json}")).rule(7).unwrap().clone()
+    let set = RuleSet::parse(&json).unwrap_or_else(|error| panic!("{error}: {json}"));
+    some(set.rule(7)).clone()
+}
+
+/// A value that the test itself made sure of.
+#[track_caller]
+fn some<T>(value: Option<T>) -> T {
+    value.unwrap_or_else(|| panic!("nothing there"))
 }
 
 fn one(rule: &Rule, bytes: &[u8], datagram: bool) -> Judged {
