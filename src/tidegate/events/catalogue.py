@@ -71,6 +71,28 @@ def firewall_lockdown(*, on: bool, reason: str) -> Event:
     return _device_state("firewall.lockdown", severity, f"{word}: {_clip(reason)}", data={"on": on})
 
 
+def firewall_tampered(
+    *, what: str, program: str, pid: int, digest_before: str, digest_after: str, restored: bool
+) -> Event:
+    """Somebody else changed our tables; ``program`` and ``pid`` as the kernel names them (empty and 0: it does not)."""
+    who = f"{_clip(program)} (process {pid})" if pid else "an unknown process"
+    return _device_state(
+        "firewall.tampered",
+        Severity.CRITICAL,
+        f"firewall changed by {who}: {_clip(what)}{'; put back' if restored else ''}",
+        failed=True,
+        state=_STATE_POLICY_MISMATCH,
+        data={
+            "what": _clip(what),
+            "program": _clip(program),
+            "pid": pid,
+            "digest_before": digest_before,
+            "digest_after": digest_after,
+            "restored": restored,
+        },
+    )
+
+
 # -- network sensor ---------------------------------------------------------------------------------------------------
 
 

@@ -10,10 +10,10 @@ import errno
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from tidegate.base.clock import Clock, SystemClock
-from tidegate.base.errors import TidegateError
+from tidegate.base.errors import Rejected, TidegateError
 from tidegate.firewall.banstore import Act, BanStore, Record
 from tidegate.firewall.bantable import (
     BAN_LENGTHS,
@@ -25,6 +25,7 @@ from tidegate.firewall.bantable import (
     network_of,
     parse_ranges,
     plan_elements,
+    plan_length,
     prefix_of,
     set_name,
     set_names,
@@ -32,6 +33,7 @@ from tidegate.firewall.bantable import (
 from tidegate.firewall.errors import (
     BanAddress,
     BanDuration,
+    BanFile,
     BanFull,
     BanLoopback,
     BanManagement,
@@ -56,7 +58,9 @@ if TYPE_CHECKING:
     from tidegate.firewall.peers import Address
 
 MAX_BAN_S = 30 * 24 * 3600  # longer belongs into the policy, where somebody signs it
+MAX_FEED = 100_000  # prefixes: ten times the feeds that are meant; a parsed one takes some 200 bytes
 ASK_AT_ONCE = 128  # elements asked for in one go: the answers, 120 bytes each, fit the socket's buffer many times
+IMPORT_ELEMENTS = 2048  # of one transaction of ban_all; beside them may stand one prefix's MAX_ELEMENTS
 LEARN_MS = 1000  # far above a tick of the kernel's clock
 CHUNK_ELEMENTS = 8192  # of one transaction: half a megabyte of messages
 _GROUPS = ("never", "managers")
@@ -129,16 +133,36 @@ class Bans:
         prefix = parse_source(source)
         wanted = list(plan_elements(prefix))
         self._refuse_protected(prefix)
-        plan = [*dict.fromkeys(gate_of(key) for _, key in wanted), *wanted]
-        running = self._ask(plan)
-        late_ms = int(seconds) * 1000
-        renew = [place for place in plan if running.get(place, 0) < late_ms]
         try:
-            self._put(renew, late_ms, running)
+            running = self._extend(wanted, int(seconds))
         except KernelRefused as error:
-            self._explain(error, prefix)
-        self._note(Act.BAN, set(wanted).intersection(renew), seconds)
+            self._explain(error, str(prefix))
         return max(seconds, min(running.get(place, 0) for place in wanted) / 1000)
+
+    def ban_all(self, prefixes: Iterable[Prefix], seconds: int) -> list[tuple[Prefix, Rejected]]:
+        """Ban all of ``prefixes`` as ``ban`` would but for what may not be banned; return that, and why.
+
+        Many prefixes go into one transaction. When one is refused, ``firewall.ban.full`` say, those before it are in
+        force and those behind it are not. Raises what ``ban`` raises, but for what it returns.
+        """
+        if not 1 <= seconds <= MAX_BAN_S:
+            raise BanDuration(f"a ban of {seconds} s is out of range")
+        refused: list[tuple[Prefix, Rejected]] = []
+        chunk: list[Element] = []
+        try:
+            for prefix in prefixes:
+                try:
+                    self._refuse_protected(prefix)
+                    chunk += plan_elements(prefix)
+                except Rejected as error:
+                    refused.append((prefix, error))
+                if len(chunk) >= IMPORT_ELEMENTS:
+                    self._extend(chunk, seconds)
+                    chunk = []
+            self._extend(chunk, seconds)
+        except KernelRefused as error:
+            self._explain(error, "the rest")
+        return refused
 
     def unban(self, source: Address | Prefix | str) -> None:
         """Lift the ban of ``source``; raises ``firewall.ban.not-banned``, ``.address``, ``.prefix``, ``.no-table``."""
@@ -220,6 +244,15 @@ class Bans:
                 if isinstance(answer, Message):
                     left.update((place, left_ms) for _, left_ms, _ in parse_elements(answer.body))
         return left
+
+    def _extend(self, wanted: Sequence[Element], seconds: int) -> dict[Element, int]:
+        """Have ``wanted`` last ``seconds`` or longer, and note it; return what was running before."""
+        plan = list(dict.fromkeys([*(gate_of(key) for _, key in wanted), *wanted]))
+        running = self._ask(plan)
+        renew = [place for place in plan if running.get(place, 0) < seconds * 1000]
+        self._put(renew, seconds * 1000, running)
+        self._note(Act.BAN, set(wanted).intersection(renew), seconds)
+        return running
 
     def _put(self, places: Sequence[Element], late_ms: int, running: dict[Element, int]) -> None:
         """Have the elements last ``late_ms`` from now, those that are there already (``running``) as well."""
@@ -321,10 +354,10 @@ class Bans:
         if not self.link.has_table(BAN_TABLE):
             raise BanTableMissing("there is no table of bans") from error
 
-    def _explain(self, error: KernelRefused, prefix: Prefix) -> None:
+    def _explain(self, error: KernelRefused, what: str) -> NoReturn:
         """Raise what the kernel's refusal of a ban means."""
         if error.fields["errno"] == errno.ENFILE:
-            raise BanFull(f"no room to ban {prefix}: the set of bans is full", address=str(prefix)) from error
+            raise BanFull(f"no room to ban {what}: the set of bans is full", address=what) from error
         if error.fields["errno"] == errno.ENOENT:
             raise BanTableMissing("there is no table of bans, or it was made by an older version") from error
         raise error
@@ -364,6 +397,37 @@ def parse_source(source: Address | Prefix | str) -> Prefix:
         if mapped is not None and prefix.prefixlen >= 96:
             return IPv4Network((int(mapped), prefix.prefixlen - 96))
     return prefix
+
+
+def parse_around(address: str, length: int) -> Prefix:
+    """Return the prefix of ``length`` bits that ``address`` lies in; raises ``firewall.ban.address``."""
+    parsed = parse_address(address)
+    try:
+        return ip_network((parsed, length), strict=False)
+    except ValueError as error:
+        raise BanAddress(f"{parsed} has no prefix of {length} bits", address=str(parsed)) from error
+
+
+def parse_feed(text: str) -> list[Prefix]:
+    """Return the prefixes of a list: one address or prefix a line; ``#`` or ``;`` begins a comment.
+
+    Raises ``firewall.ban.file`` with the field ``line`` for the first line that is neither, or that cannot be banned
+    for its length, and for more than ``MAX_FEED`` prefixes.
+    """
+    prefixes: list[Prefix] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        word = line.partition("#")[0].partition(";")[0].strip()
+        if not word:
+            continue
+        try:
+            prefix = parse_source(word)
+            plan_length(prefix)
+        except Rejected as error:
+            raise BanFile(f"line {number}: {error.message}", line=number) from error
+        prefixes.append(prefix)
+        if len(prefixes) > MAX_FEED:
+            raise BanFile(f"line {number}: more than {MAX_FEED} prefixes", line=number)
+    return prefixes
 
 
 def encode_places(kind: int, elements: Iterable[tuple[Element, int | None]]) -> list[bytes]:
