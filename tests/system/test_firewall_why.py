@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from tidegate.cli import firewall_why
 from tidegate.cli.output import Output
 from tidegate.firewall.bans import Bans
 from tidegate.firewall.compile import encode_ruleset
+from tidegate.firewall.link import LINK_TABLE
 from tidegate.firewall.model import plan_ruleset
 from tidegate.firewall.nft import Nft, ProgramEngine
 from tidegate.firewall.probe import prepare_probe, trace_probe
@@ -483,3 +485,58 @@ def test_from_a_policy_file(lab: Lab, capsys: pytest.CaptureFixture[str], tmp_pa
     )
     status, answer = lab.ask(f"{MANAGER} tcp/22", None, capsys, "--policy", str(file))
     assert (status, answer["model"]["rule"]) == (0, "management")
+
+
+MODES: list[dict[str, Any]] = [
+    {},
+    {"mode": "observe"},
+    {"mode": "lockdown"},
+    {"default": "reject", "forward": "leave", "nat": {}, "routes": {}},
+    {"link": {"outside": {}}},
+]
+
+
+@pytest.mark.parametrize("changes", MODES, ids=str)
+def test_random_questions_find_model_and_kernel_of_one_mind(
+    lab: Lab, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]
+) -> None:
+    section = lab.load(**changes)
+    chance = random.Random(str(changes))
+    verdicts = []
+    for _ in range(60):
+        source = chance.choice([MANAGER, PEER, STRANGER, "self"])
+        destination = chance.choice([DEVICE, INSIDE]) if source != "self" else chance.choice([PEER, INSIDE])
+        port = chance.choice([22, 53, 443, 502, 1502, 2905, 5683, 8080])
+        question = f"{source} {destination} {chance.choice(['tcp', 'udp', 'sctp'])}/{port}"
+        if chance.random() < 0.5:  # or the way of some rule, perhaps from somebody else
+            question = chance.choice(QUESTIONS)[0]
+            question = question.replace(PEER, chance.choice([PEER, PEER, STRANGER]))
+        status, answer = lab.ask(question, section, capsys)
+        assert answer["agree"] is True, (question, answer["conflict"])
+        verdicts.append(status)
+    sys.stdout.write(f"{len(verdicts)} questions, {verdicts.count(0)} allowed\n")
+    assert verdicts.count(0) > 0
+    assert lab.connections() == ""
+
+
+def test_a_syn_proxy_of_the_policy_is_no_disagreement(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    web = {"protocol": "tcp", "ports": [8080], "peers": ["any"], "syn_proxy": True}
+    section = lab.load(services=SECTION["services"] | {"web": web})
+    with watched(lab) as frames:
+        status, answer = lab.ask(f"{PEER} tcp/8080", section, capsys)
+        assert (status, answer["agree"], answer["verdict"]) == (0, True, "synproxy")
+        assert answer["kernel"]["decided_by"]["name"] == "services.web"
+        assert frames() == []
+
+
+def test_the_policys_rules_for_the_link_are_named(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    section = lab.load()
+    lab.nft.run(
+        f'table netdev {LINK_TABLE} {{\n chain c {{\n type filter hook ingress device "veth0" priority -500;\n'
+        ' ether saddr 02:00:5e:10:00:02 drop comment "link.outside"\n }\n}'
+    )
+    assert lab.ask(f"{PEER} tcp/8080", section, capsys, "--mac", "02:00:5e:10:00:01")[0] == 0
+    status, answer = lab.ask(f"{PEER} tcp/8080", section, capsys, "--mac", "02:00:5e:10:00:02")
+    assert (status, answer["code"]) == (1, None)
+    assert answer["kernel"]["decided_by"]["table"] == "tidegate_link"
+    assert len(answer["notes"]) == 1

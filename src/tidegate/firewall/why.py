@@ -15,12 +15,12 @@ from enum import StrEnum
 from tidegate.firewall.compile import BAN_TABLE, TABLE
 from tidegate.firewall.errors import WhyDisagree
 from tidegate.firewall.evaluate import Decision
+from tidegate.firewall.link import LINK_TABLE
 from tidegate.firewall.model import Direction, Packet, Ruleset, Verdict
 from tidegate.firewall.probe_packet import WHY_TABLE, Probe
 from tidegate.firewall.section import Protocol
 from tidegate.firewall.trace import Kind, Outcome, TraceEvent
 
-LINK_TABLE = "tidegate_link"
 OUR_TABLES = (TABLE, BAN_TABLE, LINK_TABLE)
 _CHAIN = re.compile(r"\tchain (?P<name>\S+) \{(?: # handle \d+)?\Z")
 _HOOK = re.compile(r"\t\ttype \S+ hook (?P<hook>\S+)")
