@@ -125,14 +125,13 @@ def test_a_guard_without_the_library_uses_the_program(
 
     monkeypatch.setattr(guard, "LibraryEngine", no_library)
     restore = "table inet tidegate_proof {\n}\n"
-    (tmp_path / guard.RESTORE).write_text(restore)
     (tmp_path / guard.PENDING).write_text("")
-    execute = guard._open_engine(str(tmp_path), shutil.which("nft") or "")
-    assert guard.roll_back(str(tmp_path), execute, restore)
+    execute = guard._open_engine(shutil.which("nft") or "")
+    assert guard.roll_back(str(tmp_path), execute, restore, "")
     assert nft.list_table("tidegate_proof") is not None
     assert (tmp_path / guard.ROLLED_BACK).exists()
     with pytest.raises(OSError, match="libnftables"):
-        guard._open_engine(str(tmp_path), "")
+        guard._open_engine("")
 
 
 def test_a_confirmation_and_a_rollback_cannot_both_win(nft: Nft, tmp_path: Path) -> None:

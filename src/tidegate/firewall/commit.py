@@ -25,7 +25,7 @@ from tidegate.firewall import guard
 from tidegate.firewall.arming import Watch
 from tidegate.firewall.checks import VerifiedRuleset, verify_ruleset
 from tidegate.firewall.compile import encode_ruleset
-from tidegate.firewall.effective import effective_digest, read_listings
+from tidegate.firewall.effective import Reading, effective_digest
 from tidegate.firewall.errors import (
     BadTimeout,
     Changed,
@@ -49,6 +49,7 @@ from tidegate.firewall.statefolder import (
     MAX_STATE_BYTES,
     PENDING_LOCKDOWN,
     PENDING_STORY,
+    UNKNOWN,
     Story,
     await_old_guard,
     exclusive,
@@ -115,9 +116,9 @@ def apply_section(
     nft = nft or Nft.open()
     with exclusive(state_dir):
         refuse_pending(state_dir)
-        with Watch.start(state_dir, timeout_s) as watch:
+        with Watch.start(state_dir, timeout_s) as watch, Reading(nft) as reading:
             verified = _verify(section, state_dir, must_pass, cut)
-            change = _put_in_force(_Work(state_dir, nft, watch, timeout_s), verified, section)
+            change = _put_in_force(_Work(state_dir, nft, watch, reading, timeout_s), verified, section)
     _run_probes(change, probes)
     return change
 
@@ -136,8 +137,8 @@ def apply_ruleset(
     nft = nft or Nft.open()
     with exclusive(state_dir):
         refuse_pending(state_dir)
-        with Watch.start(state_dir, timeout_s) as watch:
-            change = _put_in_force(_Work(state_dir, nft, watch, timeout_s), verified, None)
+        with Watch.start(state_dir, timeout_s) as watch, Reading(nft) as reading:
+            change = _put_in_force(_Work(state_dir, nft, watch, reading, timeout_s), verified, None)
     _run_probes(change, probes)
     return change
 
@@ -296,6 +297,7 @@ class _Work:
     state_dir: Path
     nft: Nft
     watch: Watch
+    reading: Reading
     timeout_s: float
 
 
@@ -324,7 +326,7 @@ def _put_in_force(work: _Work, verified: VerifiedRuleset, section: FirewallSecti
     ruleset, state_dir = verified.ruleset, work.state_dir
     locked = load_lockdown(state_dir) is not None
     texts = encode_ruleset(ruleset), encode_ruleset(replace(ruleset, mode=Mode.LOCKDOWN))
-    listings = read_listings(work.nft)
+    listings = work.reading.result()
     loaded, wanted = texts[1 if locked else 0], plan_sysctls(ruleset)
     if listings.link is not None and DELETE_LINK not in loaded:
         loaded += DELETE_LINK
@@ -337,7 +339,7 @@ def _put_in_force(work: _Work, verified: VerifiedRuleset, section: FirewallSecti
             lockdown_sha256=sha256_of(texts[1]),
             effective="",
             locked=locked,
-            section=None if section is None else msgspec.Raw(msgspec.json.encode(section)),
+            section=UNKNOWN if section is None else msgspec.Raw(msgspec.json.encode(section)),
             sysctls=wanted,
         ),
     )

@@ -5,6 +5,10 @@ Touches: nftables, reading only.
 
 from __future__ import annotations
 
+import threading
+from types import TracebackType
+from typing import Self
+
 from tidegate.firewall.compile import BAN_TABLE, TABLE
 from tidegate.firewall.link import LINK_TABLE
 from tidegate.firewall.nft import Nft
@@ -34,6 +38,38 @@ def read_listings(nft: Nft, *, with_names: bool = True) -> Listings:
     if policy is not None and with_names:
         names = {name: nft.list_set(TABLE, name, stateless=False) for name in find_names(policy)}
     return Listings(policy=policy, bans=_read_bans(nft, outline.get(f"inet {BAN_TABLE}")), link=link, names=names)
+
+
+class Reading:
+    """The kernel's listings, being read while the caller plans: libnftables works without the interpreter's lock."""
+
+    def __init__(self, nft: Nft) -> None:
+        self._nft = nft
+        self._listings: Listings | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._read, name="firewall listing", daemon=True)
+
+    def result(self) -> Listings:
+        """Return what ``read_listings`` returned, or raise what it raised."""
+        self._thread.join()
+        if self._listings is None:
+            raise self._error or RuntimeError("nothing was read")
+        return self._listings
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.join()
+
+    def _read(self) -> None:
+        try:
+            self._listings = read_listings(self._nft)
+        except BaseException as error:  # noqa: BLE001 - raised again by result, in the thread that asks
+            self._error = error
 
 
 def _read_bans(nft: Nft, outline: str | None) -> str | None:

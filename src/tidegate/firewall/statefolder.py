@@ -47,6 +47,9 @@ GUARD_END_S = 2.0  # it looks every tenth of a second whether its change was con
 _HEADER = "# tidegate firewall ruleset, sha256 "
 
 
+UNKNOWN = msgspec.Raw(b"null")
+
+
 class Story(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a ruleset besides its text."""
 
@@ -54,7 +57,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
     lockdown_sha256: str
     effective: str  # the digest of the kernel's listing right after it was loaded
     locked: bool = False  # loaded was its lockdown form
-    section: msgspec.Raw | None = None  # FirewallSection, as JSON
+    section: msgspec.Raw = UNKNOWN  # FirewallSection, as JSON
     sysctls: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
@@ -249,7 +252,7 @@ def _read_story(state_dir: Path, name: str, text: str) -> Story | None:
 def _decode_section(story: Story | None) -> FirewallSection | None:
     from tidegate.firewall.section import FirewallSection
 
-    if story is None or story.section is None:
+    if story is None or bytes(story.section) == bytes(UNKNOWN):
         return None
     try:
         return msgspec.json.decode(story.section, type=FirewallSection)

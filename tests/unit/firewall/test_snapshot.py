@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from tidegate.firewall.snapshot import digest_listings, encode_restore, parse_listing
+from tidegate.firewall.snapshot import Listings, digest_listings, encode_restore, parse_listing
 
 LISTING = """table inet tidegate {
 \tcounter denied {
@@ -29,6 +29,10 @@ LISTING = """table inet tidegate {
 """
 
 
+def digest(policy: str, bans: str | None = None) -> str:
+    return digest_listings(Listings(policy=policy, bans=bans))
+
+
 def test_objects_are_told_apart() -> None:
     objects = {thing.name: thing for thing in parse_listing(LISTING)}
     assert list(objects) == ["denied", "peers", "rate", "input"]
@@ -38,20 +42,20 @@ def test_objects_are_told_apart() -> None:
 
 
 def test_restore_keeps_lists_and_forgets_thresholds() -> None:
-    text = encode_restore(LISTING, None)
+    text = encode_restore(Listings(policy=LISTING))
     assert text.startswith("table inet tidegate\ndelete table inet tidegate\n")
     assert "198.51.100.7" in text
     assert "expires" not in text
 
 
 def test_no_table_restores_to_none() -> None:
-    assert encode_restore(None, None) == "table inet tidegate\ndelete table inet tidegate\n"
+    assert encode_restore(Listings()) == "table inet tidegate\ndelete table inet tidegate\n"
 
 
 def test_the_digest_sees_rules_and_lists_only() -> None:
-    base = digest_listings(LISTING, None)
-    assert digest_listings(LISTING.replace("expires 59s", "expires 3s"), None) == base
-    assert digest_listings(LISTING.replace("10.0.0.0/8, 192.0.2.0/24", "192.0.2.0/24, 10.0.0.0/8"), None) == base
-    assert digest_listings(LISTING.replace("198.51.100.7", "198.51.100.8"), None) != base
-    assert digest_listings(LISTING.replace("policy drop", "policy accept"), None) != base
-    assert digest_listings(LISTING, LISTING) != base
+    base = digest(LISTING)
+    assert digest(LISTING.replace("expires 59s", "expires 3s")) == base
+    assert digest(LISTING.replace("10.0.0.0/8, 192.0.2.0/24", "192.0.2.0/24, 10.0.0.0/8")) == base
+    assert digest(LISTING.replace("198.51.100.7", "198.51.100.8")) != base
+    assert digest(LISTING.replace("policy drop", "policy accept")) != base
+    assert digest(LISTING, LISTING) != base
