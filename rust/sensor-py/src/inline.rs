@@ -1,6 +1,7 @@
 //! The classes `InlineQueue` and `FieldStream`.
 
 use std::hash::{BuildHasher, RandomState};
+use std::ops::RangeInclusive;
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -14,6 +15,9 @@ use crate::errors::{Failure, detached, lock};
 
 /// How often connections that are over are looked for.
 const TICK: Duration = Duration::from_secs(10);
+
+/// From some dozen connections to what no device has for this purpose.
+const MEMORY_BYTES: RangeInclusive<usize> = 65_536..=1 << 30;
 
 struct Worker {
     queue: Queue,
@@ -156,7 +160,12 @@ pub fn confine_inline(user: u32) -> std::io::Result<()> {
 }
 
 fn parse_rules(config_json: &str) -> Result<RuleSet, Failure> {
-    RuleSet::parse(config_json).map_err(|error| Failure::config(error.to_string()))
+    let rules = RuleSet::parse(config_json).map_err(|error| Failure::config(error.to_string()))?;
+    if !MEMORY_BYTES.contains(&rules.memory_bytes) {
+        let (least, most) = MEMORY_BYTES.into_inner();
+        return Err(Failure::config(format!("memory_bytes must be from {least} to {most}")));
+    }
+    Ok(rules)
 }
 
 fn queue_failure(error: CaptureError) -> Failure {

@@ -102,8 +102,8 @@ class FieldStream:
             self._stream: _sensor.FieldStream = self._module.FieldStream(config_json, rule_id, datagram)
 
     def feed(self, data: bytes) -> tuple[bytes, list[str], list[bytes], bool]:
-        """Return what of ``data``, and of what waited, may go to the server; what is refused, in words; the first 8
-        bytes of each refused message; whether nothing can be read any more."""
+        """Return what of ``data`` and of what waited may go to the server; what the rule does not allow, in words; the
+        first 8 bytes of each message that is held back for good; whether nothing can be read any more."""
         with translate_inline_errors(self._module):
             return self._stream.feed(data)
 

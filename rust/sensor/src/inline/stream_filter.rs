@@ -1,6 +1,6 @@
 //! The same decisions for a proxy: bytes from a client in, the bytes that may go to the server out.
 
-use crate::fields::{Judged, Rule, SessionState, judge};
+use crate::fields::{Judged, Protocol, Rule, SessionState, judge};
 
 /// So much of a refused message is kept for an answer: Modbus/TCP's header and function code.
 const HEAD_BYTES: usize = 8;
@@ -12,9 +12,9 @@ const MAX_DESCRIBED: usize = 64;
 pub struct Filtered {
     /// To be passed on: whole judged parts of messages that are allowed, and what belongs to them.
     pub allowed: Vec<u8>,
-    /// What is refused, in words; a malformed message is the last.
+    /// What the rule does not allow, in words; bytes that are no message come last.
     pub violations: Vec<String>,
-    /// The first bytes of each refused message.
+    /// The first bytes of each message that was read and held back.
     pub refused: Vec<Vec<u8>>,
     /// Nothing can be read any more: close, or (where the rule says so) pass all on.
     pub is_condemned: bool,
@@ -28,7 +28,6 @@ pub struct FieldStream {
     session: SessionState,
     message: Vec<u8>,
     skip: u64,
-    is_skip_allowed: bool,
     is_condemned: bool,
     is_blind: bool,
 }
@@ -42,7 +41,6 @@ impl FieldStream {
             session: SessionState::default(),
             message: Vec::new(),
             skip: 0,
-            is_skip_allowed: false,
             is_condemned: false,
             is_blind: false,
         }
@@ -70,9 +68,7 @@ impl FieldStream {
                 let count = bytes.len().min(usize::try_from(self.skip).unwrap_or(usize::MAX));
                 let (payload, rest) = bytes.split_at(count);
                 self.skip -= count as u64;
-                if self.is_skip_allowed {
-                    filtered.allowed.extend_from_slice(payload);
-                }
+                filtered.allowed.extend_from_slice(payload);
                 bytes = rest;
                 continue;
             }
@@ -89,19 +85,28 @@ impl FieldStream {
             let Some((judged, rest)) = bytes.split_at_checked(len).filter(|(judged, _)| !judged.is_empty()) else {
                 return self.give_up(bytes, "a message of no length", filtered);
             };
-            self.is_skip_allowed = refused.is_none() || self.rule.observe;
-            if self.is_skip_allowed {
-                filtered.allowed.extend_from_slice(judged);
-            }
             if let Some(what) = refused {
-                note(what, judged, filtered);
+                note(what, filtered);
+                if !self.rule.observe {
+                    if filtered.refused.len() < MAX_DESCRIBED {
+                        filtered.refused.push(judged.get(..HEAD_BYTES).unwrap_or(judged).to_vec());
+                    }
+                    // only of Modbus can one request be left out: every other is answered by its number all the same
+                    if self.rule.protocol != Protocol::Modbus || skip > 0 {
+                        (self.is_condemned, filtered.is_condemned) = (true, true);
+                        return;
+                    }
+                    bytes = rest;
+                    continue;
+                }
             }
+            filtered.allowed.extend_from_slice(judged);
             (self.skip, bytes) = (skip, rest);
         }
     }
 
     fn give_up(&mut self, bytes: &[u8], why: &str, filtered: &mut Filtered) {
-        note(why.to_owned(), bytes, filtered);
+        note(why.to_owned(), filtered);
         if self.rule.observe || self.rule.pass_unparsable {
             self.is_blind = true;
             filtered.allowed.extend_from_slice(bytes);
@@ -116,11 +121,11 @@ impl FieldStream {
         let passes = match super::judge_datagram(&self.rule, bytes) {
             Ok(()) => true,
             Err(super::Fault::Refused(what)) => {
-                note(what, bytes, &mut filtered);
+                note(what, &mut filtered);
                 self.rule.observe
             }
             Err(super::Fault::Malformed(why)) => {
-                note(why.to_owned(), bytes, &mut filtered);
+                note(why.to_owned(), &mut filtered);
                 self.rule.observe || self.rule.pass_unparsable
             }
         };
@@ -131,9 +136,8 @@ impl FieldStream {
     }
 }
 
-fn note(what: String, message: &[u8], filtered: &mut Filtered) {
+fn note(what: String, filtered: &mut Filtered) {
     if filtered.violations.len() < MAX_DESCRIBED {
         filtered.violations.push(what);
-        filtered.refused.push(message.get(..HEAD_BYTES).unwrap_or(message).to_vec());
     }
 }
