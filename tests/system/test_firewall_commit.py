@@ -389,6 +389,7 @@ def test_bans_live_through_apply_and_rollback(lab: Lab) -> None:
     assert 480 < remaining["198.51.100.2"] < 500
     bans.refresh()
     bans.ban("198.51.100.7", 5)  # the list of protected addresses went back with the policy
+    bans.close()
 
 
 def test_one_change_at_a_time(lab: Lab) -> None:
