@@ -102,10 +102,10 @@ def parse_header(data: bytes) -> int:
 
     Raises ``firewall.ban.store`` for a file that is whole but not of this kind.
     """
-    sound = zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "big")
+    sound = len(data) == RECORD_BYTES and zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "big")
     if sound and not data.startswith(_MAGIC):
         raise BanStoreForeign("the journal of bans has another format")
-    return int.from_bytes(data[24:32], "big") if sound and len(data) == RECORD_BYTES else 0
+    return int.from_bytes(data[24:32], "big") if sound else 0
 
 
 class Newest:

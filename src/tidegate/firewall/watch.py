@@ -180,7 +180,8 @@ def undo(state_dir: Path, nft: Nft) -> str | None:
     """
     from tidegate.firewall.commit import restore_last_confirmed
 
-    return restore_last_confirmed(state_dir, nft=nft)
+    restored = restore_last_confirmed(state_dir, nft=nft)
+    return None if restored is None else restored.digest
 
 
 def _effective(nft: Nft) -> str:
