@@ -264,7 +264,8 @@ impl Queue {
                 if kind == libc::NLMSG_ERROR as u16 {
                     return match body.first_chunk::<4>().map(|word| -i32::from_ne_bytes(*word)) {
                         Some(0) => Ok(()),
-                        Some(libc::EBUSY) => Err(CaptureError::QueueBusy(self.number)),
+                        // not for want of a capability: the socket's buffer took that before
+                        Some(libc::EPERM | libc::EBUSY) => Err(CaptureError::QueueBusy(self.number)),
                         Some(number) => Err(io::Error::from_raw_os_error(number).into()),
                         None => Err(io::Error::from(io::ErrorKind::InvalidData).into()),
                     };
