@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 
 from tidegate.firewall.peers import Address, PeerGroup, Resolved
 from tidegate.firewall.section import Protocol
@@ -42,7 +43,7 @@ class Block:
     def __init__(self, resolved: Resolved | None = None) -> None:
         self._parts: list[str] = []
         self._sets: dict[tuple[str, tuple[object, ...]], str] = {}
-        self._dynamic: set[str] = set()
+        self._named: set[str] = set()
         self._resolved: Resolved = resolved or {}
 
     def counter(self, name: str) -> str:
@@ -61,15 +62,15 @@ class Block:
 
     def dynamic_set(self, name: str, kind: str, *, size: int, timeout_s: int | None) -> str:
         """Add a set that rules fill, once, and return its name; ``size`` bounds its memory."""
-        if name in self._dynamic:
+        if name in self._named:
             return name
-        self._dynamic.add(name)
+        self._named.add(name)
         flags = "dynamic" if timeout_s is None else "dynamic,timeout"
         timeout = [] if timeout_s is None else [f"timeout {timeout_s}s"]
         self._add("set", name, [f"type {kind}", f"size {size}", f"flags {flags}", *timeout])
         return name
 
-    def map(self, name: str, kind: str, elements: Iterable[str], *, interval: bool) -> str:
+    def map(self, name: str, kind: str, elements: Iterable[str], *, interval: bool = False) -> str:
         """Add a map, and return its name."""
         self._add("map", name, [f"type {kind}", *(["flags interval"] if interval else []), *_elements(elements)])
         return name
@@ -77,6 +78,13 @@ class Block:
     def chain(self, name: str, lines: Sequence[str]) -> str:
         """Add a chain, and return its name."""
         self._add("chain", name, lines)
+        return name
+
+    def chain_once(self, name: str, lines: Sequence[str]) -> str:
+        """Add a chain unless it is there, and return its name."""
+        if name not in self._named:
+            self._named.add(name)
+            self.chain(name, lines)
         return name
 
     def peer_matches(self, name: str, group: PeerGroup, field: dict[int, str]) -> list[Match]:
@@ -146,7 +154,7 @@ def protocol_matches(protocol: Protocol, spans: Sequence[object], *, port: str =
     if not protocol.has_ports:
         return [Match(family=None, words=number)]
     ports = ", ".join(str(span) for span in spans)
-    return [Match(family=None, words=f"{number} th {port} {{ {ports} }}")]
+    return [Match(family=None, words=f"{number} th {port} {ports if len(spans) == 1 else f'{{ {ports} }}'}")]
 
 
 def join_matches(*choices: Sequence[Match]) -> list[Match]:
@@ -160,6 +168,15 @@ def join_matches(*choices: Sequence[Match]) -> list[Match]:
             if a.family is None or b.family is None or a.family == b.family
         ]
     return combined
+
+
+def masked(field: str, family: int, length: int) -> str:
+    """Return the words for the first ``length`` bits of an address."""
+    bits = 32 if family == 4 else 128
+    if length == bits:
+        return field
+    mask = (1 << bits) - (1 << (bits - length))
+    return f"{field} & {IPv4Address(mask) if family == 4 else IPv6Address(mask)}"
 
 
 def _elements(elements: Iterable[str]) -> list[str]:

@@ -26,7 +26,7 @@ from tidegate.firewall.blocks import (
     join_matches,
     protocol_matches,
 )
-from tidegate.firewall.dispatch import FORWARD, INPUT, OUTPUT, add_rules, chain_name, plan_port_groups
+from tidegate.firewall.dispatch import FORWARD, INPUT, OUTPUT, add_rules, chain_name, lead_to_portless, plan_port_groups
 from tidegate.firewall.evaluate import MLD_OUT, ND_HOP_LIMIT, ND_IN, ND_OUT
 from tidegate.firewall.inspection import add_inspection
 from tidegate.firewall.link import encode_links
@@ -98,26 +98,33 @@ def _encode_table(ruleset: Ruleset, resolved: Resolved | None, kernel: KernelFea
 
 
 def _add_input(block: Block, ruleset: Ruleset, kernel: KernelFeatures) -> None:
+    """Everything that has a threshold stands behind management: a flood must not use up the manager's share.
+
+    What counts packets of established connections has to stand before those are admitted, and so has management then.
+    """
     verdict = _final_verdict(ruleset)
     log = _log_words(ruleset, "tidegate-observed ")
     packets = _packet_thresholds(block, ruleset, ruleset.services, "in", log)
-    neighbours = [f"ct state invalid counter name invalid {verdict} {comment('invalid')}", *_neighbour_in()]
-    # Before everything that has a threshold: a flood from elsewhere must not use up the manager's share.
-    first = (
-        [*neighbours, "jump management", *packets, _ANSWERS] if packets else [_ANSWERS, *neighbours, "jump management"]
-    )
+    states = _states(block, ruleset, admit=not packets)
     lines = [
         f"type filter hook input priority filter; policy {verdict};",
         'iifname "lo" accept',
         *_add_syn_proxies(block, ruleset, kernel),
-        *first,
+        states,
+        *_management_lead(ruleset),
+        *packets,
+        *([_ANSWERS] if packets else []),
+        f"{_ICMP}jump neighbours",
         *_new_thresholds(block, ruleset, log),
+        f"{_ICMP}jump pings",
+        *add_rules(block, INPUT, ruleset.services, log=log),
+        *lead_to_portless(ruleset.services),
+        *_log(ruleset, "tidegate-denied "),
     ]
-    if ruleset.ping_per_s:
-        limit = f"limit rate {ruleset.ping_per_s}/second burst {ruleset.ping_per_s} packets counter name ping accept"
-        lines += [f"{match.words} {limit} {comment('ping')}" for match in _PING]
-    lines += add_rules(block, INPUT, ruleset.services, log=log)
-    lines += _log(ruleset, "tidegate-denied ")
+    block.chain("neighbours", _neighbour_in())
+    limit = f"limit rate {ruleset.ping_per_s}/second burst {ruleset.ping_per_s} packets counter name ping accept"
+    pings = [f"{match.words} {limit} {comment('ping')}" for match in _PING if ruleset.ping_per_s]
+    block.chain("pings", pings)
     if ruleset.default is Default.REJECT and ruleset.mode is Mode.ENFORCE:
         bound = f"limit rate {REJECTS_PER_S}/second burst {REJECTS_PER_S} packets counter name denied"
         lines += [
@@ -125,6 +132,22 @@ def _add_input(block: Block, ruleset: Ruleset, kernel: KernelFeatures) -> None:
             f"meta l4proto != 6 {bound} reject with icmpx type admin-prohibited {comment('default')}",
         ]
     block.chain("input", [*lines, f"counter name denied {verdict} {comment('default')}"])
+
+
+def _states(block: Block, ruleset: Ruleset, *, admit: bool) -> str:
+    """Return the line that decides by what connection tracking says; ``admit``: packets of known connections."""
+    name = block.chain_once("invalid", [f"counter name invalid {_final_verdict(ruleset)} {comment('invalid')}"])
+    answers = "established : accept, related : accept, " if admit else ""
+    return f"ct state vmap {{ {answers}invalid : jump {name} }}"
+
+
+def _management_lead(ruleset: Ruleset) -> list[str]:
+    management = ruleset.management
+    if management is None:
+        return []
+    start = interface_words("iifname", management.service.interfaces)
+    ports = protocol_matches(management.service.protocol, management.service.spans)
+    return [f"{start}{match.words} jump management" for match in ports]
 
 
 def _add_output(block: Block, ruleset: Ruleset) -> None:
@@ -138,10 +161,12 @@ def _add_output(block: Block, ruleset: Ruleset) -> None:
         f"type filter hook output priority filter; policy {'drop' if refuses else 'accept'};",
         'oifname "lo" accept',
         _ANSWERS,
-        *_neighbour_out(),
+        f"{_ICMP}jump neighbours_out",
         *(line for rule in ruleset.services if rule.syn_proxy for line in _proxied_answers(rule)),
         *add_rules(block, OUTPUT, ruleset.egress, log=_log_words(ruleset, "tidegate-observed ")),
+        *lead_to_portless(ruleset.egress),
     ]
+    block.chain("neighbours_out", _neighbour_out())
     if not allowing:
         lines += [*_log(ruleset, "tidegate-egress "), f"counter name egress_denied {refusal} {comment('egress')}"]
     block.chain("output", lines)
@@ -155,10 +180,10 @@ def _add_forward(block: Block, ruleset: Ruleset) -> None:
     log = _log_words(ruleset, "tidegate-observed ")
     lines = [head]
     if ruleset.routes:
-        invalid = f"ct state invalid counter name invalid {verdict} {comment('invalid')}"
         packets = _packet_thresholds(block, ruleset, ruleset.routes, "fwd", log)
-        lines += [invalid, *packets, _ANSWERS] if packets else [_ANSWERS, invalid]
-        lines += [*add_rules(block, FORWARD, ruleset.routes, log=log), *_log(ruleset, "tidegate-forward ")]
+        lines += [_states(block, ruleset, admit=not packets), *packets, *([_ANSWERS] if packets else [])]
+        lines += [*add_rules(block, FORWARD, ruleset.routes, log=log), *lead_to_portless(ruleset.routes)]
+        lines += _log(ruleset, "tidegate-forward ")
     block.chain("forward", [*lines, f"counter name forward_denied {verdict} {comment('forward')}"])
 
 
@@ -171,7 +196,7 @@ def _add_locked(block: Block, ruleset: Ruleset) -> None:
         'iifname "lo" accept',
         f"ct state invalid counter name invalid drop {comment('invalid')}",
         *_neighbour_in(),
-        "jump management",
+        *_management_lead(ruleset),
         about_errors,
     ]
     outgoing = ["type filter hook output priority filter; policy drop;", 'oifname "lo" accept', *_neighbour_out()]
@@ -238,14 +263,9 @@ def _stateless_route(block: Block, rule: Rule) -> list[str]:
 
 def _add_management(block: Block, ruleset: Ruleset) -> None:
     management = ruleset.management
-    lines: list[str] = []
-    if management is not None:
-        start = interface_words("iifname", management.service.interfaces)
-        peers = block.peer_matches("management", management.peers, SADDR)
-        ports = protocol_matches(management.service.protocol, management.service.spans)
-        end = f"counter name management accept {comment('management')}"
-        lines = [f"{start}{match.words} {end}" for match in join_matches(ports, peers)] if peers else []
-    block.chain("management", lines)
+    matches = block.peer_matches("management", management.peers, SADDR) if management is not None else []
+    end = f"counter name management accept {comment('management')}"
+    block.chain("management", [f"{match.words} {end}".strip() for match in matches])
 
 
 def _new_thresholds(block: Block, ruleset: Ruleset, log: str) -> list[str]:

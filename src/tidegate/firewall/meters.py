@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 
-from tidegate.firewall.blocks import SADDR, Block
+from tidegate.firewall.blocks import SADDR, Block, masked
 from tidegate.firewall.model import Limit, Rule, Threshold
 from tidegate.firewall.section import Count, Per
 
@@ -24,7 +23,6 @@ from tidegate.firewall.section import Count, Per
 MIN_RATE_MEMORY_S = 10
 _ONE_KEY = "meta mark & 0x0"  # always 0: one meter for all, of both families
 _UNITS_S = (("second", 1), ("minute", 60), ("hour", 3600), ("day", 86400))
-_MASK_BITS = {4: 32, 6: 128}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,15 +145,7 @@ def _size(threshold: Threshold) -> int:
 def _key(threshold: Threshold, family: int) -> str:
     if threshold.per is not Per.SOURCE:
         return _ONE_KEY
-    length = threshold.prefix_v4 if family == 4 else threshold.prefix_v6
-    if length == _MASK_BITS[family]:
-        return SADDR[family]
-    bits = (1 << _MASK_BITS[family]) - (1 << (_MASK_BITS[family] - length))
-    return f"{SADDR[family]} & {_address(bits, family)}"
-
-
-def _address(bits: int, family: int) -> str:
-    return str(IPv4Address(bits) if family == 4 else IPv6Address(bits))
+    return masked(SADDR[family], family, threshold.prefix_v4 if family == 4 else threshold.prefix_v6)
 
 
 def _memory_s(threshold: Threshold) -> int:

@@ -47,7 +47,8 @@ def test_equal_policies_give_equal_text_whatever_their_order() -> None:
 
 def test_the_management_path_stands_before_every_threshold() -> None:
     lines = rules(compile_section(), "input")
-    assert lines.index("jump management") < min(number for number, line in enumerate(lines) if "limit rate" in line)
+    management = next(number for number, line in enumerate(lines) if line.endswith("jump management"))
+    assert management < min(number for number, line in enumerate(lines) if "limit rate" in line)
 
 
 def test_every_log_is_behind_a_limit() -> None:
@@ -155,7 +156,7 @@ def test_the_number_of_rules_does_not_grow_with_peers() -> None:
     few = compile_section(services={"ssh": {"protocol": "tcp", "ports": [22], "peers": ["10.0.0.1"]}})
     peers = [f"10.{i // 250}.{i % 250}.1" for i in range(5000)]
     many = compile_section(services={"ssh": {"protocol": "tcp", "ports": [22], "peers": peers}})
-    assert few.count("\n") == many.count("\n")
+    assert many.count("\n") <= few.count("\n") + 10  # a set and a chain, where a map held the one
 
 
 @pytest.mark.parametrize(("mode", "refuses"), [("enforce", True), ("lockdown", True), ("observe", False)])
