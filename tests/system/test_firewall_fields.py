@@ -480,6 +480,16 @@ def test_an_attacker_with_raw_segments_writes_nothing(lab: Lab, segments: list[t
     assert counted["tampered"] + counted["refused"] + counted["out_of_order"] >= 1
 
 
+def test_without_inspection_such_an_attack_writes(lab: Lab) -> None:
+    server = lab.serve(STRICT)
+    client = RawClient(lab, STRICT)
+    client.open()
+    for offset, payload in ((7, WRITE[6:]), (1, WRITE[:6])):
+        client.send(offset, payload, flags=0x18)
+    time.sleep(0.1)
+    assert server.functions == [6]
+
+
 def test_the_raw_client_can_do_what_an_honest_one_does(lab: Lab) -> None:
     server = lab.serve(STRICT)
     lab.enforce("input")

@@ -176,7 +176,8 @@ impl Queue {
             let Some(message) = self.receive(buffer)? else { break };
             for (kind, body) in messages(message) {
                 if kind != MSG_PACKET {
-                    continue; // the answer to a verdict that came too late: its packet was flushed
+                    check_complaint(kind, body)?;
+                    continue;
                 }
                 if let Some((id, waiting)) = parse_packet(body) {
                     let answer = decide(&waiting);
@@ -379,6 +380,15 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some((u16::from_ne_bytes([head[4], head[5]]), body))
     })
+}
+
+/// A verdict that came too late is no fault: its packet was flushed. One that we may not give would leave packets waiting.
+fn check_complaint(kind: u16, body: &[u8]) -> io::Result<()> {
+    let number = body.first_chunk::<4>().map_or(0, |word| -i32::from_ne_bytes(*word));
+    match kind == libc::NLMSG_ERROR as u16 && number == libc::EPERM {
+        true => Err(io::Error::from_raw_os_error(number)),
+        false => Ok(()),
+    }
 }
 
 /// Return the packet's number and the packet, or nothing where the message has no number to answer to.
