@@ -72,7 +72,9 @@ def run_bans(_arguments: argparse.Namespace, output: Output) -> int:
     """List the bans."""
     from tidegate.firewall.bans import Bans
 
-    bans = Bans().list_bans()
+    opened = Bans()
+    bans = opened.list_bans()
+    opened.close()
     output.table(("address", "seconds left"), [(ban, f"{ban.remaining_s:.0f}") for ban in bans])
     output.result({"bans": [{"address": str(ban), "remaining_s": ban.remaining_s} for ban in bans]})
     return 0

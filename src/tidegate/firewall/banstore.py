@@ -144,6 +144,7 @@ class BanStore:
         require_private(state_dir)  # what lies here is loaded into the kernel
         self._descriptor: int | None = None
         self._compaction: subprocess.Popen[bytes] | None = None
+        self._not_before = 0  # records: a compaction that failed is not tried again at every ban
 
     def append(self, records: Sequence[Record]) -> None:
         """Add ``records``; they are durable after ``sync``. Raises ``base.storage.*``, ``firewall.ban.store``."""
@@ -172,15 +173,18 @@ class BanStore:
     @property
     def is_due(self) -> bool:
         """Whether superseded records make up most of the journal; a compaction that runs already counts as none."""
-        if self._compaction is not None and self._compaction.poll() is None:
-            return False
+        if self._compaction is not None:
+            if self._compaction.poll() is None:
+                return False
+            self._not_before = self._not_before if self._compaction.returncode else 0
+            self._compaction = None
         try:
             with self.path.open("rb") as stream:
                 live = parse_header(stream.read(RECORD_BYTES))
                 records = os.fstat(stream.fileno()).st_size // RECORD_BYTES - 1
         except FileNotFoundError:
             return False
-        return records > max(MIN_COMPACTION, 2 * live)
+        return records > max(MIN_COMPACTION, 2 * live, self._not_before)
 
     def start_compaction(self) -> None:
         """Have a process of its own write the journal anew: this one's memory does not grow by it."""
@@ -191,6 +195,7 @@ class BanStore:
         )
         command = [sys.executable, "-I", "-S", "-c", code, str(self.path.parent.absolute())]
         with translate_os_errors(self.path):
+            self._not_before = self.path.stat().st_size // RECORD_BYTES - 1 + MIN_COMPACTION
             self._compaction = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def compact(self, now_s: float) -> int:

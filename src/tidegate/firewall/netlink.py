@@ -218,6 +218,11 @@ class Link:
         """Give the socket back; harmless when repeated."""
         self._socket.close()
 
+    def __del__(self) -> None:
+        """Many callers make one ban and are gone; they hold nothing that would be lost."""
+        if hasattr(self, "_socket"):
+            self._socket.close()
+
     def commit(self, messages: Sequence[bytes]) -> None:
         """Have the kernel carry out ``messages`` as one transaction: all of them or, when this raises, none.
 
@@ -335,9 +340,13 @@ class Monitor:
         """Subscribe; raises ``firewall.kernel.no-nftables``, ``base.privilege.missing``."""
         try:
             self._socket = socket.socket(_AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-            self._socket.setblocking(False)
+            self._socket.settimeout(REPLY_TIMEOUT_S)
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, receive_bytes)
+            # A socket has to have an address before it can be a member; its first request gives it one.
+            self._socket.send(encode_message(GET_GENERATION))
+            self._socket.recv(RECEIVE_BYTES)
             self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, GROUP_NFTABLES)
+            self._socket.setblocking(False)
         except OSError as error:
             raise _translate(error.errno or 0, "no netlink socket") from error
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))

@@ -77,12 +77,17 @@ class Transactions:
                     self._open[deed] = None
         return touched
 
+    def lose(self) -> None:
+        """Notices were lost: whoever ends the next transaction need not be who began this one."""
+        if self._open:
+            self._done.setdefault((0, ""), {}).update(self._open)
+            self._open = {}
+
     def take(self) -> list[Deeds]:
         """Return what was done by whom, and forget it."""
+        self.lose()
         found = [Deeds(pid=pid, program=program, what=tuple(what)) for (pid, program), what in self._done.items()]
-        if self._open:
-            found.append(Deeds(pid=0, program="", what=tuple(self._open)))
-        self._open, self._done = {}, {}
+        self._done = {}
         return found
 
     def _close(self, message: Message) -> None:
@@ -167,7 +172,8 @@ class RulesetWatch:
             messages = self._monitor.read()
             if messages == []:
                 return
-            # ``None``: the kernel had more to say than the buffer holds; the digest knows what came of it.
+            if messages is None:  # the kernel had more to say than the buffer holds; the digest knows what came of it
+                self._transactions.lose()
             if messages is None or self._transactions.feed(messages):
                 self._due_s = self._monotonic_s() + SETTLE_S
 

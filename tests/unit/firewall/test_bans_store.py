@@ -202,6 +202,23 @@ def test_the_journal_is_bounded_by_a_process_of_its_own(store: BanStore, monkeyp
     assert [store.is_due] == [False]  # it had ten when it was written anew, but so small a file is not worth it
 
 
+def test_a_compaction_that_fails_is_not_tried_at_every_ban(store: BanStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(banstore, "MIN_COMPACTION", 100)
+    store.append([ban(number % 10) for number in range(200)])
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: _Failed())
+    store.start_compaction()
+    assert [store.is_due] == [False]
+    store.append([ban(number % 10) for number in range(101)])
+    assert [store.is_due] == [True]
+
+
+class _Failed:
+    returncode = 1
+
+    def poll(self) -> int:
+        return 1
+
+
 def test_several_processes_append_at_once(store: BanStore) -> None:
     code = (
         "import sys; from pathlib import Path; from tidegate.firewall.banstore import *\n"
