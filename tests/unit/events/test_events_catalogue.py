@@ -25,6 +25,13 @@ EVENTS = [
     catalogue.firewall_banned(address="10.0.0.9", duration_s=60.0, reason="scan"),
     catalogue.firewall_unbanned(address="10.0.0.9", reason="operator"),
     catalogue.firewall_rolled_back(reason="management path lost"),
+    catalogue.firewall_tampered(
+        what="rule deleted in tidegate", program="nft", pid=7, digest_before="00" * 32, digest_after="11" * 32,
+        restored=True,
+    ),
+    catalogue.firewall_tampered(
+        what="changed", program="", pid=0, digest_before="00" * 32, digest_after="11" * 32, restored=False
+    ),
     catalogue.ids_detected(rule="scan.syn", title="SYN scan", source="10.0.0.9"),
     catalogue.ids_detected(
         rule="flood.syn", title="SYN flood", source="10.0.0.9", destination="10.0.0.1", severity=Severity.LOW,
