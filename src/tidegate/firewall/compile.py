@@ -106,6 +106,7 @@ def _add_input(block: Block, ruleset: Ruleset, kernel: KernelFeatures) -> None:
     log = _log_words(ruleset, "tidegate-observed ")
     packets = _packet_thresholds(block, ruleset, ruleset.services, "in", log)
     states = _states(block, ruleset, admit=not packets)
+    bounds = _new_thresholds(block, ruleset, log)
     lines = [
         f"type filter hook input priority filter; policy {verdict};",
         'iifname "lo" accept',
@@ -115,13 +116,12 @@ def _add_input(block: Block, ruleset: Ruleset, kernel: KernelFeatures) -> None:
         *packets,
         *([_ANSWERS] if packets else []),
         f"{_ICMP}jump neighbours",
-        *_new_thresholds(block, ruleset, log),
-        f"{_ICMP}jump pings",
+        *([*bounds, f"{_ICMP}jump pings"] if bounds else []),
         *add_rules(block, INPUT, ruleset.services, log=log),
         *lead_to_portless(ruleset.services),
         *_log(ruleset, "tidegate-denied "),
     ]
-    block.chain("neighbours", _neighbour_in())
+    block.chain("neighbours", [*_neighbour_in(), *([] if bounds else ["goto pings"])])
     limit = f"limit rate {ruleset.ping_per_s}/second burst {ruleset.ping_per_s} packets counter name ping accept"
     pings = [f"{match.words} {limit} {comment('ping')}" for match in _PING if ruleset.ping_per_s]
     block.chain("pings", pings)
