@@ -381,15 +381,16 @@ def fill(lab: Lab, *, addresses: int, prefixes: int) -> None:
 def test_100000_bans_are_restored_in_time_and_little_memory(lab: Lab) -> None:
     lab.load(size=100_000)
     fill(lab, addresses=100_000, prefixes=0)
-    # Through a shell: a process keeps the peak of the one that it was forked from.
+    # Through a shell: a process keeps the peak of the one that it was forked from. Time on the processor, the kernel's
+    # part included: others use this machine too.
     code = (
         "import sys, time, resource; from pathlib import Path\n"
         "from tidegate.firewall.banrestore import restore_bans\n"
-        "start = time.perf_counter(); found = restore_bans(Path(sys.argv[1]), time.time())\n"
-        "print(found.restored, time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "start = time.process_time(); found = restore_bans(Path(sys.argv[1]), time.time())\n"
+        "print(found.restored, time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
     best_s = 99.0
-    for _ in range(3):  # of which the best counts: the machine is shared
+    for _ in range(3):
         done = lab.device.run(["sh", "-c", '"$0" -c "$1" "$2"', sys.executable, code, str(lab.state)])
         restored, took, peak = done.stdout.split()
         assert (int(restored), int(peak) < MEMORY_BAR_KIB) == (100_000, True)
@@ -448,6 +449,8 @@ def test_the_command_line(lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixtur
     listing = command("bans")["bans"]
     assert isinstance(listing, list)
     assert len(listing) == 19
+    short = command("bans", "--limit", "3")
+    assert (short["total"], len(list(short["bans"]))) == (19, 3)  # type: ignore[call-overload]
     command("unban", STRANGER)
     assert lab.reaches(STRANGER)
     lab.forget()
@@ -458,7 +461,7 @@ def test_the_command_line(lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixtur
         command("bans", "import", str(feed))
     assert (caught.value.code, caught.value.fields["line"]) == ("firewall.ban.file", 2)
     assert command("bans", "clear") == {"lifted": 18, "kept": True}
-    assert command("bans") == {"bans": []}
+    assert command("bans") == {"total": 0, "bans": []}
     lab.forget()
     lab.load()
     assert command("bans", "restore")["restored"] == 0

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _STATE = "/var/lib/tidegate/firewall"
 _MAX_FEED_BYTES = 8 << 20  # 100,000 prefixes with a comment each
+_LIMIT = 10_000  # of a listing: keeps the command under 40 MB, also with a hundred thousand bans
 _MAX_SHOWN = 20  # of what an import left out; --json has all
 
 
@@ -29,6 +30,9 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     unban.set_defaults(run=run_unban)
 
     bans = add_verb(verbs, "bans", "list the bans in force; import, restore or clear them")
+    bans.add_argument(
+        "--limit", type=int, default=_LIMIT, metavar="COUNT", help=f"list so many at most; 0: all; default {_LIMIT}"
+    )
     _add_state(bans)
     bans.set_defaults(run=run_bans)
     acts = bans.add_subparsers(dest="act", metavar="ACT")
@@ -68,15 +72,21 @@ def run_unban(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def run_bans(_arguments: argparse.Namespace, output: Output) -> int:
+def run_bans(arguments: argparse.Namespace, output: Output) -> int:
     """List the bans."""
+    from itertools import islice
+
     from tidegate.firewall.bans import Bans
 
     opened = Bans()
-    bans = opened.list_bans()
+    bans = opened.iterate_bans()
+    shown = list(islice(bans, arguments.limit or None))
+    total = len(shown) + sum(1 for _ in bans)
     opened.close()
-    output.table(("address", "seconds left"), [(ban, f"{ban.remaining_s:.0f}") for ban in bans])
-    output.result({"bans": [{"address": str(ban), "remaining_s": ban.remaining_s} for ban in bans]})
+    output.table(("address", "seconds left"), [(ban, f"{ban.remaining_s:.0f}") for ban in shown])
+    if total > len(shown):
+        output.line(f"{total - len(shown)} more; see --limit")
+    output.result({"total": total, "bans": [{"address": str(ban), "remaining_s": ban.remaining_s} for ban in shown]})
     return 0
 
 
@@ -86,18 +96,18 @@ def run_import(arguments: argparse.Namespace, output: Output) -> int:
     from tidegate.firewall.bans import parse_feed
 
     text = read_file_bounded(arguments.file, limit_bytes=_MAX_FEED_BYTES).decode(errors="replace")
-    prefixes = parse_feed(text)
+    count = sum(1 for _ in parse_feed(text))  # all of it is read before any of it counts
     bans = _open(arguments)
-    refused = bans.ban_all(prefixes, arguments.seconds)
+    refused = bans.ban_all(parse_feed(text), arguments.seconds)
     kept = _finish(bans, output)
-    output.line(f"{len(prefixes) - len(refused)} of {len(prefixes)} are banned for {arguments.seconds} s or longer.")
+    output.line(f"{count - len(refused)} of {count} are banned for {arguments.seconds} s or longer.")
     for _, error in refused[:_MAX_SHOWN]:
         output.line(f"left out: {error.message} [{error.code}]")
     if len(refused) > _MAX_SHOWN:
         output.line(f"left out: {len(refused) - _MAX_SHOWN} more")
     output.result(
         {
-            "banned": len(prefixes) - len(refused),
+            "banned": count - len(refused),
             "seconds": arguments.seconds,
             "kept": kept,
             "left_out": [{"address": str(prefix), "code": error.code} for prefix, error in refused],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, NoReturn
 
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from tidegate.firewall.peers import Address
 
 MAX_BAN_S = 30 * 24 * 3600  # longer belongs into the policy, where somebody signs it
-MAX_FEED = 100_000  # prefixes: ten times the feeds that are meant; a parsed one takes some 200 bytes
+MAX_FEED = 100_000  # prefixes: ten times the feeds that are meant
 ASK_AT_ONCE = 128  # elements asked for in one go: the answers, 120 bytes each, fit the socket's buffer many times
 IMPORT_ELEMENTS = 2048  # of one transaction of ban_all; beside them may stand one prefix's MAX_ELEMENTS
 LEARN_MS = 1000  # far above a tick of the kernel's clock
@@ -188,11 +189,18 @@ class Bans:
 
     def list_bans(self) -> list[Ban]:
         """Return the bans in force, by address; raises ``firewall.ban.no-table``."""
+        return list(self.iterate_bans())
+
+    def iterate_bans(self) -> Iterator[Ban]:
+        """Yield the bans in force, by address; some 100 bytes of memory each. Raises ``firewall.ban.no-table``."""
         self._require_table()
-        # As a mapping: a set that grows while the kernel lists it may name an element twice.
-        found = {(name, key): left_ms for name in set_names() for key, left_ms, _ in self._live(name)}
-        order = sorted(found, key=lambda place: (len(place[1]), place[1], length_of(*place)))
-        return [Ban(name=name, key=key, remaining_s=found[name, key] / 1000) for name, key in order]
+        found = [(len(key), key, name, left_ms) for name in set_names() for key, left_ms, _ in self._live(name)]
+        found.sort()
+        last = None
+        for _, key, name, left_ms in found:
+            if (key, name) != last:  # a set that grows while the kernel lists it may name an element twice
+                yield Ban(name=name, key=key, remaining_s=left_ms / 1000)
+            last = key, name
 
     def refresh(self) -> None:
         """Read anew whom the policy protects; raises ``firewall.ban.no-table``."""
@@ -408,14 +416,14 @@ def parse_around(address: str, length: int) -> Prefix:
         raise BanAddress(f"{parsed} has no prefix of {length} bits", address=str(parsed)) from error
 
 
-def parse_feed(text: str) -> list[Prefix]:
-    """Return the prefixes of a list: one address or prefix a line; ``#`` or ``;`` begins a comment.
+def parse_feed(text: str) -> Iterator[Prefix]:
+    """Yield the prefixes of a list: one address or prefix a line; ``#`` or ``;`` begins a comment.
 
     Raises ``firewall.ban.file`` with the field ``line`` for the first line that is neither, or that cannot be banned
     for its length, and for more than ``MAX_FEED`` prefixes.
     """
-    prefixes: list[Prefix] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    count = 0
+    for number, line in enumerate(StringIO(text), start=1):
         word = line.partition("#")[0].partition(";")[0].strip()
         if not word:
             continue
@@ -424,10 +432,10 @@ def parse_feed(text: str) -> list[Prefix]:
             plan_length(prefix)
         except Rejected as error:
             raise BanFile(f"line {number}: {error.message}", line=number) from error
-        prefixes.append(prefix)
-        if len(prefixes) > MAX_FEED:
+        count += 1
+        if count > MAX_FEED:
             raise BanFile(f"line {number}: more than {MAX_FEED} prefixes", line=number)
-    return prefixes
+        yield prefix
 
 
 def encode_places(kind: int, elements: Iterable[tuple[Element, int | None]]) -> list[bytes]:

@@ -43,13 +43,13 @@ def test_a_feed_is_read() -> None:
 @pytest.mark.parametrize("bad", ["nonsense", "192.0.2.1/24", "2001:db8::/65", "0.0.0.0/0", "192.0.2.1 192.0.2.2"])
 def test_a_feed_says_which_line_is_bad(bad: str) -> None:
     with pytest.raises(TidegateError) as caught:
-        parse_feed(f"192.0.2.0/24\n# comment\n{bad}\n198.51.100.0/24\n")
+        list(parse_feed(f"192.0.2.0/24\n# comment\n{bad}\n198.51.100.0/24\n"))
     assert (caught.value.code, caught.value.fields["line"]) == ("firewall.ban.file", 3)
 
 
 def test_a_feed_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tidegate.firewall.bans.MAX_FEED", 3)
-    assert len(parse_feed("1.1.1.1\n" * 3)) == 3
+    assert len(list(parse_feed("1.1.1.1\n" * 3))) == 3
     with pytest.raises(TidegateError) as caught:
-        parse_feed("1.1.1.1\n" * 4)
+        list(parse_feed("1.1.1.1\n" * 4))
     assert caught.value.fields["line"] == 4
