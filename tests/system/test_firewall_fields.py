@@ -8,6 +8,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -319,6 +320,20 @@ def test_without_inspector_closed_or_open_as_the_mark_says(lab: Lab) -> None:
     assert second.stop()["mid_stream"] >= 2
     assert set(strict.functions) == {3}
     assert 6 in lenient.functions
+
+
+def test_a_hung_inspector_closes_and_goes_on_where_it_was(lab: Lab) -> None:
+    server = lab.serve(STRICT)
+    lab.enforce("input")
+    inspector = lab.inspect()
+    connection = lab.connect(STRICT)
+    assert lab.ask(connection, request(3)) == "answer"
+    inspector.process.send_signal(signal.SIGSTOP)
+    assert lab.ask(connection, request(6)) == "silence"
+    assert lab.connect(STRICT) is None
+    inspector.process.send_signal(signal.SIGCONT)
+    assert inspector.events("drop")[0]["drop"]["reason"] == "field.refused"
+    assert server.functions == [3]
 
 
 def test_rules_that_somebody_flushed_close_the_service(lab: Lab) -> None:

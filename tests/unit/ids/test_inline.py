@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -126,6 +127,71 @@ def test_a_datagram_is_all_or_nothing(protocol: str, allow: list[dict[str, objec
     for refused in (bad, good[:-1], good + b"\xff", b""):
         assert stream.feed(refused)[0] == b"", refused
     assert stream.feed(good)[0] == good  # each is judged by itself
+
+
+def dnp3(function: int) -> bytes:
+    """A request for class 1 data, or whatever ``function`` makes of it (IEEE 1815, 9.2)."""
+
+    def checked(block: bytes) -> bytes:
+        crc = 0
+        for byte in block:
+            crc ^= byte
+            for _ in range(8):
+                crc = crc >> 1 ^ 0xA6BC if crc & 1 else crc >> 1
+        return block + (~crc & 0xFFFF).to_bytes(2, "little")
+
+    body = b"\xc0\xc0" + bytes([function]) + b"\x3c\x02\x06"
+    return checked(b"\x05\x64" + bytes([5 + len(body)]) + b"\xc4\x0a\0\x01\0") + checked(body)
+
+
+ANYTHING: dict[str, list[dict[str, object]]] = {
+    "dnp3": [{"functions": [[0, 1]]}],
+    "bacnet": [{"objects": [[0, 8]]}],
+    "coap": [{"methods": [[1, 1]]}],
+    "dns": [{"names": ["example.com"]}],
+}
+SAMPLES = {
+    "modbus": [modbus(3), modbus(6), modbus(4)],
+    "mqtt": [CONNECT, publish("plant/1/temperature", b"x" * 300), publish("plant/1/valve", b"y"), b"\xc0\x00"],
+    "dnp3": [dnp3(1), dnp3(5), dnp3(1)],
+    "bacnet": [bytes.fromhex("810a001101040005010c0c023fffff1955"), bytes.fromhex("810b000c0120ffff00ff1008")],
+    "coap": [b"\x00\x01", b"\x20\x01\xb1a", b"\x00\xe1"],
+    "dns": [b"\x00\x1d" + bytes.fromhex("000101000001000000000000") + b"\x07example\x03com\0\0\1\0\1"],
+}
+
+
+@pytest.mark.parametrize("protocol", SAMPLES)
+def test_what_passes_does_not_depend_on_the_pieces(protocol: str):
+    rules = (
+        MQTT if protocol == "mqtt" else MODBUS if protocol == "modbus" else config(protocol, allow=ANYTHING[protocol])
+    )
+    total = 0
+    for seed in range(300):
+        dice = random.Random(seed)
+        sent = bytearray(b"".join(dice.choices(SAMPLES[protocol], k=dice.randint(1, 6))))
+        if protocol == "mqtt" and dice.random() < 0.8:
+            sent[:0] = CONNECT
+        for _ in range(dice.choice((0, 0, 1, 3))):
+            sent[dice.randrange(len(sent))] = dice.randrange(256)
+        whole, pieces = FieldStream(rules, 7), FieldStream(rules, 7)
+        expected = whole.feed(bytes(sent))
+        passed, ended, at = b"", False, 0
+        while at < len(sent):
+            size = dice.randint(1, 9)
+            allowed, _, _, ended = pieces.feed(bytes(sent[at : at + size]))
+            passed, at = passed + allowed, at + size
+        assert (passed, ended) == (expected[0], expected[3]), (seed, bytes(sent))
+        total += len(passed)
+    assert total > 1000  # otherwise it proves nothing
+
+
+@pytest.mark.parametrize("protocol", SAMPLES)
+def test_an_empty_datagram_is_no_message(protocol: str):
+    rules = (
+        MQTT if protocol == "mqtt" else MODBUS if protocol == "modbus" else config(protocol, allow=ANYTHING[protocol])
+    )
+    allowed, violations, _, _ = FieldStream(rules, 7, datagram=True).feed(b"")
+    assert (allowed, len(violations)) == (b"", 1)
 
 
 @pytest.mark.parametrize(
