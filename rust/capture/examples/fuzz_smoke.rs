@@ -2,12 +2,14 @@
 //!
 //! A deterministic mutator (same seeds, same inputs in the same order) over built-in seeds and the capture files given.
 //! Invariants: no capture makes reader or sensor panic; every frame is counted as one thing; every flow ends; every
-//! event line is closed. A panic prints the number of the input, which repeats it.
+//! event line is closed; field rules judge within the bytes, within their bound, and alike however a stream is cut. A
+//! panic prints the number of the input, which repeats it.
 
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use capture::{CaptureFile, Record};
+use sensor::fields::{Judged, MAX_JUDGED_BYTES, RuleSet, SessionState, judge};
 use sensor::{Config, FlowEvents, Sensor, SipKey};
 
 const MAX_SEED_BYTES: u64 = 65_536; // small inputs find more in the same time
@@ -42,7 +44,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for seed in &seeds {
         frames += run(seed);
     }
+    let rules = RuleSet::parse(FIELD_RULES)?;
+    let (field_seeds, mut messages) = (field_seeds(), 0_u64);
     while start.elapsed() < limit {
+        let mut message = field_seeds[random.below(field_seeds.len() as u64)].clone();
+        mutate(&mut message, &field_seeds, &mut random);
+        let outcome = std::panic::catch_unwind(|| run_fields(&rules, &message));
+        messages += outcome.map_err(|_| format!("message {messages} broke an invariant: {message:02x?}"))?;
         let mut input = seeds[random.below(seeds.len() as u64)].clone();
         mutate(&mut input, &seeds, &mut random);
         let number = inputs;
@@ -51,7 +59,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         inputs += 1;
     }
     println!(
-        "{{\"seeds\":{},\"inputs\":{inputs},\"frames\":{frames},\"seconds\":{}}}",
+        "{{\"seeds\":{},\"inputs\":{inputs},\"frames\":{frames},\"messages\":{messages},\"seconds\":{}}}",
         seeds.len(),
         limit.as_secs_f64()
     );
@@ -80,6 +88,57 @@ fn run(input: &[u8]) -> u64 {
     assert_eq!(parts + counters.malformed.iter().sum::<u64>(), counters.packets);
     assert_eq!(counters.flows_created, counters.flows_ended);
     counters.packets
+}
+
+const FIELD_RULES: &str = r#"{"version":1,"memory_bytes":65536,"rules":[
+{"id":1,"name":"a","protocol":"modbus","mode":"enforce","unparsable":"drop","allow":[{"registers":[[0,99]]}],"deny":[]},
+{"id":2,"name":"b","protocol":"dnp3","mode":"enforce","unparsable":"drop","allow":[{"objects":[[1,60]]}],"deny":[]},
+{"id":3,"name":"c","protocol":"bacnet","mode":"enforce","unparsable":"drop","allow":[],"deny":[{"objects":[[8,8]]}]},
+{"id":4,"name":"d","protocol":"mqtt","mode":"enforce","unparsable":"drop","allow":[{"topics":["a/#"]}],"deny":[]},
+{"id":5,"name":"e","protocol":"coap","mode":"enforce","unparsable":"drop","allow":[{"paths":["/a/*"]}],"deny":[]},
+{"id":6,"name":"f","protocol":"dns","mode":"enforce","unparsable":"drop","allow":[{"names":["*.a"]}],"deny":[]}]}"#;
+
+/// Judge all messages of an input, whose first byte picks the rule; return 1.
+fn run_fields(rules: &RuleSet, input: &[u8]) -> u64 {
+    let [choice, bytes @ ..] = input else { return 1 };
+    let Some(rule) = rules.rule(choice % 6 + 1) else { panic!("there are six rules") };
+    let datagram = choice & 0x80 != 0;
+    let (mut state, mut rest) = (SessionState::default(), bytes);
+    while !rest.is_empty() {
+        let before = state.clone();
+        let judged = judge(rule, &mut state, rest, datagram);
+        let (len, skip) = match &judged {
+            Judged::Pass { len, skip } | Judged::Refuse { len, skip, .. } => (*len, *skip),
+            Judged::More => {
+                assert!(!datagram && rest.len() < MAX_JUDGED_BYTES);
+                break;
+            }
+            Judged::Malformed(_) => break,
+        };
+        assert!(len > 0 && len <= rest.len() && state.heap_bytes() <= MAX_JUDGED_BYTES * 4);
+        if !datagram {
+            assert_eq!(judge(rule, &mut before.clone(), &rest[..len], false), judged);
+            assert_eq!(judge(rule, &mut before.clone(), &rest[..len - 1], false), Judged::More);
+        }
+        rest = rest.get(len.saturating_add(skip as usize)..).unwrap_or_default();
+    }
+    1
+}
+
+/// A message or two of each protocol, behind the byte that picks the rule.
+fn field_seeds() -> Vec<Vec<u8>> {
+    let seeds: [&[u8]; 9] = [
+        b"\x00\0\x09\0\0\0\x06\x01\x03\0\0\0\x01\0\x0a\0\0\0\x09\x01\x10\0\x05\0\x01\x02\0\x07",
+        b"\x00\0\x09\0\0\0\x0d\x01\x17\0\0\0\x01\0\x05\0\x01\x02\0\x07\0\0",
+        b"\x01\x05\x64\x0b\xc4\x0a\0\x01\0\xe1\x1d\xc0\xc1\x01\x3c\x01\x06\x0d\xba",
+        b"\x82\x81\x0a\0\x11\x01\x04\0\x05\x01\x0c\x0c\0\0\0\x01\x19\x55",
+        b"\x82\x81\x0a\0\x18\x01\x04\0\x05\x01\x0f\x0c\0\0\0\x01\x19\x55\x3e\x44\0\0\0\0\x3f",
+        b"\x03\x10\x0e\0\x04MQTT\x05\x02\0\x3c\0\0\x01c\x30\x0b\0\x03a/b\x03\x23\0\x01hi\x82\x09\0\x09\0\0\x03a/#\x01",
+        b"\x84\x42\x01\0\x07\xaa\xbb\xb1a\x01b\xff\x01",
+        b"\x04\x41\x01\x77\xb1a\x01b\0\xe2",
+        b"\x85\x12\x34\x01\0\0\x01\0\0\0\0\0\x01\x01b\x01a\0\0\x01\0\x01\0\0\x29\x10\0\0\0\0\0\0\0",
+    ];
+    seeds.iter().map(|seed| seed.to_vec()).collect()
 }
 
 fn read_lines(sensor: &mut Sensor, line: &mut String) {
