@@ -267,3 +267,47 @@ class NotLockedDown(Misuse):
 class BadLockdownTime(Misuse):
     code = "firewall.lockdown.time"
     advice = "Give 1 second to 30 days, or no time for a lockdown until it is lifted."
+
+
+# -- mud --
+
+
+class BadMud(Rejected):
+    code = "firewall.mud.malformed"
+    advice = "The file is no MUD file of RFC 8520; the message names the place. Ask the manufacturer for a correct one."
+
+
+class MudUnsupported(Rejected):
+    code = "firewall.mud.unsupported"
+    advice = (
+        "Give the peers that the message asks for (--controller, --my-controller, --local-networks, ...), or leave out "
+        "what cannot be taken over with --partial: the list of it is printed."
+    )
+
+
+class MudPeers(Misuse):
+    code = "firewall.mud.peers"
+    advice = "Give --device an address (and, behind a gateway, its MAC), and peers as addresses, networks or DNS names."
+
+
+class MudUnsigned(Rejected):
+    code = "firewall.mud.unsigned"
+    advice = (
+        "Give --signature FILE.p7s and --trust CA.pem. Without a signature anybody on the way can have written the "
+        "file; --insecure-unsigned takes it all the same."
+    )
+
+
+class MudSignatureBad(Rejected):
+    code = "firewall.mud.signature"
+    advice = "Do not use the file: it is not what a trusted signer signed. Fetch file and signature again."
+
+
+class MudSignerRefused(Rejected):
+    code = "firewall.mud.signer"
+    advice = "The certificate that signed may not: RFC 8520 asks for digitalSignature and for the device's MUDsigner."
+
+
+class MudExport(Misuse):
+    code = "firewall.mud.export"
+    advice = "Give an https URL, a manufacturer and a model, and a policy with a [firewall] section."
