@@ -203,7 +203,7 @@ DNS_TYPES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbers:
-    """A key that takes numbers up to ``last``, rising ranges of them, and ``names``; ``prefixes`` open blocks of 256."""
+    """A key that takes numbers up to ``last``, rising ranges, and ``names``; ``prefixes`` open blocks of 256."""
 
     last: int
     names: Mapping[str, int] = field(default_factory=dict)

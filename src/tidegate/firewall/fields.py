@@ -49,7 +49,7 @@ class Unparsable(StrEnum):
     """What happens to bytes that are no message of the protocol."""
 
     DROP = "drop"
-    PASS = "pass"
+    PASS = "pass"  # noqa: S105 - a verdict, no password
 
 
 class WhenDown(StrEnum):
@@ -85,7 +85,7 @@ Matches = Annotated[tuple[FieldMatch, ...], Meta(max_length=MAX_MATCHES)]
 
 
 class FieldRules(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which messages reach a service: none that ``deny`` matches, and only those that ``allow`` matches if it is there."""
+    """Which messages reach a service: none that ``deny`` matches; where ``allow`` is there, only those it matches."""
 
     protocol: FieldProtocol
     mode: FieldMode = FieldMode.ENFORCE
