@@ -42,7 +42,7 @@ fn call(address: SocketAddr, duration: Duration) -> Result<(), Box<dyn std::erro
 
 fn reset_on_close(stream: &TcpStream) -> std::io::Result<()> {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    let size = size_of::<libc::linger>() as libc::socklen_t;
+    let size = u32::try_from(size_of::<libc::linger>()).unwrap_or(u32::MAX);
     // SAFETY: the descriptor is open for the whole call, and the pointer is to a value of the size that is given.
     let status = unsafe {
         libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size)

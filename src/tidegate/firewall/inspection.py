@@ -1,9 +1,8 @@
 """How packets of rules with content rules reach the inspector, and what becomes of those that do not. Pure.
 
 Three chains a hook, after the filter has let a packet through: ``fields_mark`` writes into the top byte of the packet's
-mark which content rule has to be satisfied; at ``QUEUE_PRIORITY`` the packet goes to the inspector (nft's ``queue``, or
-where the kernel lacks that, iptables' NFQUEUE in its ``security`` table, which has the same priority); ``fields_check``
-refuses what still has to be inspected. The inspector clears the top byte of what it lets pass, so without inspector,
+mark which content rule has to be satisfied; then the packet goes to the inspector (nft's ``queue``, or where the kernel
+lacks that, iptables' NFQUEUE in its ``security`` table, which ``xtqueue`` keeps); ``fields_check`` refuses what still has to be inspected. The inspector clears the top byte of what it lets pass, so without inspector,
 without queue or with a full one, nothing passes that the policy wants inspected. Packets of established connections go
 the same way: a connection that is older than the policy is no way around it.
 """
@@ -30,8 +29,9 @@ MARK_OPEN = 0x80000000  # may pass if nobody inspects it
 MARK_REST = 0x00FFFFFF  # what belongs to others
 ID_SHIFT = 24
 QUEUE = 5454  # NFQUEUE's number, of 65,536
-QUEUE_PRIORITY = 50  # that of iptables' security table (linux/netfilter_ipv4.h)
-_MARK_PRIORITY, _CHECK_PRIORITY = QUEUE_PRIORITY - 10, QUEUE_PRIORITY + 10
+QUEUE_PRIORITY = 50
+# Behind both queues: iptables-nft gives its security table 150, three times what the kernel's header says.
+_MARK_PRIORITY, _CHECK_PRIORITY = QUEUE_PRIORITY - 10, 160
 
 
 def add_inspection(block: Block, ruleset: Ruleset, *, queue: bool) -> None:
