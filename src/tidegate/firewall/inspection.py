@@ -2,9 +2,10 @@
 
 Three chains a hook, after the filter has let a packet through: ``fields_mark`` writes into the top byte of the packet's
 mark which content rule has to be satisfied; then the packet goes to the inspector (nft's ``queue``, or where the kernel
-lacks that, iptables' NFQUEUE in its ``security`` table, which ``xtqueue`` keeps); ``fields_check`` refuses what still has to be inspected. The inspector clears the top byte of what it lets pass, so without inspector,
-without queue or with a full one, nothing passes that the policy wants inspected. Packets of established connections go
-the same way: a connection that is older than the policy is no way around it.
+lacks that, iptables' NFQUEUE in its ``security`` table, which ``xtqueue`` keeps); ``fields_check`` refuses what still
+has to be inspected. The inspector clears the top byte of what it lets pass, so without inspector, without queue or with
+a full one, nothing passes that the policy wants inspected. Packets of established connections go the same way: a
+connection that is older than the policy is no way around it.
 """
 
 from __future__ import annotations
