@@ -311,3 +311,16 @@ class MudSignerRefused(Rejected):
 class MudExport(Misuse):
     code = "firewall.mud.export"
     advice = "Give an https URL, a manufacturer and a model, and a policy with a [firewall] section."
+
+
+# -- checks --
+
+
+class FieldsOverlap(Rejected):
+    code = "firewall.check.fields-overlap"
+    advice = "Give both rules the same fields, or make their peers, interfaces or ports disjoint."
+
+
+class TooManyOverlaps(Rejected):
+    code = "firewall.check.too-many-overlaps"
+    advice = "Write one rule with a named list of peers instead of many rules on the same ports."
