@@ -78,11 +78,13 @@ fn segments_that_do_not_follow_are_malformed() {
     ] {
         malformed(&rule, &[first.clone(), next].concat(), false);
     }
-    let mut other = link(0xc4, &[0x81, 1]); // of another master
-    other[6] = 2;
-    let sum = super::super::dnp3::checksum(&other[..8]);
-    other[8..10].copy_from_slice(&sum);
-    malformed(&rule, &[first.clone(), other].concat(), false);
+    for place in [4, 6] {
+        let mut other = link(0xc4, &[0x81, 1]); // for another outstation, of another master
+        other[place] = 2;
+        let sum = super::super::dnp3::checksum(&other[..8]);
+        other[8..10].copy_from_slice(&sum);
+        malformed(&rule, &[first.clone(), other].concat(), false);
+    }
     malformed(&rule, &link(0xc4, &[0x81, 0xc1, 1]), false); // it does not begin
     malformed(&rule, &first, true); // a datagram with half a fragment
     passes(&rule, &[first, link(0xc4, &[0x81, 1])].concat(), false);

@@ -77,6 +77,7 @@ fn options_are_read_and_nothing_else() {
     malformed(&rule, &with([1, 0, 0, 1], &[&OPT[..9], &[255, 255]].concat()), true);
     // a second question, also hidden behind a count of one
     malformed(&rule, &with([2, 0, 0, 0], &question), true);
+    malformed(&rule, &with([2, 0, 0, 0], &[]), true);
     malformed(&rule, &with([1, 0, 0, 0], &question), true);
     malformed(&rule, &with([0, 0, 0, 0], &[]), true);
     malformed(&rule, &with([1, 1, 0, 0], &OPT), true);
@@ -113,8 +114,13 @@ fn names_that_loop_or_grow_are_malformed() {
     for pointer in [&[0xc0, 12][..], &[0xc0, 0], &[1, b'a', 0xc0, 12], &[0x40, 1], &[0x80, 1]] {
         malformed(&rule, &query_with(0, [1, 0, 0, 0], &[pointer, &[0, 1, 0, 1]].concat()), true);
     }
+    let every = super::rule("dns", r#"[{"types":[[0,65535]]}]"#, "[]");
+    for length in [64_u8, 192] {
+        let label = [&[length][..], &vec![b'a'; length.into()], &[0, 0, 1, 0, 1]].concat();
+        malformed(&every, &query_with(0, [1, 0, 0, 0], &label), true); // a pointer or another type, not a long label
+    }
     let long = [&[63; 64][..]; 4].concat(); // 4 labels of 63 bytes and the end: 257
-    malformed(&rule, &query_with(0, [1, 0, 0, 0], &[&long[..], &[0, 0, 1, 0, 1]].concat()), true);
+    malformed(&every, &query_with(0, [1, 0, 0, 0], &[&long[..], &[0, 0, 1, 0, 1]].concat()), true);
 }
 
 #[test]
