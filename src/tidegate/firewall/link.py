@@ -46,6 +46,7 @@ _ALL_FLAGS = FIN | SYN | RST | PSH | ACK | URG
 # (mask, value): flags that no stack sends together: SYN+FIN, SYN+RST, FIN without ACK (Xmas among them), none at all.
 ODD_FLAGS = ((SYN | FIN, SYN | FIN), (SYN | RST, SYN | RST), (FIN | ACK, FIN), (_ALL_FLAGS, 0))
 _FLAG_NAMES = {FIN: "fin", SYN: "syn", RST: "rst", PSH: "psh", ACK: "ack", URG: "urg"}
+_FIRST = "ip frag-off & 0x1fff == 0"  # not a later fragment
 _ND = "icmpv6 type { 133, 134, 135, 136, 137 }"  # RFC 4861: neighbours must find each other in a storm, too
 
 
@@ -279,19 +280,21 @@ def _binding_lines(block: Block, name: str, link: LinkPlan, refusal: str) -> lis
 
 
 def _bogon_lines(block: Block, name: str, refusals: Mapping[Reason, str]) -> list[str]:
+    """A later fragment has no header of its protocol, and at this hook the kernel would read its data for one."""
     unconfigured = block.chain(
         f"{name}_bogon",
         [
-            "ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 return",
+            f"{_FIRST} ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 return",
             "ip saddr 0.0.0.0 ip protocol 2 return",
             refusals[Reason.BOGON],
         ],
     )
     odd = [f"tcp flags & {_flags(mask)} == {_flags(value)} {refusals[Reason.FLAGS]}" for mask, value in ODD_FLAGS]
+    flags = block.chain(f"{name}_odd", ["ip frag-off & 0x1fff != 0 return", *odd])
     return [
         f"ip saddr {_among(BOGONS4)} jump {unconfigured}",
         f"ip6 saddr {_among(BOGONS6)} {refusals[Reason.BOGON]}",
-        *odd,
+        f"meta l4proto 6 jump {flags}",
     ]
 
 
