@@ -31,10 +31,10 @@ DEFAULT_CACHE_HOURS = 48
 _MUD, _ACLS = "ietf-mud:mud", "ietf-access-control-list:acls"
 _DRAFT_ACLS = "ietf-access-control-list:access-lists"
 _FAMILIES = {"ipv4-acl-type": 4, "ipv6-acl-type": 6}
-_KNOWN = frozenset(
-    "mud-version mud-url mud-signature last-update cache-validity is-supported systeminfo mfg-name model-name "
-    "firmware-rev software-rev documentation extensions from-device-policy to-device-policy".split()
-)
+_SHOWN = ("systeminfo", "mfg-name", "model-name", "firmware-rev", "software-rev", "documentation", "extensions")
+_POLICIES = ("from-device-policy", "to-device-policy")
+_KNOWN = {"mud-version", "mud-url", "mud-signature", "last-update", "cache-validity", "is-supported"}
+_KNOWN |= {*_SHOWN, *_POLICIES}
 
 
 class Side(StrEnum):
