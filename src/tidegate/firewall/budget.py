@@ -94,6 +94,8 @@ def _limit_elements(rule: Rule) -> int:
     if limit is None:
         return 0
     per_source = sum(kind is not None for kind in (limit.new_per_s, limit.connections))
+    if rule.syn_proxy and limit.new_per_s is not None:
+        per_source += 1  # handshakes are metered apart
     return 2 * limit.sources * per_source + (0 if limit.total_connections is None else ONE_FOR_ALL)
 
 
