@@ -1,17 +1,22 @@
-"""``tidegate firewall``: plan, apply, confirm, roll back, show; ban and unban."""
+"""``tidegate firewall``: plan, apply, confirm, roll back, show; the other verbs stand in files of their own."""
 
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tidegate.cli import (
+    firewall_bans,
+    firewall_fields,
+    firewall_lockdown,
+    firewall_plan,
+    firewall_why,
+)
 from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
 
 if TYPE_CHECKING:
-    from tidegate.firewall.model import Packet
     from tidegate.firewall.section import FirewallSection
 
 _STATE = "/var/lib/tidegate/firewall"
@@ -21,15 +26,19 @@ def build(parser: argparse.ArgumentParser) -> None:
     """Add the verbs."""
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    plan = add_verb(verbs, "plan", "say what a policy's [firewall] section means and what is wrong with it")
-    plan.add_argument("policy", type=Path, metavar="POLICY.toml", help="the policy as an operator writes it")
-    plan.add_argument("--nft", action="store_true", help="print the nftables transaction instead")
-    plan.set_defaults(run=run_plan)
+    firewall_plan.add(verbs, _STATE)
 
     apply = add_verb(verbs, "apply", "put a policy's [firewall] section in force until it is confirmed")
     apply.add_argument("policy", type=Path, metavar="POLICY.toml", help="the policy as an operator writes it")
     apply.add_argument(
         "--confirm-timeout", type=float, metavar="SECONDS", help="roll back after so long; default: the policy's"
+    )
+    apply.add_argument(
+        "--cut",
+        action="append",
+        default=[],
+        metavar="ADDR",
+        help="let the policy end the managing session from this address; repeatable",
     )
     _add_state(apply)
     apply.set_defaults(run=run_apply)
@@ -44,63 +53,45 @@ def build(parser: argparse.ArgumentParser) -> None:
         _add_state(verb)
         verb.set_defaults(run=function)
 
-    ban = add_verb(verbs, "ban", "drop everything from an address for a time")
-    ban.add_argument("address", metavar="ADDR", help="one IPv4 or IPv6 address")
-    ban.add_argument("--for", dest="seconds", type=int, default=600, metavar="SECONDS", help="how long; default 600")
-    ban.set_defaults(run=run_ban)
-    unban = add_verb(verbs, "unban", "lift a ban")
-    unban.add_argument("address", metavar="ADDR", help="the banned address")
-    unban.set_defaults(run=run_unban)
-    add_verb(verbs, "bans", "list the bans in force").set_defaults(run=run_bans)
-
-
-def run_plan(arguments: argparse.Namespace, output: Output) -> int:
-    """Print the meaning and the findings, or the transaction; 1 when an error finding stands."""
-    from tidegate.firewall.checks import Severity, check_ruleset, count_elements
-    from tidegate.firewall.compile import encode_ruleset
-    from tidegate.firewall.model import plan_ruleset
-
-    ruleset = plan_ruleset(_read_section(arguments.policy))
-    findings = check_ruleset(ruleset)
-    text = encode_ruleset(ruleset)
-    if arguments.nft:
-        output.line(text.rstrip())
-    else:
-        output.line(f"mode {ruleset.mode}, default {ruleset.default}, egress {ruleset.egress_default}")
-        rows = [
-            (direction, service.name, service.protocol, _words(service.spans), _words(service.interfaces) or "all")
-            for direction, services in (("in", ruleset.services), ("out", ruleset.egress))
-            for service in services
-        ]
-        output.table(("way", "service", "protocol", "ports", "interfaces"), rows)
-        output.line(f"at most {count_elements(ruleset)} set elements of {ruleset.set_budget}")
-        for finding in findings:
-            output.line(f"{finding.severity}: {finding.message} [{finding.code}]")
-    output.result(
-        {
-            "mode": ruleset.mode,
-            "elements": count_elements(ruleset),
-            "findings": [
-                {"severity": one.severity, "code": one.code, "subject": one.subject, "message": one.message}
-                for one in findings
-            ],
-            "nft": text,
-        }
-    )
-    return 1 if any(finding.severity is Severity.ERROR for finding in findings) else 0
+    thresholds = add_verb(verbs, "thresholds", "show what limits and water marks remember: who, how full, until when")
+    thresholds.add_argument("--all", action="store_true", help="name every source, not only those that are refused")
+    thresholds.set_defaults(run=run_thresholds)
+    for part in (
+        firewall_bans,
+        firewall_lockdown,
+        firewall_fields,
+        firewall_why,
+                ):
+        part.add(verbs)
 
 
 def run_apply(arguments: argparse.Namespace, output: Output) -> int:
     """Apply, guarded, and say how to keep it."""
+    from ipaddress import ip_address
+
+    from tidegate.firewall.bans import parse_address
     from tidegate.firewall.commit import apply_section, effective_digest
 
     section = _read_section(arguments.policy)
     timeout_s = section.confirm_timeout_s if arguments.confirm_timeout is None else arguments.confirm_timeout
-    apply_section(section, state_dir=arguments.state, confirm_timeout_s=timeout_s, must_pass=_own_session())
+    cut = [ip_address(parse_address(one)) for one in arguments.cut]
+    change = apply_section(section, state_dir=arguments.state, confirm_timeout_s=timeout_s, cut=cut)
     digest = effective_digest()
     output.line(f"In force, not confirmed: {digest}")
+    for device in change.missing_devices:
+        output.line(f"warning: there is no device {device}; its layer-2 rules wait for it")
+    for name in change.unset:
+        output.line(f"warning: the kernel setting {name} could not be set here")
     output.line(f"Keep it within {timeout_s:g} s: tidegate firewall confirm --state {arguments.state}")
-    output.result({"state": "pending", "digest": digest, "confirm_timeout_s": timeout_s})
+    output.result(
+        {
+            "state": "pending",
+            "digest": digest,
+            "confirm_timeout_s": timeout_s,
+            "missing_devices": list(change.missing_devices),
+            "unset": list(change.unset),
+        }
+    )
     return 0
 
 
@@ -127,13 +118,33 @@ def run_rollback(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def run_restore(arguments: argparse.Namespace, output: Output) -> int:
-    """Load the last confirmed ruleset; 1 when there is none."""
+    """Load the last confirmed ruleset and the bans that were in force; 1 when nothing was ever confirmed."""
+    import time
+
+    from tidegate.firewall.banrestore import restore_bans
     from tidegate.firewall.commit import restore_last_confirmed
 
-    digest = restore_last_confirmed(arguments.state)
-    output.line("Nothing was ever confirmed here." if digest is None else f"In force: {digest}")
-    output.result({"state": "none" if digest is None else "confirmed", "digest": digest})
-    return 1 if digest is None else 0
+    restored = restore_last_confirmed(arguments.state)
+    if restored is None:
+        output.line("Nothing was ever confirmed here.")
+        output.result({"state": "none", "digest": None})
+        return 1
+    output.line(f"In force{', locked down' if restored.locked else ''}: {restored.digest}")
+    for device in restored.missing_devices:
+        output.line(f"There is no device {device} yet; its layer-2 rules wait for it.")
+    bans = restore_bans(arguments.state, time.time())
+    output.line(f"{bans.restored} bans go on; {bans.expired} ended meanwhile, {bans.protected} are protected now.")
+    if bans.full or bans.corrupt:
+        output.line(f"warning: {bans.full} bans found no room, {bans.corrupt} records cannot be read")
+    output.result(
+        {
+            "state": "locked-down" if restored.locked else "confirmed",
+            "digest": restored.digest,
+            "missing_devices": list(restored.missing_devices),
+            "bans": {"restored": bans.restored, "expired": bans.expired, "corrupt": bans.corrupt, "full": bans.full},
+        }
+    )
+    return 0
 
 
 def run_show(arguments: argparse.Namespace, output: Output) -> int:
@@ -158,34 +169,38 @@ def run_show(arguments: argparse.Namespace, output: Output) -> int:
     return 0 if listings[TABLE] is not None else 1
 
 
-def run_ban(arguments: argparse.Namespace, output: Output) -> int:
-    """Ban one address."""
-    from tidegate.firewall.bans import Bans
+def run_thresholds(arguments: argparse.Namespace, output: Output) -> int:
+    """Print the state of every meter; 1 when no ruleset of ours is in force."""
+    from tidegate.firewall.compile import TABLE
+    from tidegate.firewall.nft import Nft
+    from tidegate.firewall.thresholds import Table, parse_meters
 
-    Bans().ban(arguments.address, arguments.seconds)
-    output.line(f"{arguments.address} is banned for {arguments.seconds} s.")
-    output.result({"address": arguments.address, "seconds": arguments.seconds})
-    return 0
-
-
-def run_unban(arguments: argparse.Namespace, output: Output) -> int:
-    """Lift one ban."""
-    from tidegate.firewall.bans import Bans
-
-    Bans().unban(arguments.address)
-    output.line(f"{arguments.address} is not banned any more.")
-    output.result({"address": arguments.address})
-    return 0
-
-
-def run_bans(_arguments: argparse.Namespace, output: Output) -> int:
-    """List the bans."""
-    from tidegate.firewall.bans import Bans
-
-    bans = Bans().list_bans()
-    output.table(("address", "seconds left"), [(ban.address, f"{ban.remaining_s:.0f}") for ban in bans])
-    output.result({"bans": [{"address": str(ban.address), "remaining_s": ban.remaining_s} for ban in bans]})
-    return 0
+    listing = Nft.open().list_table(TABLE, stateless=False)
+    meters = parse_meters(listing or "")
+    rows = [
+        (meter.rule, meter.table, f"{len(meter.sources):,} of {meter.size:,}", "full" if meter.is_full else "")
+        for meter in meters
+    ]
+    output.table(("rule", "table", "sources", ""), rows)
+    for meter in meters:
+        if arguments.all or meter.table is Table.HOT:
+            for source, left_s in meter.sources:
+                until = "" if left_s is None else f", {left_s:.0f} s left"
+                output.line(f"{meter.rule}: {source} {meter.table}{until}")
+    output.result(
+        {
+            "meters": [
+                {
+                    "rule": meter.rule,
+                    "table": meter.table,
+                    "size": meter.size,
+                    "sources": [{"source": source, "left_s": left_s} for source, left_s in meter.sources],
+                }
+                for meter in meters
+            ]
+        }
+    )
+    return 0 if listing is not None else 1
 
 
 def _add_state(parser: argparse.ArgumentParser) -> None:
@@ -195,37 +210,15 @@ def _add_state(parser: argparse.ArgumentParser) -> None:
 
 
 def _read_section(path: Path) -> FirewallSection:
-    """Return the policy's section; without one, the empty section, whose check then says what is missing."""
+    """Return the policy's section; without one, the empty section, whose check then says what is missing.
+
+    Whatever is wrong with it is told with its line, before anything is touched.
+    """
     from tidegate.base.durable import read_file_bounded
     from tidegate.firewall.section import FirewallSection
-    from tidegate.policy.document import MAX_POLICY_BYTES, parse_policy
+    from tidegate.policy.check import read_ruleset
+    from tidegate.policy.document import MAX_POLICY_BYTES
 
     text = read_file_bounded(path, limit_bytes=MAX_POLICY_BYTES).decode(errors="replace")
-    return parse_policy(text, name=path.name).firewall or FirewallSection()
-
-
-def _own_session() -> list[Packet]:
-    """Return the SSH session that runs this command as a packet that must pass; nothing on a console."""
-    from ipaddress import ip_address
-
-    from tidegate.firewall.model import Packet
-    from tidegate.firewall.section import Protocol
-
-    words = os.environ.get("SSH_CONNECTION", "").split()
-    try:
-        source, source_port, destination, port = words
-        session = Packet(
-            interface=None,
-            source=ip_address(source.partition("%")[0]),
-            destination=ip_address(destination.partition("%")[0]),
-            protocol=Protocol.TCP,
-            port=int(port),
-            source_port=int(source_port),
-        )
-    except ValueError:
-        return []  # no SSH session, or a variable that somebody else made up
-    return [session]
-
-
-def _words(values: tuple[object, ...]) -> str:
-    return ", ".join(str(value) for value in values)
+    policy, _ = read_ruleset(text, path.name)
+    return policy.firewall or FirewallSection()

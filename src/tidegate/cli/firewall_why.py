@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from ipaddress import ip_address
@@ -59,6 +60,8 @@ def run_why(arguments: argparse.Namespace, output: Output, section: FirewallSect
     question = parse_question([arguments.source, *arguments.words], interface=arguments.interface, mac=arguments.mac)
     if arguments.policy is not None:
         section = _read_section(arguments.policy)
+    elif section is None:
+        section = _section_in_force()
     ruleset = None if section is None else plan_ruleset(section)
     _check_options(arguments, ruleset)
     probe = plan_unrouted(question) if arguments.model_only else prepare_probe(question)
@@ -188,6 +191,13 @@ def _read_bans() -> list[Prefix]:
         return []
     finally:
         bans.close()
+
+
+def _section_in_force() -> FirewallSection | None:
+    """Return the policy in force on this machine, where it can be read."""
+    from tidegate.firewall.statefolder import DEFAULT_STATE, load_section_in_force
+
+    return load_section_in_force() if os.geteuid() == 0 and DEFAULT_STATE.exists() else None
 
 
 def _read_section(path: Path) -> FirewallSection:
