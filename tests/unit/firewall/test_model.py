@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import msgspec
 import pytest
 
-from tidegate.firewall.model import Direction, Icmp, Packet, State, Verdict, evaluate_packet, plan_ruleset
+from tidegate.firewall.evaluate import evaluate_packet, explain_packet
+from tidegate.firewall.model import Direction, Icmp, Packet, Ruleset, State, Verdict, plan_ruleset
 from tidegate.firewall.section import FirewallSection, Protocol
 
 SECTION: dict[str, Any] = {
+    "zones": {"lan": {"interfaces": ["eth0", "eth1"]}, "wan": {"interfaces": ["wan0"]}},
     "management": {"peers": ["192.0.2.0/24"], "service": "ssh", "egress": "manager"},
     "services": {
         "ssh": {"protocol": "tcp", "ports": [22], "peers": []},
@@ -22,13 +25,75 @@ SECTION: dict[str, Any] = {
             "interfaces": ["eth0"],
             "limit": {"new_per_s": 1},
         },
-        "web-lan": {"protocol": "tcp", "ports": ["80-81"], "peers": ["10.0.0.0/8"]},
+        "web-lan": {"protocol": "tcp", "ports": ["80-81"], "peers": ["10.0.0.0/8", "!10.1.1.9"]},
+        "kept": {"protocol": "tcp", "ports": [9000], "peers": ["any"], "lockdown": True},
+        "plc": {"protocol": "tcp", "ports": [502], "peers": ["10.0.0.0/8"], "fields": "reads", "lockdown": True},
+        "flow": {
+            "protocol": "udp",
+            "ports": [5000],
+            "peers": ["any"],
+            "thresholds": [{"high": 5, "count": "packets"}],
+        },
+        "seen": {"protocol": "udp", "ports": [5001], "peers": ["any"], "mode": "observe", "thresholds": [{"high": 5}]},
+        "panel": {"protocol": "udp", "ports": [6000], "peers": ["aa:bb:cc:dd:ee:ff", "panel.example.org"]},
+        "igmp": {"protocol": "igmp", "peers": ["10.0.0.0/8"]},
     },
-    "egress": {"default": "deny", "services": {"manager": {"protocol": "tcp", "ports": [443], "peers": ["any"]}}},
+    "fields": {"reads": {"protocol": "modbus", "allow": [{"functions": [3]}]}},
+    "egress": {
+        "default": "deny",
+        "services": {
+            "manager": {"protocol": "tcp", "ports": [443], "peers": ["any"]},
+            "time": {"protocol": "udp", "ports": [123], "peers": ["time.example.org"], "lockdown": True},
+        },
+    },
+    "routes": {
+        "out": {
+            "protocol": "tcp",
+            "ports": [443],
+            "sources": ["10.0.0.0/8"],
+            "destinations": ["any", "!198.51.100.9"],
+            "from_zones": ["lan"],
+            "to_zones": ["wan"],
+            "lockdown": True,
+        },
+        "slow": {
+            "protocol": "tcp",
+            "ports": [8443],
+            "sources": ["10.0.0.0/8"],
+            "destinations": ["any"],
+            "from_zones": ["lan"],
+            "to_zones": ["wan"],
+            "limit": {"new_per_s": 1},
+        },
+    },
+    "nat": {
+        "port_forwards": {
+            "camera": {
+                "protocol": "tcp",
+                "port": 8443,
+                "zones": ["wan"],
+                "peers": ["any"],
+                "to": "10.0.0.7",
+                "to_port": 4443,
+            }
+        }
+    },
     "bans": {"never": ["203.0.113.9"]},
 }
 
 A, D, R = Verdict.ACCEPT, Verdict.DROP, Verdict.REJECT
+IN, OUT, THROUGH = Direction.IN, Direction.OUT, Direction.THROUGH
+OPENED: dict[str, Any] = {"state": State.ESTABLISHED}
+RELATED: dict[str, Any] = {"state": State.RELATED}
+OVER: dict[str, Any] = {"over_threshold": True}
+UDP: dict[str, Any] = {"protocol": Protocol.UDP}
+BANNED = (ip_address("203.0.113.8"), ip_address("203.0.113.9"), ip_address("192.0.2.5"), ip_network("203.0.114.0/24"))
+PANEL = ip_address("10.0.0.88")
+RESOLVED = {"panel.example.org": {PANEL: 60}, "time.example.org": {ip_address("198.51.100.123"): 60}}
+
+
+def ruleset(**changes: Any) -> Ruleset:
+    return plan_ruleset(msgspec.convert({**SECTION, **changes}, FirewallSection))
 
 
 def packet(source: str, port: int = 0, **more: Any) -> Packet:
@@ -42,56 +107,153 @@ def packet(source: str, port: int = 0, **more: Any) -> Packet:
     return Packet(**(values | more))
 
 
-OUT = {"direction": Direction.OUT}
+def out(destination: str, port: int = 0, **more: Any) -> Packet:
+    return packet("10.0.0.1", port, direction=OUT, destination=ip_address(destination), **more)
 
 
-@pytest.mark.parametrize(
-    ("probe", "enforce", "lockdown"),
-    [
-        (packet("192.0.2.5", 22), A, A),
-        (packet("192.0.2.5", 22, state=State.ESTABLISHED), A, A),
-        (packet("192.0.2.5", 22, state=State.INVALID), D, D),
-        (packet("198.51.100.5", 22), D, D),
-        (packet("198.51.100.5", 80), A, D),
-        (packet("198.51.100.5", 80, state=State.ESTABLISHED), A, D),
-        (packet("198.51.100.5", 80, interface="eth1"), D, D),
-        (packet("198.51.100.5", 80, over_threshold=True), D, D),
-        (packet("10.1.1.1", 80, over_threshold=True), A, D),  # the other service allows it
-        (packet("10.1.1.1", 81, interface="eth1"), A, D),
-        (packet("10.1.1.1", 82), D, D),
-        (packet("10.1.1.1", 80, protocol=Protocol.UDP), D, D),
-        (packet("127.0.0.1", 9999, interface="lo"), A, A),
-        (packet("198.51.100.5", icmp=Icmp.ECHO_REQUEST), A, D),
-        (packet("198.51.100.5", icmp=Icmp.ECHO_REQUEST, over_threshold=True), D, D),
-        (packet("fe80::5", icmp=Icmp.NEIGHBOUR_SOLICIT, hop_limit=255, state=State.UNTRACKED), A, A),
-        (packet("fe80::5", icmp=Icmp.NEIGHBOUR_SOLICIT, hop_limit=254, state=State.UNTRACKED), D, D),
-        (packet("fe80::5", icmp=Icmp.ROUTER_SOLICIT, hop_limit=255, state=State.UNTRACKED), D, D),
-        (packet("fe80::5", icmp=Icmp.LISTENER_QUERY, hop_limit=1, state=State.UNTRACKED), A, A),
-        (packet("2001:db8::5", icmp=Icmp.LISTENER_QUERY, hop_limit=1, state=State.UNTRACKED), D, D),
-        (packet("198.51.100.5", icmp=Icmp.OTHER, state=State.RELATED), A, A),
-        (packet("198.51.100.5", 5555, source_port=443, state=State.ESTABLISHED), A, A),
-        (packet("198.51.100.5", 5555, source_port=443), D, D),
-        (packet("10.0.0.1", 443, **OUT), A, A),
-        (packet("10.0.0.1", 444, **OUT), R, R),
-        (packet("10.0.0.1", 5555, source_port=22, destination=ip_address("192.0.2.5"), **OUT), R, A),
-        (packet("10.0.0.1", 5555, source_port=80, state=State.ESTABLISHED, **OUT), A, R),
-        (packet("fe80::1", icmp=Icmp.NEIGHBOUR_SOLICIT, **OUT), A, A),
-        (packet("198.51.100.5", 22, direction=Direction.THROUGH), D, D),
-        (packet("203.0.113.8", 80), D, D),  # banned
-        (packet("203.0.113.9", 80), A, D),  # banned, but never to be
-    ],
-)
-def test_verdicts(probe: Packet, enforce: Verdict, lockdown: Verdict) -> None:
-    banned = frozenset({ip_address("203.0.113.8"), ip_address("203.0.113.9"), ip_address("192.0.2.5")})
-    for mode, verdict in (("enforce", enforce), ("lockdown", lockdown), ("observe", A)):
-        ruleset = plan_ruleset(msgspec.convert({**SECTION, "mode": mode}, FirewallSection))
-        assert evaluate_packet(ruleset, probe, banned=banned) is verdict, mode
+def through(source: str, destination: str, port: int = 0, **more: Any) -> Packet:
+    sides = {"interface": "eth0", "out_interface": "wan0"} | more
+    return packet(source, port, direction=THROUGH, destination=ip_address(destination), **sides)
+
+
+PING: dict[str, Any] = {"protocol": Protocol.PING, "icmp": Icmp.ECHO_REQUEST}
+
+
+def talk(icmp: Icmp, hop_limit: int = 255) -> dict[str, Any]:
+    return {"icmp": icmp, "hop_limit": hop_limit, "state": State.UNTRACKED}
+
+
+# the packet; in enforce, in lockdown; the rule in enforce, in lockdown
+ROWS: list[tuple[Packet, Verdict, Verdict, str, str]] = [
+    (packet("192.0.2.5", 22), A, A, "management", "management"),
+    (packet("192.0.2.5", 22, **OVER), A, A, "management", "management"),
+    (packet("192.0.2.5", 22, **OPENED), A, A, "management", "management"),
+    (packet("192.0.2.5", 22, state=State.INVALID), D, D, "invalid", "invalid"),
+    (packet("198.51.100.5", 22), D, D, "default", "lockdown"),
+    (packet("198.51.100.5", 80), A, D, "services.web", "lockdown"),
+    (packet("198.51.100.5", 80, **OPENED), A, D, "established", "lockdown"),
+    (packet("198.51.100.5", 80, interface="eth1"), D, D, "default", "lockdown"),
+    (packet("198.51.100.5", 80, interface=None), A, D, "services.web", "lockdown"),
+    (packet("198.51.100.5", 80, **OVER), D, D, "default", "lockdown"),
+    (packet("10.1.1.1", 80, **OVER), A, D, "services.web-lan", "lockdown"),  # the other service allows it
+    (packet("10.1.1.1", 81, interface="eth1"), A, D, "services.web-lan", "lockdown"),
+    (packet("10.1.1.9", 81), D, D, "default", "lockdown"),  # excluded
+    (packet("10.1.1.1", 82), D, D, "default", "lockdown"),
+    (packet("10.1.1.1", 80, **UDP), D, D, "default", "lockdown"),
+    (packet("198.51.100.5", 9000), A, A, "services.kept", "services.kept"),
+    (packet("198.51.100.5", 9000, **OPENED), A, A, "established", "services.kept"),
+    (packet("10.1.1.1", 502), A, A, "services.plc", "services.plc"),
+    (packet("10.1.1.1", 5000, **UDP), A, D, "services.flow", "lockdown"),
+    (packet("10.1.1.1", 5000, **UDP, **OVER), D, D, "services.flow", "lockdown"),
+    (packet("10.1.1.1", 5000, **UDP, **OVER, **OPENED), D, D, "services.flow", "lockdown"),  # it counts every packet
+    (packet("10.1.1.1", 5001, **UDP, **OVER), A, D, "services.seen", "lockdown"),  # only observed
+    (packet("10.1.1.1", 6000, **UDP), D, D, "default", "lockdown"),
+    (packet("10.1.1.1", 6000, **UDP, mac="aa:bb:cc:dd:ee:ff"), A, D, "services.panel", "lockdown"),
+    (packet("10.1.1.1", 6000, **UDP, mac="aa:bb:cc:dd:ee:fe"), D, D, "default", "lockdown"),
+    (packet(str(PANEL), 6000, **UDP), A, D, "services.panel", "lockdown"),
+    (packet("10.1.1.1", protocol=Protocol.IGMP), A, D, "services.igmp", "lockdown"),
+    (packet("198.51.100.5", protocol=Protocol.IGMP), D, D, "default", "lockdown"),
+    (packet("198.51.100.5", protocol=Protocol.GRE), D, D, "default", "lockdown"),
+    (packet("127.0.0.1", 9999, interface="lo"), A, A, "loopback", "loopback"),
+    (packet("198.51.100.5", **PING), A, D, "ping", "lockdown"),
+    (packet("198.51.100.5", **PING, **OVER), D, D, "default", "lockdown"),
+    (packet("fe80::5", **talk(Icmp.NEIGHBOUR_SOLICIT)), A, A, "neighbours", "neighbours"),
+    (packet("fe80::5", **talk(Icmp.NEIGHBOUR_SOLICIT, 254)), D, D, "default", "lockdown"),
+    (packet("fe80::5", **talk(Icmp.ROUTER_SOLICIT)), D, D, "default", "lockdown"),
+    (packet("fe80::5", **talk(Icmp.LISTENER_QUERY, 1)), A, A, "neighbours", "neighbours"),
+    (packet("2001:db8::5", **talk(Icmp.LISTENER_QUERY, 1)), D, D, "default", "lockdown"),
+    (packet("198.51.100.5", icmp=Icmp.OTHER, **RELATED), A, A, "established", "lockdown"),
+    (packet("198.51.100.5", 5555, source_port=443, **OPENED), A, A, "established", "egress.manager"),
+    (packet("198.51.100.5", 5555, source_port=443), D, D, "default", "lockdown"),
+    (packet("203.0.113.8", 80), D, D, "bans", "bans"),
+    (packet("203.0.114.77", 80), D, D, "bans", "bans"),  # inside a banned prefix
+    (packet("203.0.113.9", 80), A, D, "services.web", "lockdown"),  # banned, but never to be
+    (packet("203.0.113.8", 80, interface="lo"), A, A, "loopback", "loopback"),
+    (out("198.51.100.5", 443), A, A, "egress.manager", "management"),
+    (out("198.51.100.5", 444), R, R, "egress", "lockdown"),
+    (out("198.51.100.123", 123, **UDP), A, A, "egress.time", "egress.time"),
+    (out("198.51.100.124", 123, **UDP), R, R, "egress", "lockdown"),  # the name stands for another address
+    (out("192.0.2.5", 5555, source_port=22), R, A, "egress", "management"),
+    (out("10.1.1.1", 5555, source_port=80, **OPENED), A, R, "established", "lockdown"),
+    (out("10.1.1.1", 5555, source_port=9000, **OPENED), A, A, "established", "services.kept"),
+    (out("fe80::1", icmp=Icmp.NEIGHBOUR_SOLICIT), A, A, "neighbours", "neighbours"),
+    (out("fe80::1", icmp=Icmp.ROUTER_ADVERT), R, R, "egress", "lockdown"),
+    (out("203.0.113.8", 443), A, A, "egress.manager", "management"),  # a ban is about what comes
+    (through("10.1.1.1", "198.51.100.5", 443), A, A, "routes.out", "routes.out"),
+    (through("10.1.1.1", "198.51.100.9", 443), D, D, "forward", "lockdown"),  # excluded
+    (through("10.1.1.1", "198.51.100.5", 444), D, D, "forward", "lockdown"),
+    (through("172.16.1.1", "198.51.100.5", 443), D, D, "forward", "lockdown"),
+    (through("10.1.1.1", "198.51.100.5", 443, interface="wan0"), D, D, "forward", "lockdown"),
+    (through("10.1.1.1", "198.51.100.5", 443, out_interface="eth1"), D, D, "forward", "lockdown"),
+    (through("10.1.1.1", "198.51.100.5", 443, state=State.INVALID), D, A, "invalid", "routes.out"),
+    (through("10.1.1.1", "198.51.100.5", 8443), A, D, "routes.slow", "lockdown"),
+    (through("10.1.1.1", "198.51.100.5", 8443, **OVER), D, D, "forward", "lockdown"),
+    (
+        through("198.51.100.5", "10.1.1.1", 5555, source_port=443, interface="wan0", out_interface="eth0", **OPENED),
+        A,
+        A,
+        "established",
+        "routes.out",
+    ),
+    (through("203.0.113.8", "10.0.0.7", 4443, interface="wan0", out_interface="eth0"), D, D, "bans", "bans"),
+    (  # described as it is after the translation
+        through("198.51.100.5", "10.0.0.7", 4443, interface="wan0", out_interface="eth0", translated=True),
+        A,
+        D,
+        "port-forwards.camera",
+        "lockdown",
+    ),
+    (through("198.51.100.5", "10.0.0.7", 4443, interface="wan0", out_interface="eth0"), D, D, "forward", "lockdown"),
+]
+
+
+@pytest.mark.parametrize(("probe", "enforce", "lockdown", "rule", "locked_rule"), ROWS)
+def test_verdicts(probe: Packet, enforce: Verdict, lockdown: Verdict, rule: str, locked_rule: str) -> None:
+    for mode, verdict, by in (("enforce", enforce, rule), ("lockdown", lockdown, locked_rule)):
+        decision = explain_packet(ruleset(mode=mode), probe, banned=BANNED, resolved=RESOLVED)
+        assert (decision.verdict, decision.rule) == (verdict, by), mode
+    observed = explain_packet(ruleset(mode="observe"), probe, banned=BANNED, resolved=RESOLVED)
+    assert (observed.verdict, observed.rule) == (A, rule)
 
 
 def test_reject_answers_and_forward_can_be_left() -> None:
-    ruleset = plan_ruleset(
-        msgspec.convert({**SECTION, "default": "reject", "forward": "leave", "ping_per_s": 0}, FirewallSection)
-    )
-    assert evaluate_packet(ruleset, packet("198.51.100.5", 22)) is R
-    assert evaluate_packet(ruleset, packet("198.51.100.5", icmp=Icmp.ECHO_REQUEST)) is R
-    assert evaluate_packet(ruleset, packet("198.51.100.5", 22, direction=Direction.THROUGH)) is A
+    left = ruleset(default="reject", forward="leave", routes={}, nat={}, ping_per_s=0)
+    assert evaluate_packet(left, packet("198.51.100.5", 22)) is R
+    assert evaluate_packet(left, packet("198.51.100.5", **PING)) is R
+    assert evaluate_packet(left, through("10.1.1.1", "198.51.100.5", 22)) is A
+    assert evaluate_packet(replace(left, mode=ruleset(mode="lockdown").mode), through("10.1.1.1", "1.2.3.4", 22)) is D
+
+
+def test_a_ping_service_answers_beyond_the_general_rate() -> None:
+    services = {**SECTION["services"], "echo": {"protocol": "ping", "peers": ["10.0.0.0/8"]}}
+    rules = ruleset(services=services)
+    assert explain_packet(rules, packet("10.1.1.1", **PING, **OVER)).rule == "services.echo"
+    assert evaluate_packet(rules, packet("198.51.100.5", **PING, **OVER)) is D
+
+
+def test_thresholds_over_everything_spare_the_management_path() -> None:
+    for count in ("new", "packets"):
+        rules = ruleset(thresholds=[{"per": "total", "high": 9, "count": count}])
+        assert explain_packet(rules, packet("198.51.100.5", 9000, **OVER)).rule == "thresholds"
+        assert explain_packet(rules, packet("192.0.2.5", 22, **OVER)).rule == "management"
+        opened = explain_packet(rules, packet("198.51.100.5", 9000, **OVER, **OPENED))
+        assert opened.rule == ("thresholds" if count == "packets" else "established")
+
+
+def test_content_rules_follow_the_verdict() -> None:
+    for state in (State.NEW, State.ESTABLISHED):
+        decision = explain_packet(ruleset(), packet("10.1.1.1", 502, state=state))
+        assert (decision.verdict, decision.fields) == (A, "reads")
+    assert explain_packet(ruleset(), packet("10.1.1.1", 80)).fields is None
+
+
+def test_the_management_peers_can_be_banned_only_if_they_are_everyone() -> None:
+    everyone = ruleset(management={"peers": ["any"], "service": "ssh"})
+    probe = packet("192.0.2.5", 22)
+    assert evaluate_packet(everyone, probe, banned=BANNED) is D
+    assert evaluate_packet(ruleset(), probe, banned=BANNED) is A
+
+
+def test_what_a_name_stands_for_decides() -> None:
+    assert evaluate_packet(ruleset(), packet(str(PANEL), 6000, **UDP)) is D
+    assert evaluate_packet(ruleset(), packet(str(PANEL), 6000, **UDP), resolved=RESOLVED) is A
