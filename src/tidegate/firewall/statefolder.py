@@ -178,6 +178,8 @@ def exclusive(state_dir: Path, *, wait_s: float = 0.0) -> Iterator[None]:
         settle(state_dir)
         yield
     finally:
+        # Not by closing alone: a process that another thread is starting right now holds a copy until its exec.
+        fcntl.flock(lock, fcntl.LOCK_UN)
         os.close(lock)
 
 
