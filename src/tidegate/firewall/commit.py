@@ -116,7 +116,7 @@ def apply_section(
     nft = nft or Nft.open()
     with exclusive(state_dir):
         refuse_pending(state_dir)
-        with Watch.start(state_dir, timeout_s) as watch, Reading(nft) as reading:
+        with Watch.start(state_dir, timeout_s) as watch, Reading(nft, load_expected_digest(state_dir)) as reading:
             verified = _verify(section, state_dir, must_pass, cut)
             change = _put_in_force(_Work(state_dir, nft, watch, reading, timeout_s), verified, section)
     _run_probes(change, probes)
@@ -137,7 +137,7 @@ def apply_ruleset(
     nft = nft or Nft.open()
     with exclusive(state_dir):
         refuse_pending(state_dir)
-        with Watch.start(state_dir, timeout_s) as watch, Reading(nft) as reading:
+        with Watch.start(state_dir, timeout_s) as watch, Reading(nft, load_expected_digest(state_dir)) as reading:
             change = _put_in_force(_Work(state_dir, nft, watch, reading, timeout_s), verified, None)
     _run_probes(change, probes)
     return change
@@ -164,7 +164,7 @@ class PendingChange:
         holds something else than what was applied (the change then stays pending).
         """
         story = load_story(self.state_dir) if self.is_pending else None
-        effective = effective_digest(self.nft)
+        effective = effective_digest(self.nft, expected=story.effective if story is not None else None)
         if not self.is_pending:
             raise Expired("the change was rolled back before it was confirmed")
         if story is None:
@@ -283,7 +283,8 @@ def load_missing_links(state_dir: Path = DEFAULT_STATE, *, nft: Nft | None = Non
             text = load_lockdown_text(state_dir) if locked else unseal(state_dir / CONFIRMED)
         else:
             return ()
-        was_known = load_expected_digest(state_dir) == effective_digest(nft)
+        expected = load_expected_digest(state_dir)
+        was_known = effective_digest(nft, expected=expected) == expected
         loaded = load_devices(nft, text)
         if loaded and was_known:
             note_effective(state_dir, effective_digest(nft))

@@ -10,27 +10,46 @@ from types import TracebackType
 from typing import Self
 
 from tidegate.firewall.compile import BAN_TABLE, TABLE
+from tidegate.firewall.errors import Unsteady
 from tidegate.firewall.link import LINK_TABLE
 from tidegate.firewall.nft import Nft
-from tidegate.firewall.snapshot import Listings, digest_listings, fill_sets, find_names, split_tables
+from tidegate.firewall.snapshot import Listings, digest_listings, fill_sets, find_names, has_growing_set, split_tables
 
+MAX_READINGS = 8  # a table of thousands grows within milliseconds; somebody who changes ours all the time does not
 _LISTS = ("never4", "never6", "managers4", "managers6")  # of the ban table: fixed by the policy
 
 
-def effective_digest(nft: Nft | None = None) -> str:
+def effective_digest(nft: Nft | None = None, *, expected: str | None = None) -> str:
     """Return the SHA-256 (hex) of the ruleset in force in our tables.
 
     Without counters, thresholds' memory, bans and what DNS names stand for, so that it changes only when somebody
-    changes the rules (or a device with layer-2 rules comes or goes).
+    changes the rules (or a device with layer-2 rules comes or goes). ``expected`` saves a second reading if it holds.
     """
-    return digest_listings(read_listings(nft or Nft.open(), with_names=False))
+    return digest_listings(read_listings(nft or Nft.open(), expected=expected, with_names=False))
 
 
-def read_listings(nft: Nft, *, with_names: bool = True) -> Listings:
+def read_listings(nft: Nft, *, expected: str | None = None, with_names: bool = True) -> Listings:
     """Return our tables as the kernel lists them; sets of bans, which may be huge, without their elements.
 
     ``with_names`` adds what DNS names stand for, as a restore needs it.
+
+    Right after it was filled the kernel grows a hash table in the background, and whoever lists it meanwhile gets some
+    elements twice and others not at all (seen on Linux 6.1 in one of a hundred listings). Hence the tables are read
+    until two readings agree, unless no set can grow, or the first one has the digest that is ``expected``.
     """
+    before: Listings | None = None
+    for _ in range(MAX_READINGS):
+        read = _read(nft, with_names=with_names)
+        texts = (read.policy, read.bans, read.link)
+        if not has_growing_set("".join(filter(None, texts))) or digest_listings(read) == expected:
+            return read
+        if before is not None and texts == (before.policy, before.bans, before.link):
+            return read
+        before = read
+    raise Unsteady(f"{MAX_READINGS} readings of the kernel's tables disagree")
+
+
+def _read(nft: Nft, *, with_names: bool) -> Listings:
     outline = split_tables(nft.list_outline())
     policy = nft.list_table(TABLE) if f"inet {TABLE}" in outline else None
     link = nft.list_table(LINK_TABLE, family="netdev") if f"netdev {LINK_TABLE}" in outline else None
@@ -43,8 +62,8 @@ def read_listings(nft: Nft, *, with_names: bool = True) -> Listings:
 class Reading:
     """The kernel's listings, being read while the caller plans: libnftables works without the interpreter's lock."""
 
-    def __init__(self, nft: Nft) -> None:
-        self._nft = nft
+    def __init__(self, nft: Nft, expected: str | None) -> None:
+        self._nft, self._expected = nft, expected
         self._listings: Listings | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._read, name="firewall listing", daemon=True)
@@ -67,7 +86,7 @@ class Reading:
 
     def _read(self) -> None:
         try:
-            self._listings = read_listings(self._nft)
+            self._listings = read_listings(self._nft, expected=self._expected)
         except BaseException as error:  # noqa: BLE001 - raised again by result, in the thread that asks
             self._error = error
 

@@ -324,3 +324,16 @@ class FieldsOverlap(Rejected):
 class TooManyOverlaps(Rejected):
     code = "firewall.check.too-many-overlaps"
     advice = "Write one rule with a named list of peers instead of many rules on the same ports."
+
+
+# -- agent --
+
+
+class BansLost(Fault):
+    code = "firewall.ban.lost"
+    advice = "Some bans of before the boot are not in force: raise bans.max, or ban again what matters."
+
+
+class Unsteady(Fault):
+    code = "firewall.kernel.unsteady"
+    advice = "Somebody changes our tables all the time: find who (`nft monitor`), end that, and try again."

@@ -18,6 +18,7 @@ from tidegate.firewall.link import LINK_TABLE
 DNS_PREFIX = "dns_"  # of the sets that hold what DNS names stand for (blocks.dns_set)
 _OPENING = re.compile(r"\t(?P<kind>[a-z][a-z ]*?) (?P<name>\S+) \{(?P<closed> \})?\Z")
 _FILLED_BY_RULES = re.compile(r"\t\tflags (?:\w+,)*(?:dynamic|timeout)(?:,\w+)*\Z")
+_FIXED_SHAPE = re.compile(r"^\t\t(?:size |flags (?:\w+,)*interval)", re.MULTILINE)
 _ELEMENTS = "\t\telements = {"
 
 
@@ -111,6 +112,17 @@ def encode_names(names: Mapping[str, str]) -> str:
 def find_names(policy_listing: str) -> list[str]:
     """Return the names of the listed sets that hold what DNS names stand for."""
     return re.findall(rf"^\tset ({DNS_PREFIX}\S+) {{$", policy_listing, flags=re.MULTILINE)
+
+
+def has_growing_set(listing: str) -> bool:
+    """Return whether the listing has a set of exact elements without a size, which the kernel holds in a hash table
+    that grows by itself: a listing may catch it at that.
+    """
+    return any(
+        thing.kind in ("set", "map") and len(thing.elements) > 1 and not _FIXED_SHAPE.search("\n".join(thing.lines))
+        for thing in parse_listing(listing)
+        if not thing.filled_by_rules
+    )
 
 
 def fill_sets(outline: str, listings: Mapping[str, str]) -> str:
