@@ -15,6 +15,7 @@ from pathlib import Path
 from tidegate.agent.api import serve
 from tidegate.agent.bootreport import plan_boot_events
 from tidegate.agent.errors import AgentBusy, RequestMalformed, UnexpectedFailure
+from tidegate.agent.guarding import Guarding
 from tidegate.agent.health import prove_health
 from tidegate.agent.home import SOCKET, DeviceHome
 from tidegate.agent.policies import PolicyKeeper
@@ -27,7 +28,11 @@ from tidegate.base.errors import TidegateError
 from tidegate.events import catalogue
 from tidegate.events.spool import EventLog
 from tidegate.firewall.bans import Bans
+from tidegate.firewall.banstore import BanStore
+from tidegate.firewall.lockdown import lift_lockdown, lock_down
 from tidegate.firewall.nft import Nft
+from tidegate.firewall.section import FirewallSection
+from tidegate.firewall.statefolder import load_lockdown
 from tidegate.update.section import UpdateSection
 
 HOUSEKEEPING_S = 0.5
@@ -57,6 +62,7 @@ class Agent:
             "apply-policy": self._apply_policy,
             "confirm-policy": self._confirm_policy,
             "rollback-policy": self._rollback_policy,
+            "lockdown": self._lockdown,
             "ban": self._ban,
             "unban": self._unban,
             "install-update": self._install_update,
@@ -75,13 +81,22 @@ class Agent:
             report(self._events, catalogue.agent_started())
             self._policies = PolicyKeeper(self._home, self._events, self._clock, self._nft)
             self._start_policy()
-            self._bans = Bans(self._nft)
+            self._bans = Bans(store=BanStore(self._home.firewall_state))
+            self._guarding = Guarding(
+                self._events,
+                self._bans,
+                self._nft,
+                self._clock,
+                section=self._firewall_section,
+                state_dir=self._home.firewall_state,
+            )
             self._sensing = Sensing(
                 self._events,
                 self._bans,
                 lambda: self._policies.policy,
                 self._clock,
                 interface=self._options.interface,
+                lock_down=self._respond_by_lockdown,
             )
             server = await serve(self._home.run / SOCKET, self._handle)
             tasks = [
@@ -89,6 +104,10 @@ class Agent:
                 asyncio.create_task(self._guarded("watch", self._sensing.run_watch())),
                 asyncio.create_task(self._guarded("trial", self._settle_trial())),
                 asyncio.create_task(self._guarded("housekeeping", self._keep_house())),
+                asyncio.create_task(self._guarded("bans", self._guarding.run_bans())),
+                asyncio.create_task(self._guarded("ruleset watch", self._guarding.run_watch())),
+                asyncio.create_task(self._guarded("inspector", self._guarding.run_inspector())),
+                asyncio.create_task(self._guarded("names", self._guarding.run_names())),
             ]
             self._started = True
             await self._stop.wait()
@@ -97,6 +116,7 @@ class Agent:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             report(self._events, catalogue.agent_stopped(reason="asked to stop"))
+        self._bans.close()
         self._nft.close()
         keys.close()
         return 0
@@ -141,10 +161,29 @@ class Agent:
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
             if self._policies.notice_expiry():
-                self._sensing.policy_changed()
+                self._policy_changed()
             if self._clock.monotonic_s() - last_s >= CHECKPOINT_EVERY_S:
                 sign_off(self._events)
                 last_s = self._clock.monotonic_s()
+
+    def _firewall_section(self) -> FirewallSection | None:
+        policy = self._policies.policy
+        return policy.firewall if policy is not None else None
+
+    def _respond_by_lockdown(self, reason: str, seconds: float) -> None:
+        """Lock the device down for a time, unless it is locked already: an alert that goes on does not prolong it."""
+        if load_lockdown(self._home.firewall_state) is not None:
+            return
+        try:
+            lock_down(self._home.firewall_state, reason=reason, for_s=seconds, nft=self._nft)
+        except TidegateError as error:
+            report(self._events, catalogue.agent_failed(part="lockdown", error=error))
+            return
+        report(self._events, catalogue.firewall_lockdown(on=True, reason=reason))
+
+    def _policy_changed(self) -> None:
+        self._guarding.policy_changed()
+        self._sensing.policy_changed()
 
     # -- local API ----------------------------------------------------------------------------------------------------
 
@@ -171,6 +210,8 @@ class Agent:
             "policy_pending": candidate.verified.policy.policy.version if candidate else None,
             "firewall_digest": self._policies.effective_digest(),
             "sensor": self._sensing.state(),
+            "firewall": self._guarding.state(),
+            "lockdown": load_lockdown(self._home.firewall_state) is not None,
             "ready": self._started and self._policies.policy is not None,
         }
 
@@ -183,7 +224,7 @@ class Agent:
         except TidegateError as error:
             report(self._events, catalogue.policy_refused(error=error))
             raise
-        self._sensing.policy_changed()
+        self._policy_changed()
         return {
             "policy_pending": candidate.verified.policy.policy.version,
             "confirm_within_s": round(candidate.deadline_s - self._clock.monotonic_s()),
@@ -191,13 +232,24 @@ class Agent:
 
     async def _confirm_policy(self, _: dict[str, object]) -> dict[str, object]:
         verified = self._policies.confirm()
-        self._sensing.policy_changed()
+        self._policy_changed()
         return {"policy": verified.policy.policy.version}
 
     async def _rollback_policy(self, _: dict[str, object]) -> dict[str, object]:
         self._policies.rollback()
-        self._sensing.policy_changed()
+        self._policy_changed()
         return {"rolled_back": True}
+
+    async def _lockdown(self, request: dict[str, object]) -> dict[str, object]:
+        on, reason, seconds = request.get("on"), str(request.get("reason", "operator")), request.get("seconds")
+        if not isinstance(on, bool) or not (seconds is None or isinstance(seconds, int | float)):
+            raise RequestMalformed("`on` is true or false, `seconds` a number or missing")
+        if on:
+            lock_down(self._home.firewall_state, reason=reason, for_s=seconds, nft=self._nft)
+        else:
+            lift_lockdown(self._home.firewall_state, nft=self._nft)
+        report(self._events, catalogue.firewall_lockdown(on=on, reason=reason))
+        return {"locked": on}
 
     async def _ban(self, request: dict[str, object]) -> dict[str, object]:
         address, seconds = _text_field(request, "address"), request.get("seconds", 600)

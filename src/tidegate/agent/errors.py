@@ -38,9 +38,9 @@ class UnknownRefusal(Rejected):
     advice = "The boot stages are newer than the agent; look the code up in their version."
 
 
-class SensorEnded(Fault):
-    code = "agent.sensor.ended"
-    advice = "The agent starts the sensor again; if it keeps ending, run `tidegate ids run` by hand and read why."
+class WorkerEnded(Fault):
+    code = "agent.worker.ended"
+    advice = "The agent starts the process again; if it keeps ending, run it by hand (docs/agent.md) and read why."
 
 
 class FloorMalformed(Rejected):

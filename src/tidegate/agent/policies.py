@@ -5,6 +5,7 @@ Touches: the confirmed policy's file; nftables through ``firewall.commit``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tidegate.agent.errors import NothingPending
@@ -23,8 +24,11 @@ from tidegate.firewall.commit import (
     restore_last_confirmed,
 )
 from tidegate.firewall.errors import Expired
+from tidegate.firewall.live import find_must_pass
+from tidegate.firewall.model import Packet, plan_ruleset
 from tidegate.firewall.nft import Nft
 from tidegate.firewall.section import FirewallSection, Management, Protocol, Service
+from tidegate.firewall.statefolder import load_section_in_force
 from tidegate.policy.check import verify_sections
 from tidegate.policy.document import Policy
 from tidegate.policy.errors import PolicyExpired, PolicyRollback
@@ -86,8 +90,13 @@ class PolicyKeeper:
         self.confirmed = verified
         self._report_applied(verified)
 
-    def _enforce(self, section: FirewallSection) -> PendingChange:
-        return apply_section(section, state_dir=self._home.firewall_state, nft=self._nft)
+    def _enforce(self, section: FirewallSection, *, must_pass: Sequence[Packet] = ()) -> PendingChange:
+        return apply_section(section, state_dir=self._home.firewall_state, nft=self._nft, must_pass=must_pass)
+
+    def _managing_sessions(self, section: FirewallSection) -> list[Packet]:
+        """Return the sessions that manage the device now. Somebody's shell is none: it keeps no signed policy away."""
+        in_force = load_section_in_force(self._home.firewall_state)
+        return find_must_pass(plan_ruleset(section), in_force, shells=False)
 
     def _verify_stored(self) -> VerifiedPolicy:
         """Return the confirmed policy from whichever of its two copies holds; raise what the first one raised."""
@@ -113,7 +122,8 @@ class PolicyKeeper:
         verified = self._verify(raw, self._clock.now_s())
         change, timeout_s = None, CONFIRM_TIMEOUT_S
         if verified.policy.firewall is not None:
-            change = self._enforce(verified.policy.firewall)
+            section = verified.policy.firewall
+            change = self._enforce(section, must_pass=self._managing_sessions(section))
             timeout_s = verified.policy.firewall.confirm_timeout_s
         deadline_s = self._clock.monotonic_s() + timeout_s
         self.candidate = Candidate(raw=raw, verified=verified, change=change, deadline_s=deadline_s)

@@ -6,14 +6,12 @@ Touches: the sensor's worker processes, the kernel's bans.
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 from collections.abc import Callable, Mapping
 
 from msgspec import structs
 
-from tidegate.agent.errors import SensorEnded
 from tidegate.agent.reporting import report
+from tidegate.agent.workers import Worker
 from tidegate.base.clock import Clock
 from tidegate.base.errors import TidegateError
 from tidegate.events import catalogue
@@ -26,7 +24,6 @@ from tidegate.ids.response import Action, decide_response
 from tidegate.ids.section import FlowEvents, IdsSection, WatchSection, plan_sensor
 from tidegate.policy.document import Policy
 
-MAX_LINE_BYTES = 65_536  # an EVE line of ours has below 2 KiB
 RESTART_PAUSE_S = 2.0
 WATCH_LOOK_S = 0.5
 _CHANGES = {
@@ -49,13 +46,14 @@ class Sensing:
         clock: Clock,
         *,
         interface: str | None,
+        lock_down: Callable[[str, float], None],
     ) -> None:
+        self._lock_down = lock_down
         self._events, self._bans, self._policy, self._clock = events, bans, policy, clock
         self._interface = interface
         self._changed = asyncio.Event()
         self._section: IdsSection | None = None
-        self._watching: set[str] = set()
-        self._workers: dict[str, asyncio.subprocess.Process] = {}
+        self._workers: dict[str, Worker] = {}
         self._stats: dict[str, object] = {}
 
     def state(self) -> dict[str, object]:
@@ -63,8 +61,7 @@ class Sensing:
         return {"workers": {name: worker.pid for name, worker in self._workers.items()}, "stats": self._stats}
 
     def policy_changed(self) -> None:
-        """Have bans and sensor follow the policy that is in force now; the watch looks by itself."""
-        self._bans.refresh()
+        """Have the sensor follow the policy that is in force now; the watch looks by itself."""
         if self._ids_section() != self._section:
             self._changed.set()
 
@@ -92,7 +89,7 @@ class Sensing:
     async def prove_watching(self, timeout_s: float) -> str | None:
         """Return None once every interface of the policy is watched, or a complaint when the time is over."""
         deadline_s = self._clock.monotonic_s() + timeout_s
-        while missing := set(self._interfaces(self._ids_section())) - self._watching:
+        while missing := set(self._interfaces(self._ids_section())) - self._watching():
             if self._clock.monotonic_s() >= deadline_s:
                 return f"the sensor does not watch {', '.join(sorted(missing))}"
             await asyncio.sleep(WATCH_LOOK_S / 5)
@@ -119,6 +116,9 @@ class Sensing:
             if watcher is not None:
                 watcher.close()
 
+    def _watching(self) -> set[str]:
+        return {name for name, worker in self._workers.items() if worker.is_ready}
+
     def _ids_section(self) -> IdsSection | None:
         policy = self._policy()
         return policy.ids if policy is not None and policy.ids is not None and policy.ids.enabled else None
@@ -129,54 +129,19 @@ class Sensing:
         return section.interfaces or ((self._interface,) if self._interface else ())
 
     async def _follow(self, interface: str, section: IdsSection) -> None:
-        """Run one worker and handle its lines until it ends, however it ends; raise ``agent.sensor.ended``."""
-        try:
-            await self._run_worker(interface, section)
-        except (OSError, ValueError) as error:  # it could not start, took no configuration, or died within a line
-            raise SensorEnded(f"the sensor of {interface}: {error}", interface=interface) from error
-
-    async def _run_worker(self, interface: str, section: IdsSection) -> None:
-        worker = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "tidegate.ids.worker",
-            "--interface",
-            interface,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=MAX_LINE_BYTES,
-        )
+        """Run one worker and handle its lines until it ends, however it ends; raise ``agent.worker.ended``."""
+        worker = Worker(f"the sensor of {interface}", "tidegate.ids.worker", ("--interface", interface))
         self._workers[interface] = worker
+        quiet = structs.replace(section, flow_events=FlowEvents.OFF)  # nobody here reads them
         try:
-            if worker.stdin is None or worker.stdout is None:
-                raise SensorEnded("the sensor's process has no pipes", interface=interface)
-            quiet = structs.replace(section, flow_events=FlowEvents.OFF)  # nobody here reads them
-            worker.stdin.write(plan_sensor(quiet).config_json.encode() + b"\n")
-            await worker.stdin.drain()
-            while line := await worker.stdout.readline():
-                event = json.loads(line)
-                if not isinstance(event, dict):
-                    raise ValueError("a line that is no event")
-                self._handle_line(interface, event, section)
-            raise SensorEnded(f"the sensor of {interface} ended", interface=interface)
+            await worker.run(plan_sensor(quiet).config_json, lambda line: self._handle_line(interface, line, section))
         finally:
             self._workers.pop(interface, None)
-            self._watching.discard(interface)
-            ending = asyncio.create_task(_end_worker(worker))
-            try:
-                await asyncio.shield(ending)
-            except asyncio.CancelledError:  # asked to stop within these milliseconds: no orphan all the same
-                await ending
-                raise
 
     def _handle_line(self, interface: str, line: Mapping[str, object], section: IdsSection) -> None:
         kind = line.get("event_type")
-        if kind == "ready":
-            self._watching.add(interface)
-        elif kind == "stats":
+        if kind == "stats":
             self._stats[interface] = line.get("stats")
-        elif kind == "error":
-            raise SensorEnded(f"the sensor of {interface}: {line.get('message')}", interface=interface)
         elif kind == "alert":
             self._handle_alert(line, section)
 
@@ -198,6 +163,9 @@ class Sensing:
             ),
         )
         decision = decide_response(line, section, self._clock.now_s())
+        if decision is not None and decision.action is Action.LOCKDOWN:
+            self._lock_down(decision.reason, decision.duration_s)
+            return
         if decision is None or decision.action is not Action.BAN or decision.address is None:
             return
         try:
@@ -209,11 +177,3 @@ class Sensing:
             self._events,
             catalogue.firewall_banned(address=decision.address, duration_s=decision.duration_s, reason=decision.reason),
         )
-
-
-async def _end_worker(worker: asyncio.subprocess.Process) -> None:
-    if worker.returncode is None:
-        worker.kill()  # it has nothing to save, and it may hang
-    while worker.stdout is not None and await worker.stdout.read(MAX_LINE_BYTES):
-        pass  # what it still said: its pipe is given back only at the end
-    await worker.wait()

@@ -49,6 +49,32 @@ def firewall_denied(
     )
 
 
+def firewall_field_refused(
+    *, source: str, destination: str, port: int | None, rule: str, what: str, passed: bool
+) -> Event:
+    """A message broke a content rule; ``passed`` where the rule only observes. Parts of ``what`` are the sender's."""
+    target: dict[str, Json] = {"ip": destination}
+    if port is not None:
+        target["port"] = port
+    verb = "would be refused" if passed else "refused"
+    return Event(
+        kind="firewall.field-refused",
+        ocsf_class=OcsfClass.NETWORK_ACTIVITY,
+        activity=5,  # Refuse
+        severity=Severity.MEDIUM,
+        message=f"{_clip(what)} from {source} to {destination} {verb} by {rule}",
+        attributes={
+            "src_endpoint": {"ip": source},
+            "dst_endpoint": target,
+            "connection_info": {"direction_id": _DIRECTION_INBOUND},
+            "firewall_rule": {"name": rule},
+            "action_id": _ACTION_OBSERVED if passed else _ACTION_DENIED,
+            "disposition_id": _DISPOSITION_DETECTED if passed else _DISPOSITION_BLOCKED,
+        },
+        profiles=_SECURITY,
+    )
+
+
 def firewall_banned(*, address: str, duration_s: float, reason: str) -> Event:
     """``address`` is dropped in the kernel for ``duration_s``."""
     return _ban("firewall.banned", 1, address, f"{address} banned for {duration_s:g} s: {_clip(reason)}", duration_s)

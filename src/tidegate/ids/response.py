@@ -4,7 +4,8 @@ The rule, and why it is this one. Everything that the sensor's detectors count c
 address: SYNs, packets with odd flags, datagrams. A ban on such evidence alone would let a stranger on the same link
 cut off any address he likes, at one packet each. So a source is banned only if all of this holds:
 
-1. the alert is one of ours, begins or goes on (an ended one needs no answer), and the policy says ``ban``;
+1. the alert is one of ours, begins or goes on (an ended one needs no answer), and the policy says ``ban`` (or
+   ``lockdown``, which is decided alike: a stranger must not be able to lock the device down by a forged packet either);
 2. it names a source: a flood is named after one only if that one sent at least half of it, else a ban would not help
    and would hit whoever was invented last;
 3. the packets came in: an alert about what this device sends is about this device;
@@ -36,6 +37,7 @@ class Action(StrEnum):
 
     REPORT = "report"
     BAN = "ban"
+    LOCKDOWN = "lockdown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,7 @@ def decide_response(eve_event: Mapping[str, object], section: IdsSection, now_s:
             action=Action.REPORT, detector=detector, address=address, duration_s=0, until_s=now_s, reason=reason
         )
     return Decision(
-        action=Action.BAN,
+        action=Action.BAN if section.respond is Respond.BAN else Action.LOCKDOWN,
         detector=detector,
         address=str(source),
         duration_s=section.ban_s,
@@ -82,7 +84,7 @@ def decide_response(eve_event: Mapping[str, object], section: IdsSection, now_s:
 
 def _reason_to_spare(source: object, metadata: Mapping[str, object], section: IdsSection) -> str | None:
     """Return why the source must not be banned, or ``None``."""
-    if section.respond is not Respond.BAN:  # 1
+    if section.respond is Respond.REPORT:  # 1
         return "the policy only reports"
     if not isinstance(source, str):  # 2
         return "no single source sent most of it"

@@ -34,6 +34,7 @@ class Respond(StrEnum):
 
     REPORT = "report"  # an event
     BAN = "ban"  # an event, and a ban where response.py allows one
+    LOCKDOWN = "lockdown"  # an event, and a lockdown for the time of a ban, under the same rule
 
 
 class FlowEvents(StrEnum):

@@ -25,6 +25,14 @@ EVENTS = [
     catalogue.firewall_banned(address="10.0.0.9", duration_s=60.0, reason="scan"),
     catalogue.firewall_unbanned(address="10.0.0.9", reason="operator"),
     catalogue.firewall_rolled_back(reason="management path lost"),
+    catalogue.firewall_lockdown(on=True, reason="operator"),
+    catalogue.firewall_lockdown(on=False, reason="operator"),
+    catalogue.firewall_field_refused(
+        source="10.0.0.9", destination="10.0.0.1", port=502, rule="fields.plc", what="modbus function 6", passed=False
+    ),
+    catalogue.firewall_field_refused(
+        source="10.0.0.9", destination="10.0.0.1", port=None, rule="fields.plc", what="modbus function 6", passed=True
+    ),
     catalogue.firewall_tampered(
         what="rule deleted in tidegate", program="nft", pid=7, digest_before="00" * 32, digest_after="11" * 32,
         restored=True,

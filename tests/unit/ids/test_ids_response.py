@@ -55,6 +55,14 @@ def test_a_ban_that_could_be_turned_against_somebody_is_only_a_report(event, rea
     assert (decision.action, decision.reason, decision.duration_s) == (Action.REPORT, reason, 0)
 
 
+def test_a_lockdown_is_decided_as_a_ban_is():
+    locking = IdsSection(respond=Respond.LOCKDOWN, ban_s=120, allow=SECTION.allow)
+    decision = decide_response(alert(), locking, 1000.0)
+    assert decision.action is Action.LOCKDOWN
+    assert decision.duration_s == 120
+    assert decide_response(alert(source="192.0.2.5"), locking, 1000.0).action is Action.REPORT
+
+
 def test_a_peer_of_long_ago_is_a_stranger():
     decision = decide_response(alert(peer_age_s=PEER_MEMORY_S + 1), SECTION, NOW_S)
     assert decision is not None

@@ -1,0 +1,259 @@
+"""The firewall under the agent: bans that last, the inspector, DNS names, and what others do to our tables.
+
+Touches: nftables' notices, the ban journal, worker processes, iptables' queue rules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from tidegate.agent.reporting import report
+from tidegate.agent.workers import Worker
+from tidegate.base.clock import Clock
+from tidegate.base.errors import TidegateError
+from tidegate.events import catalogue
+from tidegate.events.spool import EventLog
+from tidegate.firewall.bans import Bans
+from tidegate.firewall.errors import BansLost
+from tidegate.firewall.fields import FieldRules, encode_field_config, plan_fields
+from tidegate.firewall.inspection import QUEUE
+from tidegate.firewall.nft import Nft
+from tidegate.firewall.section import FirewallSection, Tamper
+
+if TYPE_CHECKING:
+    from tidegate.firewall.watch import RulesetWatch, Tampering
+
+INSPECTOR_BYTES = 4 << 20  # some 2,300 connections at a time (docs/firewall-fields.md)
+RESTART_PAUSE_S = 2.0
+SYNC_S = 5.0  # how much of the ban journal a power cut may cost
+LOOK_S = 0.5
+# Two programs that each put their own rules back would fill the log and the processor: after so many in a minute it
+# is only reported.
+MAX_RESTORES, RESTORES_WITHIN_S = 5, 60.0
+Plan = TypeVar("Plan")
+MAX_DENIED_PER_S = 20  # events of refused messages; the inspector counts them all
+
+
+class Guarding:
+    """Keeps what the policy's ``[firewall]`` section needs beside the ruleset itself."""
+
+    def __init__(
+        self,
+        events: EventLog,
+        bans: Bans,
+        nft: Nft,
+        clock: Clock,
+        *,
+        section: Callable[[], FirewallSection | None],
+        state_dir: Path,
+    ) -> None:
+        self._events, self._bans, self._nft, self._clock = events, bans, nft, clock
+        self._section, self._state_dir = section, state_dir
+        self._changed = {name: asyncio.Event() for name in ("inspector", "resolver of names")}
+        self._inspector: Worker | None = None
+        self._restores: list[float] = []
+        self._denied_at: tuple[int, int] = (0, 0)
+
+    def state(self) -> dict[str, object]:
+        """Return whether the inspector is needed and runs."""
+        inspector = self._inspector
+        return {
+            "inspector": None if inspector is None else inspector.pid,
+            "inspecting": inspector is not None and inspector.is_ready,
+        }
+
+    def policy_changed(self) -> None:
+        """Have bans, inspector and names follow the policy that is in force now."""
+        self._bans.lift_protected()
+        for event in self._changed.values():
+            event.set()
+
+    async def run_bans(self) -> None:
+        """Put the bans of before back in force, then keep the journal on the storage."""
+        from tidegate.firewall.banrestore import restore_bans
+
+        try:
+            done = await asyncio.to_thread(restore_bans, self._state_dir, self._clock.now_s())
+            if done.corrupt or done.full:
+                raise BansLost(f"{done.corrupt} damaged records, {done.full} bans without room")
+        except TidegateError as error:
+            report(self._events, catalogue.agent_failed(part="bans of before", error=error))
+        while True:
+            await asyncio.sleep(SYNC_S)
+            store, complaint = self._bans.store, self._bans.complaint
+            if complaint is not None:
+                self._bans.complaint = None
+                report(self._events, catalogue.agent_failed(part="journal of bans", error=complaint))
+            if store is not None:
+                await asyncio.to_thread(store.sync)
+
+    async def run_watch(self) -> None:
+        """Report who else changes our tables and, by policy, put them back; load layer-2 rules of late interfaces."""
+        from tidegate.firewall.commit import load_missing_links
+        from tidegate.firewall.errors import ChangePending
+        from tidegate.firewall.statefolder import load_expected_digest
+        from tidegate.firewall.watch import RulesetWatch
+
+        watch = RulesetWatch(self._nft, lambda: load_expected_digest(self._state_dir))
+        try:
+            while True:
+                for tampering in await self._next(watch):
+                    self._answer(tampering)
+                section = self._section()
+                if section is not None and section.link:
+                    with contextlib.suppress(ChangePending):  # a policy is being applied: it loads them itself
+                        load_missing_links(self._state_dir, nft=self._nft)
+        finally:
+            watch.close()
+
+    async def run_inspector(self) -> None:
+        """Keep an inspector running while the policy has content rules; one that dies is reported and started again."""
+        await self._keep("inspector", self._rules_in_use, self._inspect)
+
+    async def run_names(self) -> None:
+        """Keep the sets of DNS names filled while the policy has names."""
+        await self._keep("resolver of names", self._names_in_use, self._resolve)
+
+    async def _keep(self, part: str, plan: Callable[[], Plan], work: Callable[[Plan], Awaitable[None]]) -> None:
+        """Have ``work`` done with what ``plan`` says, begun anew when that changes or when the work ends."""
+        changed = self._changed[part]
+        while True:
+            changed.clear()
+            wanted = plan()
+            working = [asyncio.create_task(_as_coroutine(work(wanted)))] if wanted else []
+            try:
+                while plan() == wanted:
+                    waiting = asyncio.create_task(changed.wait())
+                    await asyncio.wait([waiting, *working], return_when=asyncio.FIRST_COMPLETED)
+                    waiting.cancel()
+                    for task in working:
+                        if task.done():
+                            task.result()
+                    changed.clear()
+            except TidegateError as error:
+                report(self._events, catalogue.agent_failed(part=part, error=error))
+                await asyncio.sleep(RESTART_PAUSE_S)
+            finally:
+                for task in working:
+                    task.cancel()
+                await asyncio.gather(*working, return_exceptions=True)
+
+    async def _inspect(self, rules: Mapping[str, FieldRules]) -> None:
+        from tidegate.firewall.xtqueue import install_queue_rules, queue_support
+
+        support = await asyncio.to_thread(queue_support, self._nft)
+        if not support.nft:
+            await asyncio.to_thread(install_queue_rules, QUEUE)
+        self._inspector = Worker("the inspector", "tidegate.ids.inline", ("--queue", str(QUEUE)))
+        try:
+            config = encode_field_config(plan_fields(rules), memory_bytes=INSPECTOR_BYTES)
+            await self._inspector.run(config, self._take_denial)
+        finally:
+            self._inspector = None
+
+    def _rules_in_use(self) -> dict[str, FieldRules]:
+        """Return the content rules of the policy in force; empty when no rule of it uses any."""
+        section = self._section()
+        if section is None:
+            return {}
+        used = [rule.fields for rule in section.services.values()]
+        used += [rule.fields for rule in section.egress.services.values()]
+        used += [rule.fields for rule in section.routes.values()]
+        return dict(section.fields) if any(used) else {}
+
+    def _names_in_use(self) -> tuple[str, ...]:
+        from tidegate.firewall.model import plan_ruleset
+
+        section = self._section()
+        return plan_ruleset(section).dns_names() if section is not None else ()
+
+    async def _resolve(self, names: tuple[str, ...]) -> None:
+        from tidegate.firewall.names import encode_names_config
+
+        worker = Worker("the resolver of names", "tidegate.firewall.names")
+        await worker.run(encode_names_config(names), self._take_names)
+
+    def _take_names(self, line: Mapping[str, object]) -> None:
+        if line.get("event_type") != "names":
+            return
+        addresses, gone = line.get("addresses"), line.get("gone")
+        report(
+            self._events,
+            catalogue.firewall_names_changed(
+                name=str(line.get("name")),
+                addresses=[str(one) for one in addresses] if isinstance(addresses, list) else [],
+                gone=[str(one) for one in gone] if isinstance(gone, list) else [],
+            ),
+        )
+
+    def _take_denial(self, line: Mapping[str, object]) -> None:
+        """Make an event of a refused message, up to so many a second: a flood of them is not to fill the log."""
+        metadata = line.get("metadata")
+        if line.get("event_type") not in ("drop", "alert") or not isinstance(metadata, Mapping):
+            return
+        second = int(self._clock.monotonic_s())
+        count = self._denied_at[1] + 1 if self._denied_at[0] == second else 1
+        self._denied_at = (second, count)
+        if count > MAX_DENIED_PER_S:
+            return
+        port = line.get("dest_port")
+        report(
+            self._events,
+            catalogue.firewall_field_refused(
+                source=str(line.get("src_ip")),
+                destination=str(line.get("dest_ip")),
+                port=port if isinstance(port, int) else None,
+                rule=f"fields.{metadata.get('rule')}",
+                what=str(metadata.get("what") or metadata.get("detector")),
+                passed=line.get("event_type") == "alert",
+            ),
+        )
+
+    async def _next(self, watch: RulesetWatch) -> list[Tampering]:
+        """Return what the watch has to tell, after a moment at most."""
+        loop, readable = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(watch.fileno(), readable.set)
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(readable.wait(), LOOK_S)
+        finally:
+            loop.remove_reader(watch.fileno())
+        return watch.poll()
+
+    def _answer(self, tampering: Tampering) -> None:
+        section = self._section()
+        restored = False
+        if section is not None and section.tamper is Tamper.RESTORE and self._may_restore():
+            from tidegate.firewall.watch import undo
+
+            try:
+                restored = undo(self._state_dir, self._nft) is not None
+            except TidegateError as error:
+                report(self._events, catalogue.agent_failed(part="restoring the firewall", error=error))
+        report(
+            self._events,
+            catalogue.firewall_tampered(
+                what=tampering.what,
+                program=tampering.program,
+                pid=tampering.pid,
+                digest_before=tampering.digest_before,
+                digest_after=tampering.digest_after,
+                restored=restored,
+            ),
+        )
+
+    def _may_restore(self) -> bool:
+        now_s = self._clock.monotonic_s()
+        self._restores = [at for at in self._restores if now_s - at < RESTORES_WITHIN_S]
+        if len(self._restores) >= MAX_RESTORES:
+            return False
+        self._restores.append(now_s)
+        return True
+
+
+async def _as_coroutine(work: Awaitable[None]) -> None:
+    await work

@@ -1,0 +1,79 @@
+"""A worker process of another room: told its configuration in one line, read line by line, never left behind.
+
+Touches: processes, pipes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from tidegate.agent.errors import WorkerEnded
+
+MAX_LINE_BYTES = 65_536  # a line of ours has below 2 KiB
+
+Handle = Callable[[Mapping[str, object]], None]
+
+
+class Worker:
+    """Runs ``python -m MODULE ARGUMENTS...`` once, from its start to its end."""
+
+    def __init__(self, title: str, module: str, arguments: Sequence[str] = ()) -> None:
+        self.title = title
+        self.is_ready = False
+        self.pid: int | None = None
+        self._command = [sys.executable, "-m", module, *arguments]
+
+    async def run(self, config: str, handle: Handle) -> None:
+        """Give the worker ``config`` and hand every line that it writes to ``handle``, until it ends.
+
+        Whatever ends this ends the worker. Always raises: ``agent.worker.ended``, or ``asyncio.CancelledError``.
+        """
+        try:
+            await self._run(config, handle)
+        except (OSError, ValueError) as error:  # it could not start, took no configuration, or died within a line
+            raise WorkerEnded(f"{self.title}: {error}", worker=self.title) from error
+
+    async def _run(self, config: str, handle: Handle) -> None:
+        process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=MAX_LINE_BYTES
+        )
+        self.pid = process.pid
+        try:
+            if process.stdin is None or process.stdout is None:
+                raise WorkerEnded(f"{self.title} has no pipes", worker=self.title)
+            process.stdin.write(config.encode() + b"\n")
+            await process.stdin.drain()
+            while line := await process.stdout.readline():
+                event = json.loads(line)
+                if not isinstance(event, dict):
+                    raise ValueError("a line that is no event")
+                self._take(event, handle)
+            raise WorkerEnded(f"{self.title} ended", worker=self.title)
+        finally:
+            self.is_ready, self.pid = False, None
+            ending = asyncio.create_task(_end(process))
+            try:
+                await asyncio.shield(ending)
+            except asyncio.CancelledError:  # asked to stop within these milliseconds: no orphan all the same
+                await ending
+                raise
+
+    def _take(self, event: Mapping[str, object], handle: Handle) -> None:
+        kind = event.get("event_type")
+        if kind == "ready":
+            self.is_ready = True
+        elif kind == "error":
+            raise WorkerEnded(f"{self.title}: {event.get('message')}", worker=self.title)
+        else:
+            handle(event)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()  # it has nothing to save, and it may hang
+    while process.stdout is not None and await process.stdout.read(MAX_LINE_BYTES):
+        pass  # what it still said: its pipe is given back only at the end
+    await process.wait()
