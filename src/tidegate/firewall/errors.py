@@ -337,3 +337,24 @@ class BansLost(Fault):
 class Unsteady(Fault):
     code = "firewall.kernel.unsteady"
     advice = "Somebody changes our tables all the time: find who (`nft monitor`), end that, and try again."
+
+
+# -- names --
+
+
+class NameAnswerRefused(Rejected):
+    code = "firewall.names.answer"
+    advice = "The answer is not one to our question, or is malformed: look at the resolver, and at who is in between."
+
+
+class NameUnresolved(Fault):
+    code = "firewall.names.unresolved"
+    advice = (
+        "Check /etc/resolv.conf and that the policy lets the device ask its resolver (udp and tcp 53). Rules that name "
+        "the host keep its last addresses for an hour, then they are closed."
+    )
+
+
+class NamesConfig(Rejected):
+    code = "firewall.names.config"
+    advice = "This is between the agent and its worker: report it, with the versions of both."
