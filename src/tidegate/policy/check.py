@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from tidegate.firewall.checks import Finding, check_ruleset, verify_ruleset
-from tidegate.firewall.model import plan_ruleset
+from tidegate.firewall.checks import Finding, check_ruleset, check_written, verify_ruleset
+from tidegate.firewall.model import Ruleset, plan_ruleset
+from tidegate.firewall.section import FirewallSection
 from tidegate.ids.section import plan_sensor
-from tidegate.policy.document import Policy
+from tidegate.policy.document import Policy, parse_policy
+from tidegate.policy.places import with_lines
+
+
+def read_ruleset(text: str, name: str) -> tuple[Policy, Ruleset]:
+    """Return the policy that ``text`` writes and what its firewall section means; every refusal names its line.
+
+    Without a section, the ruleset is that of the empty one, whose check says what is missing. Raises ``policy.*``,
+    ``firewall.policy.*`` with the field ``line``; ``name`` is the file's, for messages.
+    """
+    policy = parse_policy(text, name=name)
+    with with_lines(text, name=name):
+        return policy, plan_ruleset(policy.firewall or FirewallSection())
 
 
 def check_sections(policy: Policy) -> list[Finding]:
     """Return every finding, warnings included, without raising for the firewall's."""
-    return check_ruleset(plan_ruleset(policy.firewall)) if policy.firewall is not None else []
+    if policy.firewall is None:
+        return []
+    return [*check_ruleset(plan_ruleset(policy.firewall)), *check_written(policy.firewall)]
 
 
 def verify_sections(policy: Policy) -> None:

@@ -73,8 +73,8 @@ def parse_policy(text: str, *, name: str = "policy") -> Policy:
     """Return the policy that ``text`` writes; ``name`` is the file's, for messages.
 
     Raises ``policy.syntax``; ``policy.key.unknown`` naming the first 20 unknown keys, each with its line and the
-    nearest valid one; ``policy.value.invalid`` with line and reason. Whether the values make sense together is each
-    room's to check (``tidegate policy check`` asks them all).
+    nearest valid one; ``policy.value.invalid`` with line, reason and, for a word that is one of a few, the nearest of
+    them. Whether the values make sense together is each room's to check (``tidegate policy check`` asks them all).
     """
 
     from msgspec import inspect
@@ -92,7 +92,10 @@ def parse_policy(text: str, *, name: str = "policy") -> Policy:
         path = _locate(document, error)
         reason = str(error).partition(" - at `")[0][:300]
         line = lines.find(path)
-        raise PolicyValue(f"{name}: line {line}: {'.'.join(path)[:200]!r}: {reason}", line=line) from error
+        nearest = _nearest_value(document, path)
+        hint = f"; did you mean {nearest!r}?" if nearest else ""
+        text = f"{name}: line {line}: {'.'.join(path)[:200]!r}: {reason}{hint}"
+        raise PolicyValue(text, line=line, nearest=nearest) from error
 
 
 def _load_toml(text: str, name: str) -> dict[str, object]:
@@ -136,6 +139,10 @@ class KeyLines:
             if line is not None:
                 return line
         return 1
+
+    def at(self, path: tuple[str, ...]) -> int | None:
+        """Return the line of ``path``; ``None`` when it is not written there."""
+        return self._exact.get(path)
 
     def _enter(self, parts: tuple[str, ...], *, is_array: bool) -> tuple[str, ...]:
         """Return the table that a header opens, with the numbers of the arrays on its way."""
@@ -193,6 +200,53 @@ def _repeats(message: str, path: tuple[str, ...], value: object) -> bool:
     except msgspec.ValidationError as error:
         return str(error) == message
     return False
+
+
+def _nearest_value(document: dict[str, object], path: tuple[str, ...]) -> str | None:
+    """Return the valid word nearest to the one at ``path``; ``None`` where not just a few words are valid."""
+    import difflib
+
+    from msgspec import inspect
+
+    kind: inspect.Type = inspect.type_info(Policy)
+    value: object = document
+    for step in path:
+        found = _descend(kind, step)
+        if found is None:
+            return None
+        kind = found
+        if isinstance(value, dict):
+            value = value.get(step)
+        elif isinstance(value, list):
+            value = value[int(step)]
+    words = [str(word) for member in _members(kind) if isinstance(member, inspect.EnumType) for word in member.cls]
+    near = difflib.get_close_matches(value.lower(), words, n=1, cutoff=0.5) if isinstance(value, str) else []
+    return near[0] if near else None
+
+
+def _descend(kind: inspect.Type, step: str) -> inspect.Type | None:
+    """Return the type of what stands below a value of type ``kind`` at ``step``."""
+    from msgspec import inspect
+
+    for member in _members(kind):
+        if isinstance(member, inspect.StructType):
+            return next((entry.type for entry in member.fields if entry.encode_name == step), None)
+        if isinstance(member, inspect.DictType):
+            return member.value_type
+        if isinstance(member, inspect.VarTupleType | inspect.ListType):
+            return member.item_type
+    return None
+
+
+def _members(kind: inspect.Type) -> list[inspect.Type]:
+    """Return the types that a value of ``kind`` may have, bare."""
+    from msgspec import inspect
+
+    if isinstance(kind, inspect.Metadata):
+        return _members(kind.type)
+    if isinstance(kind, inspect.UnionType):
+        return [one for member in kind.types for one in _members(member)]
+    return [kind]
 
 
 def _unknown_keys(

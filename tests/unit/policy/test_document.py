@@ -136,11 +136,10 @@ WRONG = [
     (HEAD + "[firewall]\nmode = 1\n", 4),
     (HEAD + "[firewall]\n\n\nconfirm_timeout_s = 0\n", 6),
     (HEAD + "[firewall]\nservices = []\n", 4),
-    (HEAD + "[firewall.services.ssh]\nprotocol = 'sctp'\nports = [22]\npeers = []\n", 4),
+    (HEAD + "[firewall.services.ssh]\nprotocol = 'icmp'\nports = [22]\npeers = []\n", 4),
     (HEAD + "[firewall.services.ssh]\nprotocol = 'tcp'\nports = [0]\npeers = []\n", 5),
     (HEAD + "[firewall.services.ssh]\nprotocol = 'tcp'\nports = ['22;drop']\npeers = []\n", 5),
-    (HEAD + "[firewall.services.ssh]\nprotocol = 'tcp'\nports = []\npeers = []\n", 5),
-    (HEAD + "[firewall.services.ssh]\nprotocol = 'tcp'\npeers = []\n", 3),
+    (HEAD + "[firewall.services.ssh]\nprotocol = 'tcp'\nports = [22]\n", 3),
     (HEAD + "[firewall.services.'ssh; drop']\nprotocol = 'tcp'\nports = [22]\npeers = []\n", 3),
     (HEAD + "[ids]\nscan = { ports = 1 }\n", 4),
     (HEAD + "[ids.flood]\nhigh_per_s = 'many'\n", 4),
@@ -163,6 +162,36 @@ def test_wrong_values(text, line):
     error = refused(text)
     assert error.code == "policy.value.invalid"
     assert error.fields["line"] == line
+
+
+# text, line, nearest valid word
+MISSPELT = [
+    (HEAD + "[firewall]\nmode = 'enforec'\n", 4, "enforce"),
+    (HEAD + "[firewall]\nmode = 'Lockdown'\n", 4, "lockdown"),
+    (HEAD + "[firewall]\n\ndefault = 'rejct'\n", 5, "reject"),
+    (HEAD + "[firewall]\ntamper = 'restor'\n", 4, "restore"),
+    (HEAD + "[firewall]\nmode = 'xyzzy'\n", 4, None),
+    (HEAD + "[firewall]\nmode = 1\n", 4, None),
+    (HEAD + "[firewall.egress]\ndefault = 'alow'\n", 4, "allow"),
+    (HEAD + "[firewall.services.ssh]\nports = [22]\npeers = []\nprotocol = 'tpc'\n", 6, "tcp"),
+    (HEAD + "[firewall.services]\nssh = { protocol = 'udpp', ports = [22], peers = [] }\n", 4, "udp"),
+    (HEAD + "[firewall.egress.services.a]\nprotocol = 'tcp'\nports = [1]\npeers = []\nmode = 'observ'\n", 7, "observe"),
+    (
+        HEAD + "[firewall.nat.port_forwards.a]\nport = 1\nzones = ['w']\npeers = []\nto = ''\nprotocol = 'UDP'\n",
+        8,
+        "udp",
+    ),
+    (HEAD + "[[firewall.thresholds]]\nhigh = 1\n[[firewall.thresholds]]\nhigh = 1\nper = 'totl'\n", 7, "total"),
+    (HEAD + "[firewall.fields.f]\nprotocol = 'modbuss'\n", 4, "modbus"),
+    (HEAD + "[firewall.fields.f]\nprotocol = 'coap'\nwhen_down = 'close'\n", 5, "closed"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "nearest"), MISSPELT)
+def test_the_nearest_valid_word_is_named(text, line, nearest):
+    error = refused(text)
+    assert error.code == "policy.value.invalid"
+    assert (error.fields["line"], error.fields["nearest"]) == (line, nearest)
 
 
 @pytest.mark.parametrize("bad", [0, 1, 2])
