@@ -18,6 +18,7 @@ from tidegate.firewall.dispatch import plan_port_groups
 from tidegate.firewall.errors import FieldsOverlap, ManagementCut, SessionCut, SetBudget, TooManyOverlaps
 from tidegate.firewall.evaluate import explain_packet
 from tidegate.firewall.findings import Finding, Severity, error, warning
+from tidegate.firewall.link import check_links
 from tidegate.firewall.model import (
     Address,
     Direction,
@@ -154,6 +155,7 @@ def _check_management(ruleset: Ruleset) -> Iterator[Finding]:
         yield error(ManagementCut.code, "management", "the management path has no peers")
     else:
         yield from _check_way_in(ruleset, management)
+        yield from _check_link(ruleset, management)
     if management.egress is not None and management.egress.peers.empty:
         yield error(ManagementCut.code, management.egress.label, "the way out to the manager has no peers")
     elif management.egress is not None:
@@ -185,6 +187,20 @@ def _check_way_in(ruleset: Ruleset, management: ManagementPath) -> Iterator[Find
         if everywhere and all(span.first == span.last == forward.port for span in service.spans):
             text = f"{label} sends the port of the management service {service.label} to {forward.to}"
             yield error(ManagementCut.code, label, text)
+
+
+def _check_link(ruleset: Ruleset, management: ManagementPath) -> Iterator[Finding]:
+    """Layer-2 rules that keep managers out: an error where they come in by those interfaces alone."""
+    inside = management.service.interfaces
+    versions = _families(management.peers)
+    found = check_links(ruleset.links, management_interfaces=inside, needs_v4=4 in versions, needs_v6=6 in versions)
+    refusing = {subject for subject, _ in found}
+    closed = {name for link in ruleset.links if link.label in refusing for name in link.interfaces}
+    for subject, text in found:
+        if inside and set(inside) <= closed:
+            yield error(ManagementCut.code, subject, text)
+        else:
+            yield warning("management-link", subject, text)
 
 
 def _check_way_out(ruleset: Ruleset, egress: Rule) -> Iterator[Finding]:

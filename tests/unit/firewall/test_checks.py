@@ -90,6 +90,12 @@ ROWS: list[tuple[dict[str, Any], str, str]] = [
         "management-cut",
         "port-forwards.a",
     ),
+    (  # the managers come in where IPv6 is not let in
+        {"services": {"ssh": service(ports=(22,), zones=["lan"])}, "link": {"lan": {"ethertypes": ["ipv4", "arp"]}}},
+        "management-cut",
+        "link.lan",
+    ),
+    ({"link": {"lan": {"ethertypes": ["ipv4", "arp"]}}}, "management-link", "link.lan"),  # they may come by another
     ({"management": {"peers": ["any"], "service": "ssh"}}, "management-any", "management"),
     ({"services": {"ssh": service("any", ports=(22,), syn_proxy=True)}}, "management-syn-proxy", "services.ssh"),
     ({"set_budget": 64}, "set-budget", "set_budget"),
