@@ -1,202 +1,184 @@
-"""What DNS names stand for, when to ask again, and for how long an address holds. Pure: times are arguments.
+"""How long what a DNS name stands for is believed, and when to ask again. Pure; times are seconds of one clock.
 
-An address holds for the time that the last answer which had it gave it, and a little longer (``slack_s``), so that a
-slow answer leaves no hole. It is not taken away when the next answer lacks it, because programs go on using what they
-were told for that long, too. While the resolver fails, what the last good answer had is kept ``grace_s`` beyond its
-time; then the name stands for nobody: the rules that name it are closed.
+An address that an answer names holds for its TTL, bounded at both ends. While no resolver answers it holds longer, to
+the end of the grace; then it is gone: what cannot be resolved is closed. An answer that does not name it any more ends
+it with its TTL.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
-from ipaddress import IPv4Address, ip_address
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from tidegate.firewall.dnswire import Answer, AnswerKind
-from tidegate.firewall.peers import Address
+Address = IPv4Address | IPv6Address
 
-MAX_NAMES = 1000  # of one policy, as services are
-MAX_RESOLVERS = 3  # resolv.conf(5): MAXNS
-# Per family, so 64 for a name. The kernel's set has room for 64 of a family: on kernels before 6.12 an element that is
-# renewed counts twice for the length of a transaction.
-MAX_ADDRESSES = 32
-_FAMILIES = (4, 6)
-Key = tuple[str, int]  # a name and an address family
+FAMILIES = (4, 6)
+MAX_NAMES = 256  # of one policy; at MAX_AT_ONCE questions and dead resolvers a round takes six minutes of the grace
+MAX_ADDRESSES = 64  # of one name per family: the size of its set in the kernel (blocks.DNS_SET_SIZE)
+MIN_TTL_S = 30.0  # shorter ones, down to 0, would have a device ask all day
+MAX_TTL_S = 86_400.0  # a day; RFC 8767 §4 bounds a cache to a week, but a firewall opens what it believes
+GRACE_S = 3_600.0  # one hour without any answer; RFC 8767 §5 lets caches serve stale data for one to three days
+LINGER_S = 5.0  # a program that asked just before the TTL ended needs a moment to connect
+NEGATIVE_TTL_S = 60.0  # a name without addresses is asked for again after that; RFC 2308 §5 allows up to hours
+RETRY_FIRST_S, RETRY_MAX_S = 5.0, 60.0  # doubling from the one to the other while no resolver answers
 
-
-class NameState(StrEnum):
-    """What is known of a name."""
-
-    UNKNOWN = "unknown"  # not answered yet
-    GOOD = "good"
-    STALE = "stale"  # the resolver fails; the last answer is kept, for a while
-    EMPTY = "empty"  # no address: rules that name it are closed
+_THIS_NETWORK = 0  # 0.0.0.0/8, RFC 1122 §3.2.1.3
+_RESERVED_FROM = 240  # 240.0.0.0/4 and the broadcast address, RFC 1112 §4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NameLimits:
-    """Bounds on what a resolver says, all in seconds."""
+class Limits:
+    """The bounds of belief; other values than the defaults are for tests."""
 
-    min_ttl_s: int = 30  # a time of 0 or 1, as some content networks give, would mean a question a second
-    max_ttl_s: int = 86_400  # an answer forged once does not last longer
-    slack_s: int = 30  # more than one question takes with every resolver and retry
-    grace_s: int = 3600  # of a resolver that fails
-    retry_s: int = 5  # after a failure; doubled with each, up to max_retry_s
-    max_retry_s: int = 300
+    min_ttl_s: float = MIN_TTL_S
+    max_ttl_s: float = MAX_TTL_S
+    grace_s: float = GRACE_S
+    linger_s: float = LINGER_S
+    negative_ttl_s: float = NEGATIVE_TTL_S
+
+    def clamp_ttl(self, ttl_s: float) -> float:
+        """Return the TTL that counts."""
+        return min(max(ttl_s, self.min_ttl_s), self.max_ttl_s)
 
 
-@dataclass(slots=True, kw_only=True)
-class _Entry:
-    """One name in one family."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a resolver says of one name in one family; no addresses: it says that there are none."""
 
-    next_at: float
-    held: dict[Address, float] = field(default_factory=dict)  # until when
-    current: tuple[Address, ...] = ()  # of the last good answer
-    good_until: float = 0.0
+    addresses: tuple[Address, ...] = ()
+    ttl_s: int = 0
+    left_out: int = 0  # addresses that are no hosts, or beyond MAX_ADDRESSES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """How long an address holds: by its TTL, and at the longest."""
+
+    fresh_until_s: float
+    gone_at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NameState:
+    """One name: its addresses, when to ask again, how many times in a row nobody answered."""
+
+    name: str
+    held: Mapping[Address, Held] = field(default_factory=dict)
+    ask_at_s: float = 0.0
     failures: int = 0
-    answered: bool = False
-    asking: bool = False
 
+    @property
+    def wake_at_s(self) -> float:
+        """When there is something to do: to ask, or to let an address go."""
+        return min([self.ask_at_s, *(held.gone_at_s for held in self.held.values())])
 
-class NamePlan:
-    """The state of a set of names. Every ``now`` is of one monotonic clock, in seconds."""
-
-    def __init__(self, limits: NameLimits | None = None) -> None:
-        self._limits = limits or NameLimits()
-        self._entries: dict[Key, _Entry] = {}
-
-    def set_names(self, names: Iterable[str], now: float) -> None:
-        """Have exactly ``names`` kept, up to ``MAX_NAMES``; what is known of those that stay is kept."""
-        wanted = [(name, family) for name in sorted(set(names))[:MAX_NAMES] for family in _FAMILIES]
-        self._entries = {key: self._entries.get(key) or _Entry(next_at=now) for key in wanted}
-
-    def seed(self, name: str, addresses: Mapping[Address, int], now: float) -> None:
-        """Take over what was known before: ``addresses`` with the seconds that they have left."""
-        for address, left_s in addresses.items():
-            entry = self._entries.get((name, address.version))
-            if entry is not None and is_usable(address) and left_s > 0:
-                until = now + min(left_s, self._limits.max_ttl_s)
-                entry.held[address] = max(until, entry.held.get(address, 0.0))
-        for family in _FAMILIES:
-            self._bound((name, family), now)
-
-    def names(self) -> tuple[str, ...]:
-        """Return the names that are kept."""
-        return tuple(sorted({name for name, _ in self._entries}))
-
-    def take_due(self, now: float) -> list[Key]:
-        """Return what is to be asked now; each is out until it is answered or has failed."""
-        due = [key for key, entry in self._entries.items() if not entry.asking and entry.next_at <= now]
-        for key in due:
-            self._entries[key].asking = True
-        return due
-
-    def next_at(self) -> float | None:
-        """Return when something is to be asked next; ``None`` when everything is out, or there is nothing."""
-        return min((entry.next_at for entry in self._entries.values() if not entry.asking), default=None)
-
-    def take_answer(self, key: Key, answer: Answer, now: float) -> None:
-        """Note an answer; ``FAILED`` and ``TRUNCATED`` count as a failure."""
-        entry = self._entries.get(key)
-        if entry is None:
-            return  # the policy does not name it any more
-        if answer.kind not in (AnswerKind.FOUND, AnswerKind.NOTHING):
-            self.take_failure(key, now)
-            return
-        entry.asking, entry.answered, entry.failures = False, True, 0
-        usable = {one: self._clamp(ttl_s) for one, ttl_s in answer.addresses.items() if is_usable(one)}
-        # Resolvers turn the order round; the longest holding ones are the same every time.
-        kept = sorted(usable, key=lambda one: (-usable[one], one.packed))[:MAX_ADDRESSES]
-        ttl_s = min((usable[one] for one in kept), default=self._clamp(answer.ttl_s))
-        for one in kept:
-            entry.held[one] = max(now + usable[one] + self._limits.slack_s, entry.held.get(one, 0.0))
-        entry.current, entry.good_until = tuple(kept), now + ttl_s
-        entry.next_at = now + 0.8 * ttl_s  # within its time, with room for a retry
-        self._bound(key, now)
-
-    def take_failure(self, key: Key, now: float) -> None:
-        """Note that no resolver answered: keep the last good answer, but not beyond its grace."""
-        entry = self._entries.get(key)
-        if entry is None:
-            return
-        entry.asking = False
-        entry.failures += 1
-        limits = self._limits
-        wait_s = min(limits.retry_s * 2 ** min(entry.failures - 1, 16), limits.max_retry_s)
-        entry.next_at = now + wait_s
-        # Never far beyond the next try, so that addresses lapse soon when nobody keeps them any more.
-        until = min(entry.good_until + limits.grace_s, now + wait_s + limits.slack_s)
-        for one in entry.current:
-            if until > now:
-                entry.held[one] = max(until, entry.held.get(one, 0.0))
-
-    def held(self, name: str, now: float) -> dict[Address, float]:
-        """Return the addresses that ``name`` stands for now, each with the seconds that it has left."""
+    def seconds_left(self, now_s: float) -> dict[Address, float]:
+        """Return for how long each address may stay in the kernel if nobody comes back to it."""
         return {
-            one: until - now
-            for family in _FAMILIES
-            if (entry := self._entries.get((name, family))) is not None
-            for one, until in entry.held.items()
-            if until > now
+            address: held.gone_at_s - now_s
+            for address, held in sorted(self.held.items(), key=lambda item: (item[0].version, int(item[0])))
+            if held.gone_at_s > now_s
         }
 
-    def state(self, name: str, now: float) -> NameState:
-        """Return what is known of ``name``."""
-        entries = [entry for family in _FAMILIES if (entry := self._entries.get((name, family))) is not None]
-        if not self.held(name, now):
-            answered = any(entry.answered or entry.failures for entry in entries)
-            return NameState.EMPTY if answered else NameState.UNKNOWN
-        return NameState.STALE if any(entry.failures for entry in entries) else NameState.GOOD
 
-    def wait_s(self, name: str, now: float) -> float:
-        """Return in how many seconds ``name`` is asked for next."""
-        entries = [entry for family in _FAMILIES if (entry := self._entries.get((name, family))) is not None]
-        return max(0.0, min((entry.next_at for entry in entries), default=now) - now)
-
-    def lapse_at(self, now: float) -> float | None:
-        """Return when the next address ceases to hold."""
-        ends = [until for entry in self._entries.values() for until in entry.held.values() if until > now]
-        return min(ends, default=None)
-
-    def _clamp(self, ttl_s: int) -> int:
-        return max(self._limits.min_ttl_s, min(ttl_s, self._limits.max_ttl_s))
-
-    def _bound(self, key: Key, now: float) -> None:
-        """Forget what has lapsed, and the soonest to lapse where there are too many."""
-        entry = self._entries.get(key)
-        if entry is None:
-            return
-        left = sorted(
-            ((until, one) for one, until in entry.held.items() if until > now),
-            key=lambda item: (item[1] not in entry.current, -item[0], item[1].packed),
-        )
-        entry.held = {one: until for until, one in left[:MAX_ADDRESSES]}
+def adopt(name: str, seconds_left: Mapping[Address, float], now_s: float, limits: Limits) -> NameState:
+    """Return the state of a name whose set was filled before: nothing is believed longer for a restart."""
+    longest_s = limits.max_ttl_s + limits.linger_s + limits.grace_s
+    held = {}
+    for address, left_s in seconds_left.items():
+        gone_at_s = now_s + min(left_s, longest_s)
+        held[address] = Held(fresh_until_s=gone_at_s - limits.grace_s, gone_at_s=gone_at_s)
+    return NameState(name=name, held=_bounded(held), ask_at_s=now_s)
 
 
-def is_usable(address: Address) -> bool:
-    """Return whether an address can be somebody else's: a name must not open a rule for this device's own loopback.
+def take_answers(state: NameState, answers: Mapping[int, Answer | None], now_s: float, limits: Limits) -> NameState:
+    """Return the state after both families were asked for; ``None``: no resolver gave a usable answer.
 
-    Private addresses are taken: names of one's own network stand for them. docs/firewall-names.md has the risk.
+    A family without an answer keeps its addresses to the end of their grace; one with an answer keeps those that the
+    answer does not name to the end of their TTL.
     """
-    return not (
-        address.is_loopback
-        or address.is_unspecified
-        or address.is_multicast
-        or (isinstance(address, IPv4Address) and address.packed[0] in (0, 255))
-        or (not isinstance(address, IPv4Address) and address.ipv4_mapped is not None)
-    )
+    held = dict(state.held)
+    next_s = []
+    for family, answer in answers.items():
+        if answer is None:
+            continue
+        next_s.append(limits.clamp_ttl(answer.ttl_s) if answer.addresses else limits.negative_ttl_s)
+        held.update(_answered(held, family, answer, now_s, limits))
+    held = {address: one for address, one in held.items() if one.gone_at_s > now_s}
+    failed = not answers or None in answers.values()
+    failures = state.failures + 1 if failed else 0
+    if failed:
+        next_s.append(min(RETRY_FIRST_S * 2 ** min(state.failures, 10), RETRY_MAX_S))
+    return replace(state, held=_bounded(held), ask_at_s=now_s + min(next_s), failures=failures)
 
 
-def parse_resolvers(text: str) -> tuple[str, ...]:
-    """Return the ``nameserver`` addresses of a resolv.conf(5), the first three; others and other lines are ignored."""
-    found = []
+def expire(state: NameState, now_s: float) -> NameState:
+    """Return the state without the addresses whose time is over."""
+    return replace(state, held={address: one for address, one in state.held.items() if one.gone_at_s > now_s})
+
+
+def pick_addresses(found: Iterable[Address], ttl_s: int) -> Answer:
+    """Return the answer that holds the hosts among ``found``, the lowest ``MAX_ADDRESSES`` of them.
+
+    The lowest, so that a server that rotates a long list does not have the set change with each answer.
+    """
+    seen = list(dict.fromkeys(found))
+    hosts = sorted((address for address in seen if is_host(address)), key=int)
+    kept = tuple(hosts[:MAX_ADDRESSES])
+    return Answer(addresses=kept, ttl_s=ttl_s, left_out=len(seen) - len(kept))
+
+
+def is_host(address: Address) -> bool:
+    """Return whether a rule may be opened for the address because a DNS answer names it.
+
+    Refused: loopback, unspecified, multicast, link-local, broadcast, reserved, and IPv6 addresses that stand for an
+    IPv4 one. Private addresses are hosts: names of a plant's own DNS stand for them.
+    """
+    if address.is_loopback or address.is_unspecified or address.is_multicast or address.is_link_local:
+        return False
+    if isinstance(address, IPv4Address):
+        return address.packed[0] != _THIS_NETWORK and address.packed[0] < _RESERVED_FROM
+    return address.ipv4_mapped is None and int(address) >> 32 != 0  # ::/96 is RFC 4291 §2.5.5.1, deprecated
+
+
+def parse_resolv_conf(text: str, limit: int) -> tuple[str, ...]:
+    """Return the ``nameserver`` addresses of a resolv.conf(5), at most ``limit``; what is no address is left out."""
+    servers = []
     for line in text.splitlines():
         words = line.split()
-        if len(words) >= 2 and words[0] == "nameserver":
-            try:
-                ip_address(words[1])
-            except ValueError:
-                continue
-            found.append(words[1])
-    return tuple(found[:MAX_RESOLVERS])
+        if len(words) >= 2 and words[0] == "nameserver" and _is_address(words[1]):
+            servers.append(words[1])
+    return tuple(dict.fromkeys(servers))[:limit]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _answered(
+    held: Mapping[Address, Held], family: int, answer: Answer, now_s: float, limits: Limits
+) -> dict[Address, Held]:
+    fresh_until_s = now_s + limits.clamp_ttl(answer.ttl_s) + limits.linger_s
+    changed = {
+        address: Held(fresh_until_s=one.fresh_until_s, gone_at_s=min(one.gone_at_s, one.fresh_until_s))
+        for address, one in held.items()
+        if address.version == family
+    }
+    for address in answer.addresses:
+        changed[address] = Held(fresh_until_s=fresh_until_s, gone_at_s=fresh_until_s + limits.grace_s)
+    return changed
+
+
+def _bounded(held: Mapping[Address, Held]) -> dict[Address, Held]:
+    """Return at most ``MAX_ADDRESSES`` of each family: those that hold longest."""
+    kept: dict[Address, Held] = {}
+    for family in FAMILIES:
+        mine = [(address, one) for address, one in held.items() if address.version == family]
+        mine.sort(key=lambda item: (-item[1].gone_at_s, int(item[0])))
+        kept.update(mine[:MAX_ADDRESSES])
+    return kept
