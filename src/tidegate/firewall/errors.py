@@ -358,3 +358,21 @@ class NameUnresolved(Fault):
 class NamesConfig(Rejected):
     code = "firewall.names.config"
     advice = "This is between the agent and its worker: report it, with the versions of both."
+
+
+class NamesUnconfined(Fault):
+    code = "firewall.names.confinement"
+    advice = "The worker could not give up its privileges and did not start; check that the agent starts it as root."
+
+
+# -- names --
+
+
+class BadNamesConfig(Rejected):
+    code = "firewall.names.config"
+    advice = "Give one JSON line as docs/firewall-names.md has it; resolvers as `192.0.2.1` or `[2001:db8::1]:53`."
+
+
+class NamesConfinement(Fault):
+    code = "firewall.names.confinement"
+    advice = "Start the keeper of DNS names as root (or with CAP_NET_ADMIN) from the process that it is to end with."
