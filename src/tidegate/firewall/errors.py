@@ -342,32 +342,6 @@ class Unsteady(Fault):
 # -- names --
 
 
-class NameAnswerRefused(Rejected):
-    code = "firewall.names.answer"
-    advice = "The answer is not one to our question, or is malformed: look at the resolver, and at who is in between."
-
-
-class NameUnresolved(Fault):
-    code = "firewall.names.unresolved"
-    advice = (
-        "Check /etc/resolv.conf and that the policy lets the device ask its resolver (udp and tcp 53). Rules that name "
-        "the host keep its last addresses for an hour, then they are closed."
-    )
-
-
-class NamesConfig(Rejected):
-    code = "firewall.names.config"
-    advice = "This is between the agent and its worker: report it, with the versions of both."
-
-
-class NamesUnconfined(Fault):
-    code = "firewall.names.confinement"
-    advice = "The worker could not give up its privileges and did not start; check that the agent starts it as root."
-
-
-# -- names --
-
-
 class BadNamesConfig(Rejected):
     code = "firewall.names.config"
     advice = "Give one JSON line as docs/firewall-names.md has it; resolvers as `192.0.2.1` or `[2001:db8::1]:53`."
