@@ -97,7 +97,7 @@ def draw_frame(chance: random.Random) -> tuple[Frame, bytes]:
         body = bytes(46)
     tag = b""
     if chance.random() < 0.15:
-        asked["ethertype"], tag = 0x8100, struct.pack("!HH", 0x8100, 7)
+        asked["tag"], tag = 0x8100, struct.pack("!HH", 0x8100, 7)
     return Frame(**asked), head + tag + struct.pack("!H", kind) + body + bytes(max(0, 46 - len(body)))
 
 
@@ -131,13 +131,14 @@ def draw_ipv6(chance: random.Random) -> tuple[bytes, dict[str, Any]]:
     source = ip_address(chance.choice(SOURCES6))
     bits = chance.randrange(64)
     payload = struct.pack("!HHIIBBHHH", 1, 2, 0, 0, 0x50, bits, 0, 0, 0)
-    chain, first, fragment = b"", 6, False
+    chain, first, fragment, offset = b"", 6, False, chance.choice([0, 0, 8])
     for kind in chance.sample([0, 60, 44], chance.randint(0, 2)):  # hop-by-hop, destination options, fragment
         fragment |= kind == 44
-        chain = struct.pack("!BBHI", first, 0, 1 if kind == 44 else 0, 7) + chain  # an atomic-looking first fragment
+        chain = struct.pack("!BBHI", first, 0, offset << 3 | 1 if kind == 44 else 0, 7) + chain
         first = kind
     head = struct.pack("!IHBB", 6 << 28, len(chain) + len(payload), first, 64)
-    more = {"source": source, "tcp_flags": bits, "is_fragment": fragment}
+    is_later = fragment and offset > 0
+    more = {"source": source, "tcp_flags": None if is_later else bits, "is_fragment": fragment}
     return head + source.packed + ip_address("fe80::9").packed + chain + payload, more
 
 
@@ -217,6 +218,29 @@ def test_neighbours_find_each_other_in_a_storm(lab: Lab) -> None:
     for _ in range(15):
         lab.wire.send(storm + head + bytes([135]) + bytes(23))
     assert lab.count() == used
+
+
+def test_a_storm_of_arp_cuts_off_nobody_whose_address_is_bound(lab: Lab) -> None:
+    lab.load(limited(arp_per_s=10, arp_bindings={"10.0.0.1": MACS[0]}))
+
+    def claim(owner: str, address: str) -> bytes:
+        body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 2) + mac(owner) + IPv4Address(address).packed
+        return mac(BROADCAST) + mac(owner) + struct.pack("!H", 0x0806) + body + bytes(18 + 10)
+
+    for _ in range(300):
+        lab.wire.send(claim(MACS[1], "10.0.0.7"))
+    used = lab.count()
+    assert used > 250
+    for _ in range(8):
+        lab.wire.send(claim(MACS[0], "10.0.0.1"))
+    assert lab.count() == used
+
+
+def test_arp_in_a_tag_is_arp(lab: Lab) -> None:
+    lab.load(limited(arp_per_s=10, ethertypes=["arp", "vlan"]))
+    for _ in range(100):
+        lab.wire.send(mac(MACS[2]) + mac(MACS[0]) + struct.pack("!HHH", 0x8100, 7, 0x0806) + bytes(46))
+    assert 80 <= lab.count() <= 90
 
 
 def test_frames_too_short_for_what_they_say_pass_no_rule_by_it(lab: Lab) -> None:

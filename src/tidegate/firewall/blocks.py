@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from tidegate.firewall.peers import Address, PeerGroup, Resolved
 from tidegate.firewall.section import Protocol
 
+LOG_SNAPLEN = 128  # IPv6 header, TCP header and options; no payload leaves by the log
 DNS_SET_SIZE = 64  # addresses of one name per family; answers over UDP hold fewer
 SADDR = {4: "ip saddr", 6: "ip6 saddr"}
 DADDR = {4: "ip daddr", 6: "ip6 daddr"}
@@ -129,8 +130,19 @@ def dns_set(dns: str, family: int) -> str:
 
 
 def identifier(kind: str, name: str) -> str:
-    """Return the nft name of a rule's objects; names have no "_", so the result is unique."""
-    return f"{kind}_{name.replace('-', '_')}"
+    """Return the nft name of a rule's objects. Names have no "_", which joins their parts: no two ever meet."""
+    return f"{kind}_{name}"
+
+
+def log_words(per_s: int, group: int, prefix: str) -> str:
+    """Return the words that report a packet; nothing when nothing is to be reported.
+
+    Behind ``limit`` always: unlimited, a flood would turn into work for whoever reads the log.
+    """
+    if not per_s:
+        return ""
+    rate = f"limit rate {per_s}/second burst {2 * per_s} packets"
+    return f'{rate} log prefix "{prefix}" group {group} snaplen {LOG_SNAPLEN}'
 
 
 def comment(label: str) -> str:

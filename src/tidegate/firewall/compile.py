@@ -22,8 +22,10 @@ from tidegate.firewall.blocks import (
     Block,
     comment,
     dns_set,
+    identifier,
     interface_words,
     join_matches,
+    log_words,
     protocol_matches,
 )
 from tidegate.firewall.dispatch import FORWARD, INPUT, OUTPUT, add_rules, chain_name, lead_to_portless, plan_port_groups
@@ -39,7 +41,6 @@ __all__ = ["BAN_TABLE", "TABLE", "KernelFeatures", "dns_set", "encode_ruleset", 
 
 TABLE = "tidegate"
 REJECTS_PER_S = 10  # answers to refused packets: enough for a person's mistakes, useless as a reflector
-LOG_SNAPLEN = 128  # IPv6 header, TCP header and options; no payload leaves by the log
 # What the kernel answers a SYN with in the service's name: an Ethernet frame's worth, and RFC 7323's options.
 SYN_PROXY = "synproxy mss 1460 wscale 7 timestamp sack-perm"
 _ICMP = "meta l4proto { 1, 58 } "
@@ -365,7 +366,7 @@ def _add_translation(block: Block, ruleset: Ruleset) -> None:
         lines = []
         for one in ruleset.masquerades:
             start = interface_words("oifname", one.interfaces)
-            name = f"masq_{one.name.replace('-', '_')}"
+            name = identifier("masq", one.name)
             matches = block.peer_matches(name, one.sources, SADDR)
             label = comment(f"nat.masquerade.{one.name}")
             lines += [f"{start}{match.words} masquerade {label}".replace("  ", " ") for match in matches]
@@ -403,11 +404,7 @@ def _log(ruleset: Ruleset, prefix: str) -> list[str]:
 
 
 def _log_words(ruleset: Ruleset, prefix: str) -> str:
-    """Behind ``limit`` always: unlimited, a flood would turn into work for whoever reads the log."""
-    if not ruleset.log_per_s:
-        return ""
-    rate = f"limit rate {ruleset.log_per_s}/second burst {2 * ruleset.log_per_s} packets"
-    return f'{rate} log prefix "{prefix}" group {ruleset.log_group} snaplen {LOG_SNAPLEN}'
+    return log_words(ruleset.log_per_s, ruleset.log_group, prefix)
 
 
 def _final_verdict(ruleset: Ruleset) -> str:

@@ -2,14 +2,15 @@
 
 One table, ``netdev tidegate_link``: a chain for each interface at its ingress hook, and one for each zone that the
 chains of its interfaces lead to. A frame passes when no duty of its zone refuses it; what it carries is then for the
-other tables to decide. Limits are in positive logic: what is under them goes on.
+other tables to decide. Limits and lists of senders are in positive logic: what is under or on them goes on. What a VLAN
+tag covers is judged as if it were bare: the kernel has taken off the outer tag by then.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_network
 
@@ -22,6 +23,7 @@ LINK_TABLE = "tidegate_link"
 PRIORITY = -500  # before everything else at the ingress hook
 # IEEE 802 Numbers: the ones that devices of ours meet.
 ETHERTYPES = {
+    "llc": 0x0004,  # Linux's number for IEEE 802.3 frames with a length, spanning tree's among them
     "ipv4": 0x0800,
     "arp": 0x0806,
     "vlan": 0x8100,
@@ -37,6 +39,7 @@ ETHERTYPES = {
     "lldp": 0x88CC,
     "ptp": 0x88F7,
 }
+TAGS = (0x8100, 0x88A8)
 MIN_ETHERTYPE = 0x0600  # below, the field is a length (IEEE 802.3)
 # Sources that no packet from a wire can have: RFC 6890's "Source: False", and IPv4 in IPv6 clothes.
 BOGONS4 = ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4")
@@ -46,6 +49,7 @@ _ALL_FLAGS = FIN | SYN | RST | PSH | ACK | URG
 # (mask, value): flags that no stack sends together: SYN+FIN, SYN+RST, FIN without ACK (Xmas among them), none at all.
 ODD_FLAGS = ((SYN | FIN, SYN | FIN), (SYN | RST, SYN | RST), (FIN | ACK, FIN), (_ALL_FLAGS, 0))
 _FLAG_NAMES = {FIN: "fin", SYN: "syn", RST: "rst", PSH: "psh", ACK: "ack", URG: "urg"}
+_FORGET_S = 10  # longer than a second's worth takes to refill
 _FIRST = "ip frag-off & 0x1fff == 0"  # not a later fragment
 _ND = "icmpv6 type { 133, 134, 135, 136, 137 }"  # RFC 4861: neighbours must find each other in a storm, too
 
@@ -87,6 +91,7 @@ class LinkPlan:
     fragments_per_s: int | None = None
     bogons: bool = True
     observe: bool = False
+    log: str = ""  # words that report a refused frame, at a bounded rate
 
     @property
     def label(self) -> str:
@@ -96,10 +101,11 @@ class LinkPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """What the evaluator needs to know of a frame. A tagged frame's ``ethertype`` is that of its tag."""
+    """What the evaluator needs to know of a frame. ``ethertype`` is what stands behind the outer ``tag``."""
 
     ethertype: int
-    source_mac: str
+    tag: int | None = None
+    source_mac: str | None  # None: no Ethernet frame
     cast: Cast = Cast.HOST
     arp_sender: IPv4Address | None = None
     arp_sender_mac: str | None = None
@@ -107,7 +113,6 @@ class Frame:
     is_unconfigured: bool = False  # DHCP from 0.0.0.0 to everybody, or IGMP: who has no address yet says so
     tcp_flags: int | None = None  # None: no TCP header
     is_fragment: bool = False
-    is_neighbour_talk: bool = False  # ICMPv6 types 133 to 137
     over_limit: bool = False  # every limit that applies is used up
 
 
@@ -119,11 +124,15 @@ class LinkDecision:
     reason: Reason | None = None
 
 
-def plan_links(zones: Mapping[str, tuple[Sequence[str], written.Link | None]]) -> tuple[LinkPlan, ...]:
-    """Return the plan of every zone that has layer-2 rules, sorted by zone; raises ``firewall.policy.link``."""
-    return tuple(
-        _plan_link(zone, interfaces, link) for zone, (interfaces, link) in sorted(zones.items()) if link is not None
-    )
+def plan_links(
+    zones: Mapping[str, tuple[Sequence[str], written.Link | None]], *, observe: bool = False, log: str = ""
+) -> tuple[LinkPlan, ...]:
+    """Return the plan of every zone that has layer-2 rules, sorted by zone; raises ``firewall.policy.link``.
+
+    ``observe``: whatever a zone says, nothing is refused. ``log``: nft's words that report a refused frame.
+    """
+    plans = (_plan_link(zone, interfaces, link) for zone, (interfaces, link) in sorted(zones.items()) if link)
+    return tuple(replace(plan, observe=plan.observe or observe, log=log) for plan in plans)
 
 
 def link_interfaces(links: Sequence[LinkPlan]) -> tuple[str, ...]:
@@ -185,7 +194,7 @@ def _duties(link: LinkPlan, frame: Frame) -> list[tuple[Reason, bool]]:
     over = frame.over_limit
     is_arp = frame.ethertype == ETHERTYPES["arp"]
     return [
-        (Reason.ETHERTYPE, frame.ethertype not in link.ethertypes),
+        (Reason.ETHERTYPE, not {frame.ethertype, frame.tag or frame.ethertype} <= set(link.ethertypes)),
         (Reason.MAC, bool(link.macs) and frame.source_mac not in link.macs),
         (Reason.BINDING, owner is not None and not frame.source_mac == frame.arp_sender_mac == owner),
         (Reason.BOGON, link.bogons and _is_bogon(frame)),
@@ -212,6 +221,8 @@ def _is_odd(flags: int | None) -> bool:
 
 def _plan_link(zone: str, interfaces: Sequence[str], link: written.Link) -> LinkPlan:
     where = f"firewall.link.{zone}"
+    if "lo" in interfaces:
+        raise BadLink(f"{where}: lo is no wire: its own addresses would be refused there", where=where)
     return LinkPlan(
         zone=zone,
         interfaces=tuple(sorted(set(interfaces))),
@@ -229,7 +240,7 @@ def _plan_link(zone: str, interfaces: Sequence[str], link: written.Link) -> Link
 
 def _plan_ethertype(where: str, name: str | int) -> int:
     if isinstance(name, int):
-        if not MIN_ETHERTYPE <= name <= 0xFFFF:
+        if name != ETHERTYPES["llc"] and not MIN_ETHERTYPE <= name <= 0xFFFF:
             raise BadLink(f"{where}: {name} is no ethertype: they go from 0x0600 to 0xffff", where=where)
         return name
     if name not in ETHERTYPES:
@@ -248,24 +259,28 @@ def _plan_bound(where: str, address: str) -> IPv4Address:
 
 def _add_zone(block: Block, link: LinkPlan) -> None:
     name = identifier("link", link.zone)
-    refusals = {reason: _refusal(block, link, reason) for reason in Reason}
-    lines = [f"ether type != {_among(f'{kind:#06x}' for kind in link.ethertypes)} {refusals[Reason.ETHERTYPE]}"]
-    if not link.ethertypes:
-        lines = [refusals[Reason.ETHERTYPE]]
+    refuse = {reason: f"jump {_add_refusal(block, name, link, reason)}" for reason in Reason}
+    plain = [f"{kind:#06x}" for kind in link.ethertypes]
+    lines = [f"meta protocol != {_among(plain)} {refuse[Reason.ETHERTYPE]}" if plain else refuse[Reason.ETHERTYPE]]
+    if unwanted := [f"{tag:#06x}" for tag in TAGS if tag not in link.ethertypes]:
+        lines.append(f"ether type {_among(unwanted)} {refuse[Reason.ETHERTYPE]}")
     if link.macs:
         known = block.static_set(f"{name}_macs", "ether_addr", link.macs, flags="")
-        lines.append(f"ether saddr != @{known} {refusals[Reason.MAC]}")
-    lines += _binding_lines(block, name, link, refusals[Reason.BINDING])
+        senders = block.chain(f"{name}_senders", [f"ether saddr @{known} return", refuse[Reason.MAC]])
+        lines.append(f"jump {senders}")
+    lines += _binding_lines(block, name, link, refuse[Reason.BINDING])
     if link.bogons:
-        lines += _bogon_lines(block, name, refusals)
-    lines += _storm_lines(block, name, link, refusals)
+        lines += _bogon_lines(block, name, refuse)
+    lines += _storm_lines(block, name, link, refuse)
     block.chain(name, lines)
 
 
-def _refusal(block: Block, link: LinkPlan, reason: Reason) -> str:
-    """Return the words that refuse a frame; a zone that observes counts and goes on."""
-    counter = block.counter(f"{identifier('link', link.zone)}_{reason}")
-    return f"counter name {counter} {'continue' if link.observe else 'drop'} {comment(link.label)}"
+def _add_refusal(block: Block, name: str, link: LinkPlan, reason: Reason) -> str:
+    """Return the chain that counts, reports and refuses a frame; one that observes lets it pass."""
+    counter = block.counter(f"{name}_{reason}")
+    verdict = "accept" if link.observe else "drop"
+    report = [link.log] if link.log else []
+    return block.chain(f"{name}_no_{reason}", [*report, f"counter name {counter} {verdict} {comment(link.label)}"])
 
 
 def _binding_lines(block: Block, name: str, link: LinkPlan, refusal: str) -> list[str]:
@@ -279,49 +294,61 @@ def _binding_lines(block: Block, name: str, link: LinkPlan, refusal: str) -> lis
     return [f"{start} . {field} != @{owners} {refusal}" for field in ("arp saddr ether", "ether saddr")]
 
 
-def _bogon_lines(block: Block, name: str, refusals: Mapping[Reason, str]) -> list[str]:
+def _bogon_lines(block: Block, name: str, refuse: Mapping[Reason, str]) -> list[str]:
     """A later fragment has no header of its protocol, and at this hook the kernel would read its data for one."""
     unconfigured = block.chain(
-        f"{name}_bogon",
+        f"{name}_unconfigured",
         [
             f"{_FIRST} ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 return",
             "ip saddr 0.0.0.0 ip protocol 2 return",
-            refusals[Reason.BOGON],
+            refuse[Reason.BOGON],
         ],
     )
-    odd = [f"tcp flags & {_flags(mask)} == {_flags(value)} {refusals[Reason.FLAGS]}" for mask, value in ODD_FLAGS]
-    flags = block.chain(f"{name}_odd", ["ip frag-off & 0x1fff != 0 return", *odd])
+    odd = [f"tcp flags & {_flags(mask)} == {_flags(value)} {refuse[Reason.FLAGS]}" for mask, value in ODD_FLAGS]
+    flags = block.chain(f"{name}_odd", ["ip frag-off & 0x1fff != 0 return", "frag frag-off != 0 return", *odd])
     return [
         f"ip saddr {_among(BOGONS4)} jump {unconfigured}",
-        f"ip6 saddr {_among(BOGONS6)} {refusals[Reason.BOGON]}",
+        f"ip6 saddr {_among(BOGONS6)} {refuse[Reason.BOGON]}",
         f"meta l4proto 6 jump {flags}",
     ]
 
 
-def _storm_lines(block: Block, name: str, link: LinkPlan, refusals: Mapping[Reason, str]) -> list[str]:
+def _storm_lines(block: Block, name: str, link: LinkPlan, refuse: Mapping[Reason, str]) -> list[str]:
     """A limit has a chain of its own: what is under it returns, what is not is refused."""
 
-    def bound(reason: Reason, per_s: int) -> str:
+    def bound(part: str, reason: Reason, per_s: int, *exempt: str) -> str:
         rate = f"limit rate {per_s}/second burst {per_s} packets return"
-        return block.chain(f"{name}_{reason}_limit", [rate, refusals[reason]])
+        return block.chain(f"{name}_{part}_limit", [*exempt, rate, refuse[reason]])
 
     lines = []
     if link.arp_per_s is not None:
-        lines.append(f"ether type 0x0806 jump {bound(Reason.ARP_STORM, link.arp_per_s)}")
+        exempt = _bound_meter(block, name, link, link.arp_per_s)
+        lines.append(f"meta protocol 0x0806 jump {bound('arp', Reason.ARP_STORM, link.arp_per_s, *exempt)}")
     if link.fragments_per_s is not None:
-        chain = bound(Reason.FRAGMENT_STORM, link.fragments_per_s)
+        chain = bound("fragments", Reason.FRAGMENT_STORM, link.fragments_per_s)
         lines += [f"ip frag-off & 0x3fff != 0 jump {chain}", f"exthdr frag exists jump {chain}"]
     if link.broadcast_per_s is not None:
-        chain = bound(Reason.BROADCAST_STORM, link.broadcast_per_s)
-        lines.append(f"meta pkttype broadcast ether type != 0x0806 jump {chain}")
+        chain = bound("broadcast", Reason.BROADCAST_STORM, link.broadcast_per_s)
+        lines.append(f"meta pkttype broadcast meta protocol != 0x0806 jump {chain}")
     if link.multicast_per_s is not None:
-        rate = f"limit rate {link.multicast_per_s}/second burst {link.multicast_per_s} packets return"
         # Neighbours have a bound of their own: a storm of anything else leaves them theirs.
-        talk = block.chain(f"{name}_neighbours_limit", [rate, refusals[Reason.MULTICAST_STORM]])
-        chain = bound(Reason.MULTICAST_STORM, link.multicast_per_s)
-        block.chain(f"{name}_multicast", [f"{_ND} goto {talk}", f"goto {chain}"])
-        lines.append(f"meta pkttype multicast jump {name}_multicast")
+        talk = bound("neighbours", Reason.MULTICAST_STORM, link.multicast_per_s)
+        chain = bound("multicast", Reason.MULTICAST_STORM, link.multicast_per_s)
+        cast = block.chain(f"{name}_cast", [f"{_ND} goto {talk}", f"goto {chain}"])
+        lines.append(f"meta pkttype multicast jump {cast}")
     return lines
+
+
+def _bound_meter(block: Block, name: str, link: LinkPlan, per_s: int) -> list[str]:
+    """Whoever is bound is measured by himself: a stranger's storm of ARP cuts off nobody whose address is known.
+
+    Only bound addresses get here as senders (the others were sent away), so the set cannot fill.
+    """
+    if not link.bindings:
+        return []
+    kept = block.dynamic_set(f"{name}_owners_rate", "ipv4_addr", size=len(link.bindings), timeout_s=_FORGET_S)
+    rate = f"limit rate {per_s}/second burst {per_s} packets"
+    return [f"arp saddr ip @{name}_bound update @{kept} {{ arp saddr ip {rate} }} return"]
 
 
 def _among(values: Iterable[str]) -> str:

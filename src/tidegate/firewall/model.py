@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tidegate.firewall import section as written
+from tidegate.firewall.blocks import log_words
 from tidegate.firewall.errors import BadPeer, BadPort, BadRule, UnknownService, UnknownZone
 from tidegate.firewall.fields import PlannedField, plan_fields
 from tidegate.firewall.link import LinkPlan, plan_links
@@ -268,7 +269,11 @@ def plan_ruleset(section: FirewallSection) -> Ruleset:
         port_forwards=tuple(forward for forward, _ in forwards),
         thresholds=planner.plan_thresholds("firewall.thresholds", section.thresholds, (Per.SOURCE, Per.TOTAL)),
         fields=plan_fields(section.fields),
-        links=plan_links({name: (zone.interfaces, section.link.get(name)) for name, zone in section.zones.items()}),
+        links=plan_links(
+            {name: (zone.interfaces, section.link.get(name)) for name, zone in section.zones.items()},
+            observe=section.mode is Mode.OBSERVE,
+            log=log_words(section.log_per_s, section.log_group, "tidegate-link "),
+        ),
         conntrack=section.conntrack,
         ban_max=section.bans.max,
         never=planner.plan_addresses(section.bans.never, "firewall.bans.never"),

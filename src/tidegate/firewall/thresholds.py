@@ -15,7 +15,7 @@ from tidegate.firewall.snapshot import Listed, parse_listing
 # The names that meters and compile give: kind of rule, rule, threshold (t and p count new packets, k every packet),
 # table, family. Names of rules have no "_".
 _NAME = re.compile(
-    r"(?P<kind>svc|fwd|all)_(?P<name>[a-z0-9]\S*?)_(?:syn_)?(?:(?P<mark>[tpk])(?P<number>\d+)_)?"
+    r"(?P<kind>svc|fwd)_(?P<name>[a-z0-9-]+)_(?:syn_)?(?:(?P<mark>[tpk])(?P<number>\d+)_)?"
     r"(?P<table>rate|hot|low|conns|all)(?P<family>[46])?\Z"
 )
 _TOTAL = re.compile(r"all_(?P<number>\d+)_(?P<table>rate|hot|low)(?P<family>[46])\Z")
@@ -68,7 +68,7 @@ def _parse_meter(thing: Listed) -> MeterState | None:
     if total is not None:
         label, match = f"thresholds.{total['number']}", total
     elif rule is not None and rule["kind"] in _KINDS:
-        label, match = f"{_KINDS[rule['kind']]}.{rule['name'].replace('_', '-')}", rule
+        label, match = f"{_KINDS[rule['kind']]}.{rule['name']}", rule
         if rule["number"] is not None:
             label += f" threshold {rule['number']}"
     else:

@@ -193,3 +193,21 @@ def test_a_source_is_remembered_until_its_burst_has_refilled() -> None:
     ssh = {"protocol": "tcp", "ports": [22], "peers": []}
     assert "timeout 51s" in compile_section(services={"web": web, "ssh": ssh})
     assert "timeout 10s" in compile_section()
+
+
+def test_no_two_rules_share_an_object_whatever_they_are_called() -> None:
+    """Names are made of parts, and one rule's name may be another's with a part behind it."""
+    marks = [{"high": 5, "low": 2}, {"high": 5, "low": 2, "count": "packets"}]
+    rule = {
+        "protocol": "tcp",
+        "peers": ["10.0.0.0/8"],
+        "limit": {"new_per_s": 5, "connections": 3},
+        "thresholds": marks,
+    }
+    parts = ["", "-gate", "-gate1", "-over", "-t0", "-t0-hot", "-k1", "-syn", "-peers4", "-rate4", "-conns4", "-fields"]
+    services: dict[str, Any] = {"ssh": {"protocol": "tcp", "ports": [22], "peers": []}}
+    services |= {f"web{part}": {**rule, "ports": [80 + n], "syn_proxy": n % 2 == 0} for n, part in enumerate(parts)}
+    for table in compile_section(services=services).split("\ntable ")[1:]:
+        names = re.findall(r"\t(?:chain|set|map|counter) (\S+) {", table)
+        if not table.startswith("inet tidegate_bans"):  # declared empty first, so that a flush finds them
+            assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)

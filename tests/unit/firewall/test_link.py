@@ -46,9 +46,13 @@ def frame(**values: Any) -> Frame:
         ({}, frame(), None),
         ({}, frame(ethertype=0x88CC), Reason.ETHERTYPE),
         ({"ethertypes": ["ipv4", "lldp"]}, frame(ethertype=0x88CC), None),
-        ({}, frame(ethertype=0x8100), Reason.ETHERTYPE),
+        ({}, frame(tag=0x8100), Reason.ETHERTYPE),
+        ({"ethertypes": ["ipv4", "vlan"]}, frame(tag=0x8100), None),
+        ({"ethertypes": ["ipv4", "vlan"]}, frame(tag=0x8100, ethertype=0x86DD), Reason.ETHERTYPE),  # no hiding in a tag
+        ({"ethertypes": ["ipv4", "llc"]}, frame(ethertype=4), None),
         ({"macs": [OWNER.upper()]}, frame(), None),
         ({"macs": [OWNER]}, frame(source_mac=OTHER), Reason.MAC),
+        ({"macs": [OWNER]}, frame(source_mac=None), Reason.MAC),  # a device without Ethernet
         ({}, frame(source=ip_address("127.0.0.1")), Reason.BOGON),
         ({}, frame(source=ip_address(NOBODY)), Reason.BOGON),
         ({}, frame(source=ip_address(NOBODY), is_unconfigured=True), None),
@@ -109,16 +113,36 @@ def test_a_misspelt_ethertype_is_told_the_nearest() -> None:
 def test_limits_are_positive_and_every_refusal_is_counted() -> None:
     text = encode_links([plan(arp_bindings={"10.0.0.1": OWNER}, macs=[OWNER])])
     for line in text.splitlines():
-        if "limit rate" in line:
+        if "limit rate" in line and " log " not in line:
             assert line.endswith("return"), line
         if " drop" in line:
             assert "counter name link_wan_" in line, line
+        if " log " in line:
+            assert line.strip().startswith("limit rate "), line
     declared = set(re.findall(r"\tcounter (\S+) {", text))
     assert declared == {f"link_wan_{reason}" for reason in Reason}
 
 
 def test_a_zone_that_observes_drops_nothing() -> None:
     assert " drop" not in encode_links([plan(mode="observe", macs=[OWNER])])
+
+
+def test_a_policy_that_observes_drops_nothing_here_either() -> None:
+    zones = {"wan": (["eth0"], Link())}
+    assert " drop" not in encode_links(plan_links(zones, observe=True))
+    assert evaluate_frame(plan_links(zones, observe=True)[0], frame(ethertype=0x88CC)).accept
+
+
+def test_loopback_is_no_wire() -> None:
+    with pytest.raises(TidegateError) as caught:
+        plan_links({"inside": (["lo"], Link())})
+    assert caught.value.code == "firewall.policy.link"
+
+
+def test_zones_with_names_within_names_have_objects_of_their_own() -> None:
+    links = plan_links({name: ([f"e{name}"], Link()) for name in ("a", "a-bogon", "a-odd", "a-cast", "a-arp-limit")})
+    names = re.findall(r"\t(?:chain|set|counter) (\S+) {", encode_links(links))
+    assert len(names) == len(set(names))
 
 
 def test_absent_interfaces_get_no_chain() -> None:
