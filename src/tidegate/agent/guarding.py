@@ -56,6 +56,7 @@ class Guarding:
         self._changed = {name: asyncio.Event() for name in ("inspector", "resolver of names")}
         self._inspector: Worker | None = None
         self._restores: list[float] = []
+        self._owes = False  # whether our tables still have to be put back
         self._denied_at: tuple[int, int] = (0, 0)
 
     def state(self) -> dict[str, object]:
@@ -101,8 +102,7 @@ class Guarding:
         watch = RulesetWatch(self._nft, lambda: load_expected_digest(self._state_dir))
         try:
             while True:
-                for tampering in await self._next(watch):
-                    self._answer(tampering)
+                self._answer(await self._next(watch), watch)
                 section = self._section()
                 if section is not None and section.link:
                     with contextlib.suppress(ChangePending):  # a policy is being applied: it loads them itself
@@ -224,27 +224,36 @@ class Guarding:
             loop.remove_reader(watch.fileno())
         return watch.poll()
 
-    def _answer(self, tampering: Tampering) -> None:
+    def _answer(self, found: list[Tampering], watch: RulesetWatch) -> None:
+        """Put our tables back where the policy says so, and report; what may not be put back yet is owed."""
         section = self._section()
-        restored = False
-        if section is not None and section.tamper is Tamper.RESTORE and self._may_restore():
-            from tidegate.firewall.watch import undo
+        wanted = section is not None and section.tamper is Tamper.RESTORE
+        self._owes = wanted and (self._owes or bool(found))
+        restored = self._owes and self._may_restore() and self._restore()
+        if restored:
+            self._owes = False
+            watch.expect_anew()
+        for tampering in found:
+            report(
+                self._events,
+                catalogue.firewall_tampered(
+                    what=tampering.what,
+                    program=tampering.program,
+                    pid=tampering.pid,
+                    digest_before=tampering.digest_before,
+                    digest_after=tampering.digest_after,
+                    restored=restored,
+                ),
+            )
 
-            try:
-                restored = undo(self._state_dir, self._nft) is not None
-            except TidegateError as error:
-                report(self._events, catalogue.agent_failed(part="restoring the firewall", error=error))
-        report(
-            self._events,
-            catalogue.firewall_tampered(
-                what=tampering.what,
-                program=tampering.program,
-                pid=tampering.pid,
-                digest_before=tampering.digest_before,
-                digest_after=tampering.digest_after,
-                restored=restored,
-            ),
-        )
+    def _restore(self) -> bool:
+        from tidegate.firewall.watch import undo
+
+        try:
+            return undo(self._state_dir, self._nft) is not None
+        except TidegateError as error:
+            report(self._events, catalogue.agent_failed(part="restoring the firewall", error=error))
+            return False
 
     def _may_restore(self) -> bool:
         now_s = self._clock.monotonic_s()

@@ -7,6 +7,7 @@ of what is in force: bans, thresholds and our own policies do not make a differe
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -145,7 +146,8 @@ class RulesetWatch:
         self._due_s = None
         expected = self._expected()
         effective = self._effective(self._nft) if expected is not None else None
-        deeds = self._transactions.take()
+        # Ours are no tampering, even when somebody else's came between them.
+        deeds = [deed for deed in self._transactions.take() if deed.pid != os.getpid()]
         if expected is None or effective is None or effective == expected:
             self._reported = None
             return []
@@ -162,6 +164,11 @@ class RulesetWatch:
             )
             for deed in deeds or [Deeds(pid=0, program="", what=("changed while nobody watched",))]
         ]
+
+    def expect_anew(self) -> None:
+        """Forget what was reported, after ours was put back: the same deed is then told again."""
+        self._reported = None
+        self._due_s = self._monotonic_s() + SETTLE_S
 
     def close(self) -> None:
         """End the subscription; harmless when repeated."""

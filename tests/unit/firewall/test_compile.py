@@ -208,6 +208,7 @@ def test_no_two_rules_share_an_object_whatever_they_are_called() -> None:
     services: dict[str, Any] = {"ssh": {"protocol": "tcp", "ports": [22], "peers": []}}
     services |= {f"web{part}": {**rule, "ports": [80 + n], "syn_proxy": n % 2 == 0} for n, part in enumerate(parts)}
     for table in compile_section(services=services).split("\ntable ")[1:]:
-        names = re.findall(r"\t(?:chain|set|map|counter) (\S+) {", table)
+        names = re.findall(r"\t(chain|(?:set|map)|counter) (\S+) {", table)
+        names = [("set" if kind == "map" else kind, name) for kind, name in names]
         if not table.startswith("inet tidegate_bans"):  # declared empty first, so that a flush finds them
             assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
