@@ -7,7 +7,7 @@ from tidegate.firewall.model import Ruleset, plan_ruleset
 from tidegate.firewall.section import FirewallSection
 from tidegate.ids.section import plan_sensor
 from tidegate.policy.document import Policy, parse_policy
-from tidegate.policy.places import with_lines
+from tidegate.policy.places import find_subjects, with_lines
 
 
 def read_ruleset(text: str, name: str) -> tuple[Policy, Ruleset]:
@@ -19,6 +19,23 @@ def read_ruleset(text: str, name: str) -> tuple[Policy, Ruleset]:
     policy = parse_policy(text, name=name)
     with with_lines(text, name=name):
         return policy, plan_ruleset(policy.firewall or FirewallSection())
+
+
+def check_text(text: str, name: str) -> tuple[Policy, list[tuple[int, Finding]]]:
+    """Return the policy that ``text`` writes, and every finding with the line that it is about.
+
+    Every room has planned its section: raises what ``read_ruleset`` raises, and ``ids.*``, with the field ``line``.
+    Findings that are errors are for the caller to refuse.
+    """
+    policy, ruleset = read_ruleset(text, name)
+    with with_lines(text, name=name):
+        if policy.ids is not None:
+            plan_sensor(policy.ids)
+    if policy.firewall is None:
+        return policy, []
+    findings = [*check_ruleset(ruleset), *check_written(policy.firewall)]
+    lines = find_subjects(text, [finding.subject for finding in findings])
+    return policy, list(zip(lines, findings, strict=True))
 
 
 def check_sections(policy: Policy) -> list[Finding]:

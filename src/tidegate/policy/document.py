@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from tidegate.firewall.section import FirewallSection
 from tidegate.ids.section import IdsSection, WatchSection
 from tidegate.policy.errors import PolicySyntax, PolicyUnknownKey, PolicyValue, PolicyWrongDevice
+from tidegate.policy.lines import KeyLines
 from tidegate.update.section import UpdateSection
 
 if TYPE_CHECKING:
@@ -72,9 +73,10 @@ class UnknownKey:
 def parse_policy(text: str, *, name: str = "policy") -> Policy:
     """Return the policy that ``text`` writes; ``name`` is the file's, for messages.
 
-    Raises ``policy.syntax``; ``policy.key.unknown`` naming the first 20 unknown keys, each with its line and the
-    nearest valid one; ``policy.value.invalid`` with line, reason and, for a word that is one of a few, the nearest of
-    them. Whether the values make sense together is each room's to check (``tidegate policy check`` asks them all).
+    Raises ``policy.syntax`` with line and nearest valid statement; ``policy.key.unknown`` naming the first 20 unknown
+    keys, each with its line and the nearest valid one; ``policy.value.invalid`` with line, what is expected and, where
+    it can be told, the nearest valid value. Whether the values make sense together is each room's to check (``tidegate
+    policy check`` asks them all).
     """
 
     from msgspec import inspect
@@ -82,87 +84,50 @@ def parse_policy(text: str, *, name: str = "policy") -> Policy:
     document = _load_toml(text, name)
     lines = KeyLines(text)
     found = itertools.islice(_unknown_keys(document, inspect.type_info(Policy), ()), MAX_NAMED_KEYS)
-    unknown = [UnknownKey(path=".".join(path)[:200], line=lines.find(path), nearest=nearest) for path, nearest in found]
+    unknown = [
+        UnknownKey(path=".".join(path)[:200], line=lines.find_key(path), nearest=nearest) for path, nearest in found
+    ]
     if unknown:
         listed = "; ".join(str(key) for key in unknown)
         raise PolicyUnknownKey(f"{name}: {listed}", line=unknown[0].line, nearest=unknown[0].nearest)
     try:
         return msgspec.convert(document, Policy, strict=True)
     except msgspec.ValidationError as error:
-        path = _locate(document, error)
-        reason = str(error).partition(" - at `")[0][:300]
-        line = lines.find(path)
-        nearest = _nearest_value(document, path)
-        hint = f"; did you mean {nearest!r}?" if nearest else ""
-        text = f"{name}: line {line}: {'.'.join(path)[:200]!r}: {reason}{hint}"
-        raise PolicyValue(text, line=line, nearest=nearest) from error
+        raise _refuse_value(document, error, lines, name) from error
+
+
+def _refuse_value(
+    document: dict[str, object], error: msgspec.ValidationError, lines: KeyLines, name: str
+) -> PolicyValue:
+    """Return the refusal of the first wrong value: its line, what it is, what it should be, and what is nearest."""
+    from tidegate.policy.values import explain_value, find_value
+
+    path = _locate(document, error)
+    is_key = "at `key` in `" in str(error)
+    value = path[-1] if is_key and path else find_value(document, path)
+    why = explain_value(Policy, path, value, str(error).partition(" - at `")[0], is_key=is_key)
+    line = lines.find(path) if is_key else lines.find_value(path, value)
+    hint = f"; did you mean {why.spelling}?" if why.spelling else ""
+    where = f"{'.'.join(path)[:200]!r}: " if path else ""
+    return PolicyValue(f"{name}: line {line}: {where}{why.reason}{hint}", line=line, nearest=why.nearest)
 
 
 def _load_toml(text: str, name: str) -> dict[str, object]:
     import tomllib  # here and below: only who writes a policy pays for reading one, not the device that follows it
 
-    if re.search(_DEEP_KEY, text):
-        raise PolicySyntax(f"{name}: a dotted key has more than {MAX_KEY_PARTS} parts")
+    if deep := re.search(_DEEP_KEY, text):
+        line = text.count("\n", 0, deep.start()) + 1
+        raise PolicySyntax(f"{name}: line {line}: a dotted key has more than {MAX_KEY_PARTS} parts", line=line)
     try:
         if len(text.encode()) > MAX_POLICY_BYTES:
             raise PolicySyntax(f"{name} is larger than {MAX_POLICY_BYTES} bytes")
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits, a lone surrogate
-        raise PolicySyntax(f"{name}: {str(error)[:300]}") from error
+        from tidegate.policy.syntax import explain_syntax
 
-
-class KeyLines:
-    """Finds the line on which a key of a TOML text stands; only for messages, so near is good enough.
-
-    A table of an array of tables is counted: the second ``[[update.http]]`` is ``("update", "http", "1")``.
-    """
-
-    _TABLE = re.compile(r"\s*(\[\[?)([^\[\]]+)\]")
-    _KEY = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
-
-    def __init__(self, text: str) -> None:
-        self._exact: dict[tuple[str, ...], int] = {}
-        self._below: dict[tuple[str, ...], int] = {}
-        self._tables: dict[tuple[str, ...], int] = {}
-        table: tuple[str, ...] = ()
-        for number, line in enumerate(text.split("\n"), start=1):
-            if match := self._TABLE.match(line):
-                table = self._enter(self._split(match[2]), is_array=match[1] == "[[")
-                self._add(table, number)
-            elif match := self._KEY.match(line):
-                self._add((*table, *self._split(match[1])), number)
-
-    def find(self, path: tuple[str, ...]) -> int:
-        """Return the line of ``path``, or of the nearest key above it; 1 if nothing of it is there."""
-        for length in range(len(path), 0, -1):
-            line = self._exact.get(path[:length]) or self._below.get(path[:length])
-            if line is not None:
-                return line
-        return 1
-
-    def at(self, path: tuple[str, ...]) -> int | None:
-        """Return the line of ``path``; ``None`` when it is not written there."""
-        return self._exact.get(path)
-
-    def _enter(self, parts: tuple[str, ...], *, is_array: bool) -> tuple[str, ...]:
-        """Return the table that a header opens, with the numbers of the arrays on its way."""
-        table: tuple[str, ...] = ()
-        for position, part in enumerate(parts, start=1):
-            table = (*table, part)
-            if is_array and position == len(parts):
-                self._tables[table] = self._tables.get(table, -1) + 1
-            if table in self._tables:
-                table = (*table, str(self._tables[table]))
-        return table
-
-    def _add(self, path: tuple[str, ...], number: int) -> None:
-        self._exact.setdefault(path, number)
-        for length in range(1, len(path)):
-            self._below.setdefault(path[:length], number)
-
-    @staticmethod
-    def _split(dotted: str) -> tuple[str, ...]:
-        return tuple(part.strip("\"'") for part in re.findall(r"""[\w-]+|"[^"]*"|'[^']*'""", dotted))
+        line, reason, nearest = explain_syntax(text, error)
+        hint = f"; did you mean {nearest}?" if nearest else ""
+        raise PolicySyntax(f"{name}: line {line}: {reason}{hint}", line=line, nearest=nearest) from error
 
 
 def _locate(document: dict[str, object], error: msgspec.ValidationError) -> tuple[str, ...]:
@@ -200,53 +165,6 @@ def _repeats(message: str, path: tuple[str, ...], value: object) -> bool:
     except msgspec.ValidationError as error:
         return str(error) == message
     return False
-
-
-def _nearest_value(document: dict[str, object], path: tuple[str, ...]) -> str | None:
-    """Return the valid word nearest to the one at ``path``; ``None`` where not just a few words are valid."""
-    import difflib
-
-    from msgspec import inspect
-
-    kind: inspect.Type = inspect.type_info(Policy)
-    value: object = document
-    for step in path:
-        found = _descend(kind, step)
-        if found is None:
-            return None
-        kind = found
-        if isinstance(value, dict):
-            value = value.get(step)
-        elif isinstance(value, list):
-            value = value[int(step)]
-    words = [str(word) for member in _members(kind) if isinstance(member, inspect.EnumType) for word in member.cls]
-    near = difflib.get_close_matches(value.lower(), words, n=1, cutoff=0.5) if isinstance(value, str) else []
-    return near[0] if near else None
-
-
-def _descend(kind: inspect.Type, step: str) -> inspect.Type | None:
-    """Return the type of what stands below a value of type ``kind`` at ``step``."""
-    from msgspec import inspect
-
-    for member in _members(kind):
-        if isinstance(member, inspect.StructType):
-            return next((entry.type for entry in member.fields if entry.encode_name == step), None)
-        if isinstance(member, inspect.DictType):
-            return member.value_type
-        if isinstance(member, inspect.VarTupleType | inspect.ListType):
-            return member.item_type
-    return None
-
-
-def _members(kind: inspect.Type) -> list[inspect.Type]:
-    """Return the types that a value of ``kind`` may have, bare."""
-    from msgspec import inspect
-
-    if isinstance(kind, inspect.Metadata):
-        return _members(kind.type)
-    if isinstance(kind, inspect.UnionType):
-        return [one for member in kind.types for one in _members(member)]
-    return [kind]
 
 
 def _unknown_keys(

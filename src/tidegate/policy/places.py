@@ -6,11 +6,11 @@ Rooms plan from values, not from text; their errors name a place ("service web")
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from tidegate.base.errors import Rejected
-from tidegate.policy.document import KeyLines
+from tidegate.policy.lines import KeyLines
 
 # How rooms name a place in their messages and fields, and where that stands in the policy.
 _PLACES = (
@@ -51,6 +51,8 @@ def find_line(text: str, error: Rejected) -> int:
     """Return the line of the value that ``error`` is about, or the nearest line above it that is known."""
     lines = KeyLines(text)
     where = next((str(error.fields[key]) for key in _WHERE if error.fields.get(key)), "")
+    if error.code.startswith("ids.") and "field" in error.fields:
+        return lines.find(("ids", *str(error.fields["field"]).split(".")))
     path = find_path(where) or find_path(error.message.removeprefix("[").partition(":")[0].partition("]")[0])
     what = next((str(error.fields[key]) for key in _WHAT if error.fields.get(key)), "")
     if not path and "zone" in error.fields:
@@ -59,9 +61,10 @@ def find_line(text: str, error: Rejected) -> int:
     return _find_value(text, line, what) or _find_key(lines, path, error.message) or line
 
 
-def find_subject(text: str, subject: str) -> int:
-    """Return the line of what a finding is about; 1 for what the policy does not say."""
-    return KeyLines(text).find(find_path(subject) or ("firewall", subject))
+def find_subjects(text: str, subjects: Sequence[str]) -> list[int]:
+    """Return the line of what each finding is about; that of the section for what the policy does not say."""
+    lines = KeyLines(text)
+    return [lines.find(find_path(subject) or ("firewall", subject)) for subject in subjects]
 
 
 def find_path(where: str) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ UNKNOWN = [
     (HEAD + "[ids]\nscan.port = 3\n", 4, "ports"),
     (HEAD + "[[update.http]]\nport = 1\n[[update.http]]\nport = 2\npaht = '/x'\n", 7, "path"),
     (HEAD + "[update]\nhttp = [{ port = 1, expects = 'x' }]\n", 4, "expect"),
-    (HEAD + "[update]\nhttp = [\n  { port = 1 },\n  { porto = 1 },\n]\n", 4, "port"),
+    (HEAD + "[update]\nhttp = [\n  { port = 1 },\n  { porto = 1 },\n]\n", 6, "port"),
     (HEAD + "[zzzzzz]\n", 3, None),
     (HEAD + '"quoted key" = 1\n', 3, None),
     (HEAD + "'versoin' = 1\n", 3, "version"),

@@ -6,7 +6,7 @@ import pytest
 
 from tidegate.base.errors import Rejected, TidegateError
 from tidegate.policy.check import read_ruleset
-from tidegate.policy.places import find_subject
+from tidegate.policy.places import find_subjects
 
 POLICY = """\
 [policy]
@@ -166,4 +166,4 @@ def test_a_refusal_that_has_its_line_keeps_it() -> None:
     ],
 )
 def test_findings_have_a_line(subject: str, line: str) -> None:
-    assert line in POLICY.split("\n")[find_subject(POLICY, subject) - 1]
+    assert line in POLICY.split("\n")[find_subjects(POLICY, [subject])[0] - 1]
