@@ -247,6 +247,9 @@ def lock_out_once(lab: Lab, kind: str, policy: dict[str, Any]) -> tuple[float, b
         foreseen = True
     lab.apply(policy, confirm_timeout_s=CONFIRM_S, must_pass=())
     start = time.monotonic()
+    if kind == "link-arp":  # else it cuts nothing until the neighbours forget each other
+        for space in (lab.device, lab.manager):
+            space.run(["ip", "neigh", "flush", "dev", "eth0"])
     while lab.is_managed():
         assert time.monotonic() < start + CONFIRM_S / 2, f"{kind} cut nothing: {policy}"
     assert lab.await_managed(CONFIRM_S + 8), kind

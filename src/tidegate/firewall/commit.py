@@ -307,6 +307,7 @@ class _Step:
     """One change, ready: the text to load, what undoes it, and what will be told of it."""
 
     loaded: str
+    replaces: str | None
     restore: str
     sysctls: SysctlPlan
     story: Story
@@ -331,9 +332,11 @@ def _put_in_force(work: _Work, verified: VerifiedRuleset, section: FirewallSecti
     loaded, wanted = texts[1 if locked else 0], plan_sysctls(ruleset)
     if listings.link is not None and DELETE_LINK not in loaded:
         loaded += DELETE_LINK
+    stored = _find_stored(state_dir, digest_listings(listings))
     step = _Step(
         loaded=loaded,
-        restore=_plan_restore(work, listings, has_link=DELETE_LINK in loaded),
+        replaces=listings.policy if stored is None else stored,
+        restore=_plan_restore(work, listings, stored, has_link=DELETE_LINK in loaded),
         sysctls=read_plan(state_dir, wanted),
         story=Story(
             nft_sha256=sha256_of(texts[0]),
@@ -354,13 +357,12 @@ def _put_in_force(work: _Work, verified: VerifiedRuleset, section: FirewallSecti
     return _change(change, step)
 
 
-def _plan_restore(work: _Work, listings: Listings, *, has_link: bool) -> str:
+def _plan_restore(work: _Work, listings: Listings, stored: str | None, *, has_link: bool) -> str:
     """Return the text that restores what is in force.
 
-    The stored text of the ruleset that was loaded last, if the kernel still lists the same as right after that: the
-    kernel has taken it once. Else what the kernel lists, checked by it while it can still be refused.
+    ``stored`` is the text of the ruleset that was loaded last, if the kernel still lists the same as right after that:
+    the kernel has taken it once. Else it is what the kernel lists, checked by it while it can still be refused.
     """
-    stored = _find_stored(work.state_dir, digest_listings(listings))
     parts = plan_parts(encode_restore(listings) if stored is None else stored)
     main = parts.main
     if stored is not None:
@@ -399,7 +401,7 @@ def _change(change: PendingChange, step: _Step) -> PendingChange:
     """Run the transaction and note what it made; undo it if anything at all goes wrong after it may have happened."""
     folder, began = change.state_dir, False
     try:
-        missing = load_whole(change.nft, step.loaded)
+        missing = load_whole(change.nft, step.loaded, replaces=step.replaces)
         began = True
         unset = [*step.sysctls.unknown, *apply_sysctls(folder, step.sysctls.now)]
         effective = effective_digest(change.nft)

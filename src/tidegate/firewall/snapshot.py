@@ -135,9 +135,14 @@ def fill_sets(outline: str, listings: Mapping[str, str]) -> str:
 def digest_listings(listings: Listings) -> str:
     """Return the SHA-256 (hex) of our tables without what changes by itself.
 
-    That is: counters, thresholds' memory, bans, what DNS names stand for.
+    That is: counters, thresholds' memory, bans, what DNS names stand for; and the order of objects, which tells when
+    each was made. The order of rules counts.
     """
-    return hashlib.sha256(encode_restore(replace(listings, names={})).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for name, listing in (("policy", listings.policy), ("bans", listings.bans), ("link", listings.link)):
+        objects = sorted(parse_listing(listing or ""), key=lambda thing: (thing.kind, thing.name))
+        digest.update(f"{name} {listing is not None}\n{''.join(thing.encode() for thing in objects)}".encode())
+    return digest.hexdigest()
 
 
 def _parse_object(opening: re.Match[str], lines: Iterator[str]) -> Listed:
