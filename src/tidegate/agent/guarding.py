@@ -219,7 +219,8 @@ class Guarding:
         loop.add_reader(watch.fileno(), readable.set)
         try:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(readable.wait(), LOOK_S)
+                async with asyncio.timeout(LOOK_S):  # wait_for could lose a cancellation that comes with the event
+                    await readable.wait()
         finally:
             loop.remove_reader(watch.fileno())
         return watch.poll()
