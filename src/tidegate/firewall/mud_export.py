@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tidegate.firewall.errors import MudExport
+from tidegate.firewall.model import plan_ruleset
 from tidegate.firewall.mud import CACHE_HOURS, DEFAULT_CACHE_HOURS, MAX_ACES, MAX_TEXT
 from tidegate.firewall.mud_match import MAX_PORT, PeerKind
 from tidegate.firewall.peers import Network, parse_peers
@@ -94,9 +95,10 @@ class _Talk:
 def encode_mud(section: FirewallSection, about: About) -> Exported:
     """Return the MUD file for ``section``, and a sentence for everything that it leaves unsaid.
 
-    Raises ``firewall.mud.export``, ``firewall.policy.peer``.
+    Raises ``firewall.mud.export``, and ``firewall.policy.*`` for a section that is none.
     """
     _check(about)
+    plan_ruleset(section)  # what has no meaning cannot be said in other words
     warnings = list(_warn_section(section))
     talks = list(_talks(section, about, warnings))
     names = {
@@ -194,8 +196,13 @@ def _of_rule(
 def _far_sides(
     section: FirewallSection, about: About, peers: Sequence[str], where: str, warnings: list[str]
 ) -> Iterator[_Far]:
-    """Yield every description of the peers; a list that stands for a class of MUD is named, others are spelt out."""
-    classes = [peer[1:] for peer in dict.fromkeys(peers) if peer[:1] == "@" and peer[1:] in about.classes]
+    """Yield every description of the peers; a list that stands for a class of MUD is named, others are spelt out.
+
+    A MUD file cannot take anybody out of a class, so beside an exclusion every list is spelt out.
+    """
+    named = [peer[1:] for peer in dict.fromkeys(peers) if peer[:1] == "@"]
+    excludes = any(peer.startswith("!") for peer in peers)
+    classes = [] if excludes else [name for name in named if name in about.classes]
     rest = [peer for peer in peers if peer.removeprefix("@") not in classes]
     for name in classes:
         kind, value = about.classes[name]

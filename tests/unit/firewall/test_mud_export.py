@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from tests.unit.firewall.mudfiles import CLASSES, FILES, NOW, RESOLVED, packets, site
 
-from tidegate.firewall.errors import MudExport
+from tidegate.firewall.errors import BadPeer, BadPort, MudExport
 from tidegate.firewall.evaluate import evaluate_packet
 from tidegate.firewall.model import plan_ruleset
 from tidegate.firewall.mud import parse_mud
@@ -263,3 +263,39 @@ def test_a_policy_with_too_many_rules_is_refused() -> None:
     services = {f"s{number}": {"protocol": "tcp", "ports": [1000 + number], "peers": ["any"]} for number in range(600)}
     with pytest.raises(MudExport):
         export(services=SECTION["services"] | services)
+
+
+def test_a_class_with_somebody_taken_out_is_spelt_out() -> None:
+    """Else the file would let in the one whom the policy keeps out."""
+    lists = {"my-controller": ["10.7.0.0/30"]}
+    guarded = {"protocol": "tcp", "ports": [9], "peers": ["@my-controller", "!10.7.0.2"]}
+    made = export(peers=SECTION["peers"] | lists, services=SECTION["services"] | {"a": guarded})
+    strict(made.text)
+    assert "my-controller" not in made.text
+    assert "10.7.0.3/32" in made.text
+    assert "10.7.0.2/32" not in made.text
+    guarded["peers"] = ["@my-controller"]
+    made = export(peers=SECTION["peers"] | lists, services=SECTION["services"] | {"a": guarded})
+    assert "my-controller" in made.text
+    assert "10.7.0" not in made.text
+
+
+def test_rules_of_one_name_both_ways_are_told_apart() -> None:
+    made = export(services=SECTION["services"] | {"a": ANY}, egress={"services": {"a": ANY}})
+    strict(made.text)
+    parse_mud(made.text.encode())
+
+
+@pytest.mark.parametrize(
+    ("rule", "error"),
+    [
+        ({"ports": ["22-21"]}, BadPort),
+        ({"ports": ["1-99999"]}, BadPort),
+        ({"ports": []}, BadPort),
+        ({"peers": ["10.0.0.1/8"]}, BadPeer),
+        ({"peers": ["@my-controller"]}, BadPeer),  # which the policy does not define
+    ],
+)
+def test_a_section_without_meaning_becomes_no_file(rule: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        export(services=SECTION["services"] | {"a": ANY | rule})
