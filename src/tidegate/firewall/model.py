@@ -16,7 +16,7 @@ from tidegate.firewall.blocks import log_words
 from tidegate.firewall.errors import BadPeer, BadPort, BadRule, UnknownService, UnknownZone
 from tidegate.firewall.fields import PlannedField, plan_fields
 from tidegate.firewall.link import LinkPlan, plan_links
-from tidegate.firewall.peers import Address, Network, PeerGroup, Resolved, parse_one_address, parse_peers
+from tidegate.firewall.peers import Address, Network, PeerGroup, PeerReader, Resolved, parse_one_address, parse_peers
 from tidegate.firewall.section import (
     Conntrack,
     Count,
@@ -293,7 +293,10 @@ class _Planner:
         self._zones: Mapping[str, tuple[str, ...]] = {
             name: tuple(sorted(set(zone.interfaces))) for name, zone in section.zones.items()
         }
+        self._reader = PeerReader(section.peers)
         self._check_zones()
+        for name, peers in sorted(section.peers.items()):  # those that nothing uses, too
+            self._reader.read(peers, f"peers.{name}")
 
     def plan_service(self, name: str, rule: written.Service) -> Rule:
         where = f"service {name}"
@@ -307,7 +310,7 @@ class _Planner:
             interfaces=self._interfaces(where, rule.zones, rule.interfaces),
             peers=self._peers(rule.peers, where),
             limit=_plan_limit(rule.limit),
-            thresholds=self.plan_thresholds(where, rule.thresholds, (Per.SOURCE, Per.SERVICE)),
+            thresholds=self.plan_thresholds(f"{where}.thresholds", rule.thresholds, (Per.SOURCE, Per.SERVICE)),
             fields=self._fields(where, rule.fields, rule.protocol),
             syn_proxy=rule.syn_proxy,
             observe=rule.mode is RuleMode.OBSERVE,
@@ -341,7 +344,7 @@ class _Planner:
             peers=self._peers(rule.sources, where),
             destinations=self._without_macs(self._peers(rule.destinations, where), where),
             limit=_plan_limit(rule.limit),
-            thresholds=self.plan_thresholds(where, rule.thresholds, (Per.SOURCE, Per.SERVICE)),
+            thresholds=self.plan_thresholds(f"{where}.thresholds", rule.thresholds, (Per.SOURCE, Per.SERVICE)),
             fields=self._fields(where, rule.fields, rule.protocol),
             observe=rule.mode is RuleMode.OBSERVE,
             kept=rule.lockdown,
@@ -403,10 +406,10 @@ class _Planner:
     def plan_thresholds(
         self, where: str, thresholds: Iterable[written.Threshold], allowed: tuple[Per, ...]
     ) -> tuple[Threshold, ...]:
-        return tuple(_plan_threshold(where, one, allowed) for one in thresholds)
+        return tuple(_plan_threshold(f"{where}[{place}]", one, allowed) for place, one in enumerate(thresholds))
 
     def _peers(self, peers: Sequence[str], where: str) -> PeerGroup:
-        return parse_peers(peers, where, named=self._section.peers)
+        return self._reader.read(peers, where)
 
     def _without_macs(self, group: PeerGroup, where: str) -> PeerGroup:
         if group.macs:
