@@ -98,9 +98,7 @@ def parse_mud(raw: bytes) -> MudFile:
     document = _load(raw)
     notes: list[str] = []
     mud = _object(document.get(_MUD), _MUD)
-    if _ACLS not in document and _DRAFT_ACLS in document:
-        notes.append(f"written as in a draft of the RFC: {_DRAFT_ACLS}")
-    acls = _object(document.get(_ACLS, document.get(_DRAFT_ACLS, {})), _ACLS)
+    acls = _object(_either(document, (_ACLS, _DRAFT_ACLS), notes) or {}, _ACLS)
     if mud.get("mud-version") != 1:
         raise BadMud(f"mud-version is {_show(mud.get('mud-version'))}, not 1", where="mud-version")
     unknown = sorted({*mud} - _KNOWN) + sorted({*document} - {_MUD, _ACLS, _DRAFT_ACLS})
@@ -214,8 +212,10 @@ def _parse_ace(
 
 
 def _either(value: Mapping[str, object], names: tuple[str, str], notes: list[str]) -> object:
-    """Return the value of the RFC's name for a node, or else of a draft's."""
+    """Return the value of the RFC's name for a node, or else of a draft's; of two, who could say which is meant?"""
     ours, draft = names
+    if ours in value and draft in value:
+        raise BadMud(f"{ours} and {draft} are one node of two names", where=ours)
     if ours not in value and draft in value:
         note = f"written as in a draft of the RFC: {draft}"
         if note not in notes:

@@ -27,8 +27,10 @@ from tidegate.firewall.section import FirewallSection, Protocol
 
 MAX_PREFIX = 12  # of a rule's name, which has 32 characters with direction, protocol and port
 MAX_ORIGINS = 6  # entries named in a rule's comment
+MAX_PORTS = 256  # of one rule (section.Ports)
 MAX_NAMED = 20  # findings in one message: more than a person corrects in one go
 _NAME = re.compile(rf"[a-z][a-z0-9-]{{0,{MAX_PREFIX - 1}}}\Z")
+_ZONE = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 _EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
 _LISTS = {
     PeerKind.MY_CONTROLLER: ("my-controller", "--my-controller PEERS"),
@@ -61,6 +63,7 @@ class Site:
     same_manufacturer: tuple[str, ...] = ()
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     zone: str | None = None  # gateway: where the device is
+    far_zone: str | None = None  # gateway: where everybody else is that it talks to through the gateway
     name: str | None = None  # begins the names of rules
     partial: bool = False
     any_source_port: bool = False
@@ -137,6 +140,7 @@ class _Planner:
         self._site = site
         self.findings: list[Finding] = []
         self.lists: dict[str, tuple[tuple[str, ...], str]] = {}  # name -> peers, what it stands for
+        self._list_names: dict[tuple[PeerKind, str], str] = {}
         device = _static(site.device, "--device", macs=True)
         self._macs = device.macs
         self._device = {4: tuple(map(_short, device.v4)), 6: tuple(map(_short, device.v6))}
@@ -145,6 +149,9 @@ class _Planner:
             raise MudPeers("--as gateway needs --device: the device's address, or its MAC")
         if device.everyone:
             raise MudPeers("--device names one device, not everybody")
+        for zone in (site.zone, site.far_zone):
+            if zone is not None and _ZONE.match(zone) is None:
+                raise MudPeers(f"{zone!r} is no name of a zone")
         if site.name is not None and _NAME.match(site.name) is None:
             raise MudPeers(f"--name: {site.name!r} is not a letter and up to {MAX_PREFIX - 1} letters, digits, '-'")
 
@@ -152,7 +159,8 @@ class _Planner:
         rules: dict[tuple[object, ...], _Rule] = {}
         for families, origins, one in _both_families(openings):
             for table, fixed, key, peers in self._place(one, families, origins):
-                where = (table, one.side, one.protocol, one.ports, fixed, key)
+                apart = peers if self._excludes(peers) else ()  # or it would take somebody out of others' peers
+                where = (table, one.side, one.protocol, one.ports, fixed, key, apart)
                 rule = rules.setdefault(where, _rule(table, one, fixed, key))
                 rule.peers += [peer for peer in peers if peer not in rule.peers]
                 rule.origins += [origin for origin in origins if origin not in rule.origins]
@@ -176,12 +184,23 @@ class _Planner:
         if own:
             text = "towards the gateway itself the rule looks at who asks, not at which of its addresses is asked"
             self._say(FindingKind.WIDENED, origins, text)
-            yield ("services" if begins else "egress.services"), (), "peers", device
+            where = (("zones", (self._site.zone,)),) if self._site.zone else ()
+            yield ("services" if begins else "egress.services"), where, "peers", device
         others = tuple(peer for peer in peers if peer not in own)
         if others:
-            zones = (("from_zones" if begins else "to_zones", (self._site.zone,)),) if self._site.zone else ()
             near, far = ("sources", "destinations") if begins else ("destinations", "sources")
-            yield "routes", ((near, device), *zones), far, others
+            yield "routes", ((near, device), *self._zones(begins=begins)), far, others
+
+    def _zones(self, *, begins: bool) -> Iterable[tuple[str, tuple[str, ...]]]:
+        near, far = ("from_zones", "to_zones") if begins else ("to_zones", "from_zones")
+        for key, zone in ((near, self._site.zone), (far, self._site.far_zone)):
+            if zone:
+                yield key, (zone,)
+
+    def _excludes(self, peers: Sequence[str]) -> bool:
+        """Return whether somebody is taken out of ``peers`` or of a list that they name."""
+        named = (word for peer in peers if peer.startswith("@") for word in self.lists[peer[1:]][0])
+        return any(word.startswith("!") for word in (*peers, *named))
 
     def _device_words(self, one: Opening, families: tuple[int, ...], origins: Sequence[str]) -> tuple[str, ...]:
         """Return how a route names the device: by its MAC where that can be seen, else by its addresses."""
@@ -223,7 +242,19 @@ class _Planner:
             name, option = _LISTS[one.peer]
             return name, getattr(site, name.replace("-", "_")), option
         option = f"{_CLASSES[one.peer]} {one.peer_value}=PEERS"
-        return list_name(one.peer, one.peer_value), site.classes.get(one.peer_value, ()), option
+        return self._list_name(one), site.classes.get(one.peer_value, ()), option
+
+    def _list_name(self, one: Opening) -> str:
+        """Return a name that no other class has: two of them may end in the same word."""
+        key = (one.peer, one.peer_value)
+        if key not in self._list_names:
+            base = name = list_name(*key)
+            number = 1
+            while name in self._list_names.values():
+                number += 1
+                name = f"{base[:27].rstrip('-')}-{number}"
+            self._list_names[key] = name
+        return self._list_names[key]
 
     def _note_name(self, name: str, families: tuple[int, ...], origins: Sequence[str], side: Side) -> None:
         """A rule cannot ask for one family of a name's addresses, unless its other side has no other."""
@@ -282,15 +313,21 @@ def _rule(table: str, one: Opening, fixed: tuple[tuple[str, tuple[str, ...]], ..
 def _join_ports(rules: Iterable[_Rule]) -> list[_Rule]:
     """Return the rules with those joined that differ in nothing but their ports."""
     joined: dict[tuple[object, ...], _Rule] = {}
+    full: list[_Rule] = []
     for rule in rules:
-        if "any" in rule.peers:
+        if "any" in rule.peers and not any(peer.startswith("!") for peer in rule.peers):
             rule.peers = ["any"]
         key = (rule.table, rule.side, rule.protocol, rule.fixed, rule.key, frozenset(rule.peers))
         known = joined.setdefault(key, rule)
         if known is not rule:
-            known.ports = _merge((*known.ports, *rule.ports))
+            ports = _merge((*known.ports, *rule.ports))
+            if len(ports) > MAX_PORTS:
+                full.append(known)
+                joined[key] = rule
+                continue
+            known.ports = ports
             known.origins += [origin for origin in rule.origins if origin not in known.origins]
-    return list(joined.values())
+    return [*full, *joined.values()]
 
 
 def _merge(spans: Iterable[Span]) -> tuple[Span, ...]:
@@ -367,7 +404,7 @@ def _encode_rule(rule: _Rule, name: str) -> list[str]:
         words = [str(one.first) if one.first == one.last else f'"{one.first}-{one.last}"' for one in rule.ports]
         lines.append(f"ports = [{', '.join(words)}]")
     keys = dict((*rule.fixed, (rule.key, tuple(rule.peers))))
-    order = ("sources", "destinations", "peers", "from_zones", "to_zones")
+    order = ("sources", "destinations", "peers", "from_zones", "to_zones", "zones")
     return lines + [f"{key} = {_array(keys[key])}" for key in order if key in keys]
 
 
@@ -410,4 +447,7 @@ def _parse(text: str) -> FirewallSection:
     import tomllib  # who imports a file pays for it, not the device that follows the policy
 
     document = tomllib.loads(text)
-    return msgspec.convert(document.get("firewall", {}), FirewallSection, strict=True)
+    try:
+        return msgspec.convert(document.get("firewall", {}), FirewallSection, strict=True)
+    except msgspec.ValidationError as error:  # too many rules, or a zone that can be none
+        raise MudPeers(f"what is given or in the file does not fit a policy: {error}") from error

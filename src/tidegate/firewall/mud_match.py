@@ -84,6 +84,7 @@ class _Reader:
         self._icmp: int | None = None
         self._began: bool | None = None
         self._layer2 = family is None
+        self._packets = False  # whether a match on more than frames was seen
         self.reasons: list[str] = []
         self.drafts: list[str] = []
 
@@ -91,6 +92,10 @@ class _Reader:
         protocols = sorted(set(self._protocols))
         if len(protocols) > 1:
             self.reasons.append(f"it asks for protocols {protocols[0]} and {protocols[1]} at once")
+        if self._layer2 and self._packets:
+            self.reasons.append(
+                "it is about packets in a list that is neither for IPv4 nor for IPv6, or about frames too"
+            )
         if len(self._peers) > 1:
             self.reasons.append("it describes the other side in more than one way")
         peer, value = self._peers[0] if self._peers else (PeerKind.ANY, "")
@@ -102,7 +107,7 @@ class _Reader:
             peer_ports=self._ports.get(self._far),
             icmp_type=self._icmp,
             began_by_device=self._began,
-            layer2=self._layer2,
+            layer2=self._layer2 and not self._packets,
         )
 
     def read(self, matches: Mapping[str, object]) -> None:
@@ -110,6 +115,7 @@ class _Reader:
             name = _DRAFT_CONTAINERS.get(key, key)
             if name != key:
                 self._draft(key)
+            self._packets |= name in ("ipv4", "ipv6", "icmp", *_TRANSPORTS) or self._family is not None
             if name in ("l2", "l3", "l4"):  # the choices of RFC 8519, which are no nodes of their own
                 self._draft(name)
                 self.read(self._object(value, name))
@@ -140,7 +146,7 @@ class _Reader:
                 self._read_network(name.partition("-")[0], item, version)
             elif key in _DRAFT_PORTS:
                 self._draft(key)
-                self._ports[_DRAFT_PORTS[key].partition("-")[0]] = self._spans(item, key)
+                self._add_ports(_DRAFT_PORTS[key], item)
             else:
                 self.reasons.append(f"unknown match {_clean(key)}")
 
@@ -168,7 +174,7 @@ class _Reader:
             network = ip_network(value if isinstance(value, str) else "", strict=False)
         except ValueError as error:
             raise BadMud(f"{self._where}: {_clean(str(value))} is no network", where=self._where) from error
-        if network.version != version:
+        if network.version != version or "%" in str(network):
             raise BadMud(f"{self._where}: {network} is not IPv{version}", where=self._where)
         if network.prefixlen == 0:
             return  # everybody
@@ -183,12 +189,11 @@ class _Reader:
             if name != key:
                 self._draft(key)
             if name in ("source-port", "destination-port"):
-                self._ports[name.partition("-")[0]] = self._spans(item, name)
+                self._add_ports(name, item)
             elif name.removeprefix("ietf-mud:") == "direction-initiated":
                 if item not in ("from-device", "to-device"):
                     raise BadMud(f"{self._where}: direction-initiated is {_clean(str(item))}", where=self._where)
-                self._began = item == "from-device"
-                self._protocols.append(6)
+                self._add_beginner(item == "from-device")
             else:
                 self.reasons.append(f"unknown match {_clean(key)}")
 
@@ -215,9 +220,21 @@ class _Reader:
                 self._peers.append((PeerKind(name), item))
             elif name.removeprefix("ietf-mud:") == "direction-initiated" and item in ("from-device", "to-device"):
                 self._draft(name)
-                self._began = item == "from-device"
+                self._add_beginner(item == "from-device")
             else:
                 self.reasons.append(f"unknown match {_clean(key)}")
+
+    def _add_ports(self, name: str, value: object) -> None:
+        end = name.partition("-")[0]
+        if end in self._ports:
+            self.reasons.append(f"two matches on the {end} port")
+        self._ports[end] = self._spans(value, name)
+
+    def _add_beginner(self, by_device: bool) -> None:
+        if self._began is not None and self._began is not by_device:
+            self.reasons.append("two matches on who begins")
+        self._began = by_device
+        self._protocols.append(6)
 
     def _spans(self, value: object, name: str) -> tuple[Span, ...]:
         """Return the ports of RFC 8519's port-range-or-operator; port 0 is no port that anybody uses."""

@@ -93,7 +93,7 @@ class _Reader:
 
     def read(self, ace: Ace, refused: Sequence[Ace]) -> None:
         match = ace.match
-        if match.layer2 and not refused:
+        if match.layer2:
             self._say(FindingKind.NOTE, ace, "it is about frames: [firewall.link] says which pass, by default most")
         elif ace.unsupported:
             self._say(FindingKind.LEFT_OUT, ace, "; ".join(ace.unsupported))
@@ -167,6 +167,8 @@ class _Reader:
         )
 
     def _open(self, ace: Ace, protocol: Protocol, ports: tuple[Span, ...]) -> None:
+        if ace.policy is Side.PEER and ace.match.peer is PeerKind.ANY:
+            self._say(FindingKind.NOTE, ace, f"everybody may begin {protocol} with the device")
         opening = Opening(
             side=ace.policy,
             protocol=protocol,

@@ -162,6 +162,31 @@ def test_a_refusal_that_is_not_understood_may_be_about_everything() -> None:
     assert not made.section.egress.services
 
 
+def test_frames_open_nothing_whatever_stands_before_them() -> None:
+    frames = {"name": "frames", "matches": {"eth": {"ethertype": "0x888e"}}, "actions": {"forwarding": "accept"}}
+    refusing = ace("no", forwarding="drop", mud={"local-networks": [None]})
+    raw = file([refusing, frames]).replace(b"ipv4-acl-type", b"ethernet-acl-type")
+    made = take(raw, partial=True)
+    assert not made.section.services
+    assert not made.section.egress.services
+
+
+def test_a_device_that_everybody_may_call_is_said() -> None:
+    made = take(file([ace(tcp={"destination-port": {"port": 23}})], side="to"))
+    assert [one.peers for one in made.section.services.values()] == [("0.0.0.0/0",)]
+    assert any("everybody" in one.message for one in made.findings)
+
+
+def test_more_rules_than_a_policy_has_are_refused() -> None:
+    entries = [ace(f"e{n}", ipv4={"destination-ipv4-network": f"10.{n >> 8}.{n & 255}.1"}) for n in range(1000)]
+    ports = [
+        ace(f"p{n}", tcp={"destination-port": {"port": 2 * n + 1}}, ipv4=e["matches"]["ipv4"])
+        for n, e in enumerate(entries)
+    ]
+    both = [file(ports)]
+    assert len(take(both[0]).section.egress.services) == 1000
+
+
 def test_one_family_alone() -> None:
     web = {"protocol": 6}
     ports = {"destination-port": {"port": 443}}
@@ -228,6 +253,7 @@ def test_the_gateways_own_services_are_no_routes() -> None:
         {"my_controller": (MAC,)},
         {"name": "Camera"},
         {"name": "x" * 13},
+        {"zone": "Not a zone"},
         {"name": 'a"]\n[firewall'},
     ],
 )

@@ -63,6 +63,11 @@ MALFORMED = {
     "an entry without a name": file([ace("", ipv4=TCP)]),
     "a name twice": file([ace(ipv4=TCP), ace(ipv4=TCP)]),
     "no list of entries": _broken(_acl(aces={"ace": {}})),
+    "two lists of access lists": _broken(
+        lambda document: document.update({"ietf-access-control-list:access-lists": {"acl": []}})
+    ),
+    "two types": _broken(_acl(**{"acl-type": "ipv6-acl-type"})),
+    "a network with a zone": file([ace(ipv6={"destination-ipv6-network": "fe80::1%eth0/128"})], family=6),
     "no actions": _broken(_acl(aces={"ace": [{"name": "a", "matches": {}}]})),
     "an unknown forwarding": file([ace(forwarding="pass", ipv4=TCP)]),
     "too many": file([ace(f"a{number}") for number in range(MAX_ACES + 1)]),
@@ -114,6 +119,13 @@ def test_a_file_cut_anywhere_is_refused() -> None:
         {"mud": {"controller": "https://a.example/", "local-networks": [None]}},
         {"mud": {"new-class": [None]}},
         {"egress-interface": "eth0"},
+        {"tcp": {"source-port": {"port": 1}, "source-port-range-or-operator": {"port": 2}}},
+        {"ipv4": {"destination-port-range-or-operator": {"port": 2}}, "udp": {"destination-port": {"port": 1}}},
+        {"ipv4": TCP, "eth": {"ethertype": "0x0800"}},
+        {
+            "mud": {"direction-initiated": "to-device"},
+            "tcp": {"ietf-mud:direction-initiated": "from-device"},
+        },
         {"vendor:quantum": {}},
     ],
 )
@@ -150,6 +162,16 @@ def test_the_other_side_is_the_destination_from_the_device_and_the_source_to_it(
     assert (out.match.peer, out.match.peer_value) == (into.match.peer, into.match.peer_value)
     assert out.match.peer is PeerKind.NAME
     assert (out.match.device_ports, out.match.peer_ports) == (into.match.peer_ports, into.match.device_ports)
+
+
+def test_a_list_of_another_type_is_about_frames_unless_it_has_packets() -> None:
+    frames = {"name": "frames", "matches": {"eth": {"ethertype": "0x888e"}}, "actions": {"forwarding": "accept"}}
+    raw = file([frames, ace("packets", ipv4=TCP, tcp={})]).replace(b"ipv4-acl-type", b"mixed-eth-ipv4-acl-type")
+    one, other = parse_mud(raw).aces
+    assert one.match.layer2
+    assert not one.unsupported
+    assert not other.match.layer2
+    assert other.unsupported
 
 
 def test_what_is_not_known_outside_of_entries_is_ignored_and_said() -> None:
