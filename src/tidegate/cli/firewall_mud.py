@@ -63,7 +63,10 @@ def _add_import(acts: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     read.add_argument(
         "--gateway-address", action="append", default=[], metavar="ADDRESS", help="gateway: an address of its own"
     )
-    read.add_argument("--zone", metavar="NAME", help="gateway: the zone that the device is in")
+    read.add_argument(
+        "--from-zone", "--zone", dest="zone", metavar="NAME", help="gateway: the zone that the device is in"
+    )
+    read.add_argument("--to-zone", metavar="NAME", help="gateway: the zone of all whom it talks to; default: any")
     for option in ("controller", "manufacturer", "model"):
         read.add_argument(
             f"--{option}", action="append", default=[], metavar=f"{'URI' if option != 'manufacturer' else 'NAME'}=PEERS"
@@ -236,6 +239,7 @@ def _site(arguments: argparse.Namespace) -> Site:
         same_manufacturer=_peers(arguments.same_manufacturer),
         classes={name: _peers(peers) for name, peers in given},
         zone=arguments.zone,
+        far_zone=arguments.to_zone,
         name=arguments.name,
         partial=arguments.partial,
         any_source_port=arguments.any_source_port,

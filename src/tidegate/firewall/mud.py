@@ -99,8 +99,7 @@ def parse_mud(raw: bytes) -> MudFile:
     notes: list[str] = []
     mud = _object(document.get(_MUD), _MUD)
     acls = _object(_either(document, (_ACLS, _DRAFT_ACLS), notes) or {}, _ACLS)
-    if mud.get("mud-version") != 1:
-        raise BadMud(f"mud-version is {_show(mud.get('mud-version'))}, not 1", where="mud-version")
+    _whole(mud.get("mud-version"), "mud-version", (1, 1))
     unknown = sorted({*mud} - _KNOWN) + sorted({*document} - {_MUD, _ACLS, _DRAFT_ACLS})
     notes += [f"ignored, as RFC 8520 §3 asks: {_clean(name)}" for name in unknown[:20]]
     return MudFile(

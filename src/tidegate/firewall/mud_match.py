@@ -13,6 +13,7 @@ from enum import StrEnum
 from ipaddress import ip_address, ip_network
 
 from tidegate.firewall.errors import BadMud
+from tidegate.firewall.section import MAX_DNS_NAME
 
 MAX_PORT = 65535
 ICMP = {4: 1, 6: 58}
@@ -160,7 +161,7 @@ class _Reader:
         try:
             address = ip_address(name)
         except ValueError:
-            if _DNS_NAME.match(name) is None or len(name) > 253:
+            if not value.isascii() or _DNS_NAME.match(name) is None or len(name) > MAX_DNS_NAME:
                 self.reasons.append(f"{_clean(value)} is no DNS name of one host")
             self._peers.append((PeerKind.NAME, name))
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from tidegate.firewall.mud_openings import FindingKind
 from tidegate.firewall.section import FirewallSection, Protocol
 from tidegate.policy.document import parse_policy
 
-CORPUS = Path(__file__).parents[4] / "shared" / "corpora" / "mud"
+CORPORA = Path(os.environ.get("TIDEGATE_CORPORA", Path(__file__).parents[4] / "shared" / "corpora"))
+CORPUS = CORPORA / "mud"
 ALL_PORTS = ("1-65535",)
 
 
