@@ -7,7 +7,7 @@ takes datagrams from the asked resolver only. Touches: UDP and TCP sockets, reso
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import select
 import socket
 import struct
@@ -166,7 +166,7 @@ class _Asking:
     def open(self, server: Server, deadline_s: float, *, tcp: bool) -> bool:
         """Send the question to ``server``, or begin to; return whether that was possible."""
         self.server, self.deadline_s, self.is_tcp, self.strays = server, deadline_s, tcp, 0
-        self._ident = secrets.randbits(16)
+        self._ident = int.from_bytes(os.urandom(2), "big")
         message = encode_question(*self.question, self._ident)
         self._unsent, self._got = struct.pack(">H", len(message)) + message if tcp else b"", b""
         try:
