@@ -116,11 +116,11 @@ KINDS = (
 
 
 class Session:
-    """One connection from the manager, an echo every 50 ms, from before the first policy until after the last."""
+    """One connection with an echo every 50 ms, from before the first policy until after the last."""
 
-    def __init__(self, manager: Namespace) -> None:
-        with manager.inside():
-            self._client = socket.create_connection((DEVICE, 22), timeout=60)
+    def __init__(self, space: Namespace, address: tuple[str, int]) -> None:
+        with space.inside():
+            self._client = socket.create_connection(address, timeout=60)
         self._stop = threading.Event()
         self.echoes, self.error = 0, ""
         self._thread = threading.Thread(target=self._run)
@@ -263,12 +263,14 @@ def lock_out_once(lab: Lab, kind: str, policy: dict[str, Any]) -> tuple[float, b
 def run_device(state: Path, policies: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, float, bool]]:
     with make_lab(state) as lab:
         lab.apply(GOOD, confirm_timeout_s=30).confirm()
-        session = Session(lab.manager)
+        sessions = Session(lab.manager, (DEVICE, 22)), Session(lab.device, (MANAGER, MANAGER_PORT))
         try:
             took = [(kind, *lock_out_once(lab, kind, policy)) for kind, policy in policies]
-            assert session.lives(20), f"the session ended: {session.error}"
+            for session in sessions:
+                assert session.lives(20), f"a session ended: {session.error}"
         finally:
-            session.close()
+            for session in sessions:
+                session.close()
     return took
 
 
@@ -313,7 +315,7 @@ def test_a_lock_out_across_a_reboot(tmp_path: Path) -> None:
         lab.device.run([sys.executable, "-c", "from tidegate.cli.main import main; raise SystemExit(main())", *words])
         assert lab.digest() == digest
         assert lab.is_managed()
-        session = Session(lab.manager)
+        session = Session(lab.manager, (DEVICE, 22))
         try:
             assert session.lives(5), session.error
         finally:

@@ -66,7 +66,7 @@ from tidegate.firewall.statefolder import (
     write_story,
     write_volatile,
 )
-from tidegate.firewall.sysctl import SysctlPlan, apply_sysctls, encode_undo, plan_sysctls, read_plan
+from tidegate.firewall.sysctl import SysctlPlan, apply_sysctls, encode_undo, namespace_name, plan_sysctls, read_plan
 from tidegate.firewall.transaction import Parts, find_hooked, load_devices, load_what_can_be, load_whole, plan_parts
 
 MAX_CONFIRM_S = 3600.0
@@ -179,7 +179,8 @@ class PendingChange:
             sync_folder(self.state_dir)
         settle(self.state_dir)
         note_effective(self.state_dir, effective)
-        apply_sysctls(self.state_dir, read_plan(self.state_dir, story.sysctls).at_confirmation)
+        if story.namespace == namespace_name():
+            apply_sysctls(self.state_dir, read_plan(self.state_dir, story.sysctls).at_confirmation)
         return effective
 
     def rollback(self) -> None:
@@ -345,6 +346,7 @@ def _put_in_force(work: _Work, verified: VerifiedRuleset, section: FirewallSecti
             locked=locked,
             section=UNKNOWN if section is None else msgspec.Raw(msgspec.json.encode(section)),
             sysctls=wanted,
+            namespace=namespace_name(),
         ),
     )
     try:

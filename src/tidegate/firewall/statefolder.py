@@ -59,6 +59,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
     locked: bool = False  # loaded was its lockdown form
     section: msgspec.Raw = UNKNOWN  # FirewallSection, as JSON
     sysctls: Mapping[str, str] = msgspec.field(default_factory=dict)
+    namespace: str = ""  # in which they were set
 
 
 class Lockdown(msgspec.Struct, frozen=True, kw_only=True):

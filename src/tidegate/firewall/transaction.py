@@ -88,6 +88,8 @@ def soften(text: str, before: str) -> str:
     elements that both policies have must not be made anew either.
     """
     table = f"inet {TABLE}"
+    if not text.startswith(f"table {table}\ndelete table {table}\n"):
+        return text  # not one that takes the table's place
     old, new = (
         {(thing.kind, thing.name): thing for thing in parse_listing(split_tables(one)[table])} for one in (before, text)
     )
