@@ -20,7 +20,7 @@ from tidegate.firewall.mud_match import Match, PeerKind, Span, parse_matches
 
 __all__ = ["Ace", "Forwarding", "Match", "MudFile", "PeerKind", "Side", "Span", "parse_mud"]
 
-MAX_MUD_BYTES = 262_144  # the largest of 28 published device profiles has 120 KB
+MAX_MUD_BYTES = 262_144  # MAX_ACES entries of 260 bytes; those of one device are some dozens
 MAX_ACLS = 64  # four are enough: IPv4 and IPv6, from and to
 MAX_ACES = 1000  # as many rules as a policy may have (section.MAX_SERVICES)
 MAX_TEXT = 256  # of texts that are only shown; RFC 8520 §3.7 allows 60 for systeminfo
