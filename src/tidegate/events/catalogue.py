@@ -6,6 +6,8 @@ table). A refusal carries the error's permanent code as ``status_code``. Argumen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tidegate.base.errors import TidegateError
 from tidegate.events.model import Event, Json, OcsfClass, Outcome, Severity
 
@@ -17,6 +19,7 @@ _DIRECTION_INBOUND = 1
 _FILE_REGULAR = 1
 _ACTOR: dict[str, Json] = {"app_name": "tidegate"}
 _FILE_ACTIVITIES = {"created": 1, "modified": 3, "deleted": 4, "renamed": 5, "permissions": 7}
+_MAX_LISTED, _MAX_ADDRESS = 128, 39  # addresses of one name: 64 of each family; characters of the longest
 _MAX_TEXT = 1024  # characters of a text that came from outside; the line's own limit is 16 KiB
 
 
@@ -116,6 +119,19 @@ def firewall_tampered(
             "digest_after": digest_after,
             "restored": restored,
         },
+    )
+
+
+def firewall_names_changed(*, name: str, addresses: Sequence[str], gone: Sequence[str]) -> Event:
+    """Rules with the DNS name ``name`` are open for ``addresses`` now (none: closed), and no more for ``gone``."""
+    listed, ended = ([_clip(one[:_MAX_ADDRESS]) for one in given[:_MAX_LISTED]] for given in (addresses, gone))
+    more = "" if len(addresses) <= 4 else f" and {len(addresses) - 4} more"
+    stands_for = f"stands for {', '.join(listed[:4])}{more}" if addresses else "stands for no address: closed"
+    return _device_state(
+        "firewall.names-changed",
+        Severity.INFORMATIONAL if addresses else Severity.MEDIUM,
+        f"{_clip(name)} {stands_for}",
+        data={"name": _clip(name), "addresses": list(listed), "gone": list(ended)},
     )
 
 

@@ -33,6 +33,11 @@ EVENTS = [
     catalogue.firewall_field_refused(
         source="10.0.0.9", destination="10.0.0.1", port=None, rule="fields.plc", what="modbus function 6", passed=True
     ),
+    catalogue.firewall_names_changed(name="cloud.example.com", addresses=["192.0.2.1", "2001:db8::1"], gone=[]),
+    catalogue.firewall_names_changed(
+        name="x" * 2000, addresses=[f"2001:db8:1:2:3:4444:5555:{n:04x}" for n in range(900)], gone=["y" * 999] * 900
+    ),
+    catalogue.firewall_names_changed(name="cloud.example.com", addresses=[], gone=["192.0.2.1"]),
     catalogue.firewall_tampered(
         what="rule deleted in tidegate", program="nft", pid=7, digest_before="00" * 32, digest_after="11" * 32,
         restored=True,
