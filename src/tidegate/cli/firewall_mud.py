@@ -172,14 +172,14 @@ def run_export(arguments: argparse.Namespace, output: Output) -> int:
 def _sign(arguments: argparse.Namespace, raw: bytes) -> Path | None:
     if arguments.sign_key is None:
         return None
-    from tidegate.base.durable import read_file_bounded
+    from tidegate.base.durable import read_file_bounded, write_file_atomic
     from tidegate.firewall.mud_signature import sign_mud
 
     key, certificate = (
         read_file_bounded(path, limit_bytes=_MAX_KEY_BYTES) for path in (arguments.sign_key, arguments.sign_cert)
     )
     target: Path = arguments.output.with_suffix(".p7s")
-    target.write_bytes(sign_mud(raw, key_pem=key, certificate_pem=certificate))
+    write_file_atomic(target, sign_mud(raw, key_pem=key, certificate_pem=certificate))
     return target
 
 
@@ -187,12 +187,13 @@ def _read(arguments: argparse.Namespace, *, must_be_signed: bool) -> tuple[bytes
     """Return the file's bytes, who signed them, and when the file was fetched (as its date says)."""
     import datetime as dates
 
-    from tidegate.base.durable import read_file_bounded
+    from tidegate.base.durable import read_file_bounded, translate_os_errors
     from tidegate.firewall.errors import MudUnsigned
     from tidegate.firewall.mud import MAX_MUD_BYTES
 
     raw = read_file_bounded(arguments.file, limit_bytes=MAX_MUD_BYTES)
-    retrieved = dates.datetime.fromtimestamp(arguments.file.stat().st_mtime, tz=dates.UTC)
+    with translate_os_errors(arguments.file):
+        retrieved = dates.datetime.fromtimestamp(arguments.file.stat().st_mtime, tz=dates.UTC)
     if (arguments.signature is None) is not (arguments.trust is None):
         raise MudUnsigned("--signature and --trust go together")
     if arguments.signature is not None:
@@ -276,7 +277,9 @@ def _write(path: Path | None, text: str, output: Output) -> None:
     if path is None:
         output.line(text.rstrip())
         return
-    path.write_text(text)
+    from tidegate.base.durable import write_file_atomic
+
+    write_file_atomic(path, text.encode())
     output.line(f"Written: {path}")
 
 
