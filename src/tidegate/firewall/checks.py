@@ -111,12 +111,21 @@ def check_written(section: FirewallSection) -> list[Finding]:
         for name in defined
         if name not in uses
     ]
+    findings += _check_empty_limits(section)
     places = [(f"{Kind.SERVICE}.{name}", rule.interfaces) for name, rule in section.services.items()]
     places += [(f"{Kind.EGRESS}.{name}", rule.interfaces) for name, rule in section.egress.services.items()]
     for label, interfaces in places if known else ():
         if lost := [one for one in interfaces if one not in known]:
             findings.append(warning("no-zone", label, f"{label} is on {', '.join(lost)}, which belongs to no zone"))
     return findings
+
+
+def _check_empty_limits(section: FirewallSection) -> Iterator[Finding]:
+    limits = [(f"{Kind.SERVICE}.{name}", rule.limit) for name, rule in section.services.items()]
+    limits += [(f"{Kind.ROUTE}.{name}", rule.limit) for name, rule in section.routes.items()]
+    for label, limit in limits:
+        if limit is not None and (limit.new_per_s, limit.connections, limit.total_connections) == (None, None, None):
+            yield warning("limit-empty", label, f"{label} has a limit with no rate and no number: nothing is limited")
 
 
 def _written_peers(section: FirewallSection) -> Iterator[str]:

@@ -488,7 +488,8 @@ def _plan_spans(where: str, protocol: Protocol, ports: Sequence[int | str]) -> t
     for port in ports:
         first, last = (port, port) if isinstance(port, int) else (int(part) for part in port.split("-"))
         if not 1 <= first <= last <= 65535:
-            raise BadPort(f"{where}: {port!r} is no port or rising range", service=where, port=str(port))
+            near = f"; did you mean '{last}-{first}'?" if 1 <= last < first <= 65535 else ""
+            raise BadPort(f"{where}: {port!r} is no port or rising range{near}", service=where, port=str(port))
         spans.append(PortSpan(first=first, last=last))
     merged: list[PortSpan] = []
     for span in sorted(spans):

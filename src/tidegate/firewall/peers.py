@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import (
     IPv4Address,
@@ -26,6 +27,7 @@ MAX_EXCLUSIONS = 64  # each may split a prefix into up to 128
 MAX_NESTING = 8  # named lists within named lists
 
 _EVERY_V4, _EVERY_V6 = IPv4Network("0.0.0.0/0"), IPv6Network("::/0")
+_EVERYBODY = ("*", "all", "everyone", "anyone", "everybody", "world")  # other tools' words
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
 _DNS_NAME = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]\Z")  # RFC 1123 §2.1
 _ONE_NETWORK = TypeVar("_ONE_NETWORK", IPv4Network, IPv6Network)
@@ -134,7 +136,7 @@ class PeerReader:
             elif _DNS_NAME.match(peer.lower().removesuffix(".")):
                 parts.names.add(peer.lower().removesuffix("."))
             else:
-                parts.networks.add(_parse_network(peer, where))
+                parts.networks.add(_parse_network(peer, where, self._named))
         if parts.height > MAX_NESTING:
             raise BadPeer(f"{where}: named lists are nested more than {MAX_NESTING} deep", where=where)
         return parts
@@ -149,7 +151,7 @@ class PeerReader:
 
     def _exclude(self, parts: _Parts, peer: str, where: str, depth: int) -> None:
         if not peer.startswith("@"):
-            parts.excluded.add(_parse_network(peer, where))
+            parts.excluded.add(_parse_network(peer, where, self._named))
             return
         inner = self._look_up(peer, where, depth)
         if inner.everyone or inner.macs or inner.names or inner.excluded:
@@ -207,23 +209,52 @@ def parse_one_address(text: str, where: str) -> Address:
     return address
 
 
-def _parse_network(peer: str, where: str) -> Network:
+def _parse_network(peer: str, where: str, named: Iterable[str]) -> Network:
     try:
         network = ip_network(peer)  # strict: host bits beside a prefix are more often a slip than a wish
     except ValueError as error:
-        raise BadPeer(f"{where}: {peer!r}: {error}{_hint(peer)}", where=where, peer=peer) from error
+        why = "has host bits" if "host bits" in str(error) else "is no address, network, MAC address or DNS name"
+        raise BadPeer(f"{where}: {peer!r} {why}{_hint(peer, named)}", where=where, peer=peer) from error
     if "%" in peer:
         raise BadPeer(f"{where}: {peer!r} has a zone; name the interface instead", where=where, peer=peer)
     return network
 
 
-def _hint(peer: str) -> str:
+def _hint(peer: str, named: Iterable[str]) -> str:
     """Return what was probably meant."""
+    near = next((one for one in _spellings(peer.strip().lower(), named) if _is_peer(one)), None)
+    return f"; did you mean '{near}'?" if near is not None else ""
+
+
+def _spellings(peer: str, named: Iterable[str]) -> Iterator[str]:
+    """Yield what a peer may have been meant to be, the likeliest first."""
+    if peer in _EVERYBODY or difflib.get_close_matches(peer, ("any",), n=1, cutoff=0.6):
+        yield "any"
+    if near := difflib.get_close_matches(peer, list(named), n=1, cutoff=0.8):
+        yield f"@{near[0]}"
+    yield peer
+    with contextlib.suppress(ValueError):
+        yield str(ip_network(peer, strict=False))
+    bare = peer.partition("://")[2].partition("/")[0] or peer
+    if bracketed := re.match(r"\[([0-9a-f:.]+)\]", bare):
+        yield bracketed[1]
+    yield re.sub(r":[0-9]{1,5}\Z", "", bare)
+    yield bare.replace("-", ":") if bare.count("-") == 5 else ""
+    yield re.sub(r"(?<![0-9])0+(?=[0-9])", "", peer)  # 010.0.0.1: octal for some, decimal for others
+    octets = peer.split(".")
+    stars = octets.count("*")
+    if len(octets) == 4 and stars > 0 and octets[4 - stars :] == ["*"] * stars:
+        yield f"{peer.replace('*', '0')}/{8 * (4 - stars)}"
+
+
+def _is_peer(text: str) -> bool:
+    if text == "any" or text.startswith("@") or _MAC.match(text) or _DNS_NAME.match(text):
+        return True
     try:
-        return f"; did you mean '{ip_network(peer, strict=False)}'?"
+        ip_network(text)
     except ValueError:
-        near = difflib.get_close_matches(peer.lower(), ("any",), n=1, cutoff=0.6)
-        return f"; did you mean '{near[0]}'?" if near else ""
+        return False
+    return True
 
 
 def _subtract(

@@ -334,6 +334,7 @@ def test_a_forward_to_an_address_of_our_own_is_found() -> None:
         ({"peers": {"plant": ["10.0.0.0/8"]}}, "unused", "peers.plant"),
         ({"fields": FIELDS, "services": {"a": service("any", fields="reads")}}, "unused", "fields.writes"),
         ({"services": {"a": service("any", zones=["lan"])}}, "unused", "zones.wan"),
+        ({"services": {"a": service("any", limit={"burst": 5})}}, "limit-empty", "services.a"),
         ({"services": {"a": service("any", interfaces=["eth7"])}}, "no-zone", "services.a"),
         ({"egress": {"services": {"a": service("any", interfaces=["eth7"])}}}, "no-zone", "egress.a"),
     ],
