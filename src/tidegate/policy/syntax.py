@@ -9,6 +9,7 @@ MAX_LIST_LINES = 1000  # of a list that is not closed
 _PLACE = re.compile(r" \(at line (\d+), column (\d+)\)\Z")
 _STATEMENT = re.compile(r"\s*([\w.\"'-]+)\s*[=:]\s*(.*?)\s*(?:#[^\"']*)?\Z")
 _WORD = re.compile(r"[@!]?[A-Za-z0-9][\w./:@*-]*\Z")
+_NUMBER = re.compile(r"[0-9]+\Z|[0-9]{4}-[0-9]{2}-[0-9]{2}")  # or a moment: no text was meant
 _BOOLEANS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
 _CURLY = str.maketrans({"\u201c": '"', "\u201d": '"', "\u201e": '"', "\u2018": "'", "\u2019": "'"})
 
@@ -64,7 +65,7 @@ def _values(value: str) -> list[str]:
 
 
 def _quoted(word: str) -> str:
-    return f'"{word}"' if _WORD.match(word) and not word.isdigit() else word
+    return f'"{word}"' if _WORD.match(word) and not _NUMBER.match(word) else word
 
 
 def _is_toml(text: str) -> bool:
