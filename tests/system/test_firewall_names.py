@@ -325,13 +325,16 @@ def test_a_new_policy_begins_with_what_was_known(lab: Lab) -> None:
 
 def test_sets_that_somebody_emptied_or_filled_are_put_right(lab: Lab) -> None:
     lab.dns.records = {(NAME, "A"): [FIRST]}
-    lab.keep(limits=Limits(min_ttl_s=60)).line("names")
+    keeper = lab.keep(limits=Limits(min_ttl_s=60))
+    keeper.line("names")
     asked = lab.dns.asked
     lab.apply()  # whole and without the elements: a rollback, say
     lab.wait_held(FIRST, within_s=2)
+    assert keeper.line("refilled") == {"event_type": "refilled", "name": NAME, "foreign": [], "missing": [FIRST]}
     lab.nft.run(f"add element inet {TABLE} {dns_set(NAME, 4)} {{ {SECOND} }}")
     assert lab.connects(SECOND)
     lab.wait_held(FIRST, within_s=2)
+    assert keeper.line("refilled")["foreign"] == [SECOND]
     assert not lab.connects(SECOND)
     assert lab.dns.asked == asked  # from memory
 
@@ -470,6 +473,36 @@ def test_many_names(lab: Lab) -> None:
     assert told == set(names)
     for number, name in enumerate(names):
         assert lab.held(name) == {f"10.40.9.{number}"}
+
+
+@pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="the program dnsmasq (dnsmasq-base) is not installed")
+def test_a_server_that_others_wrote(lab: Lab, tmp_path: Path) -> None:
+    """dnsmasq with an alias, a list too long for a datagram, and a name that does not exist."""
+    long, hosts = "long.example.com", tmp_path / "hosts"
+    many = [f"10.40.7.{number}" for number in range(1, 51)]
+    hosts.write_text("".join(f"{address} {long}\n" for address in many) + f"{FIRST} real.example.com\n")
+    port = "5300"
+    options = (
+        f"--no-resolv --no-hosts --bind-interfaces --user=root --pid-file= --port={port} --local-ttl=1 --local=/com/"
+    )
+    names = [f"--addn-hosts={hosts}", f"--cname={NAME},real.example.com", f"--listen-address={RESOLVER}"]
+    server = lab.others.popen(["dnsmasq", "-k", "-C", "/dev/null", *options.split(), *names])
+    web = {"protocol": "tcp", "ports": [443], "peers": [NAME, long, "no.example.com"]}
+    lab.section = msgspec.convert({"egress": {"default": "allow"}, "services": {"web": web}}, FirewallSection)
+    lab.apply()
+    config = encode_names_config([NAME, long, "no.example.com"], resolvers=[f"{RESOLVER}:{port}"], limits=QUICK)
+    keeper = Keeper(lab.device, config)
+    lab.keepers.append(keeper)
+    deadline_s = time.monotonic() + 12
+    while lab.held() != {FIRST} or lab.held(long) != set(many):
+        assert time.monotonic() < deadline_s, (lab.held(), lab.held(long), keeper.lines())
+        time.sleep(0.05)
+    assert lab.held("no.example.com") == set()
+    hosts.write_text(f"{SECOND} real.example.com\n")
+    server.send_signal(signal.SIGHUP)
+    lab.wait_held(SECOND)
+    server.kill()
+    server.communicate()
 
 
 # -- the process -------------------------------------------------------------------------------------------------------

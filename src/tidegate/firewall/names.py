@@ -3,8 +3,9 @@
 Reads its configuration (one JSON line, ``encode_names_config``) from standard input, opens nftables, becomes user
 nobody with CAP_NET_ADMIN as its only capability, and writes JSON lines to standard output: ``ready`` first, or
 ``error`` and exit status 3 or 4; ``names`` when what a name stands for has changed, ``unresolved`` when no resolver
-answers any more, ``unwritten`` when the kernel refused. Ends on SIGTERM, on SIGINT, when its reader is gone, and with
-its parent. What it put into the kernel has a time there: without this process everything is closed in the end.
+answers any more, ``unwritten`` when the kernel refused, ``refilled`` when somebody else had changed a set. Ends on
+SIGTERM, on SIGINT, when its reader is gone, and with its parent. What it put into the kernel has a time there: without
+this process everything is closed in the end.
 
 Imports little on purpose: it lives as long as the device does. Touches: nftables, DNS resolvers, process credentials,
 pipes.
@@ -221,8 +222,9 @@ class Keeper:
         self._look_at_s = self._retry_at_s = None
         lines = []
         for name, state in self._states.items():
-            if set(self._held(name)) != set(state.seconds_left(now_s)):
-                lines += self._write(name, now_s)
+            held, wanted = set(self._held(name)), set(state.seconds_left(now_s))
+            if held != wanted:
+                lines += self._write(name, now_s) or [_refilled(name, held - wanted, wanted - held)]
         return lines
 
     def _held(self, name: str) -> dict[Address, float]:
@@ -343,6 +345,15 @@ def _changes(before: NameState, after: NameState, now_s: float, left_out: int) -
             "next_s": round(max(0.0, after.ask_at_s - now_s), 1),
         }
     ]
+
+
+def _refilled(name: str, foreign: Iterable[Address], missing: Iterable[Address]) -> dict[str, object]:
+    return {
+        "event_type": "refilled",
+        "name": name,
+        "foreign": sorted(map(str, foreign)),
+        "missing": sorted(map(str, missing)),
+    }
 
 
 def _parse_sets(listed: object) -> dict[int, str]:
