@@ -350,3 +350,14 @@ class BadNamesConfig(Rejected):
 class NamesConfinement(Fault):
     code = "firewall.names.confinement"
     advice = "Start the keeper of DNS names as root (or with CAP_NET_ADMIN) from the process that it is to end with."
+
+
+# -- scratch --
+
+
+class ScratchFailed(Fault):
+    code = "firewall.scratch.failed"
+    advice = (
+        "The text could not be loaded aside (no right to it, or a kernel without CONFIG_NET_NS); nothing was changed. "
+        "Look at `tidegate firewall plan --nft` and at `tidegate firewall show` side by side."
+    )
