@@ -32,6 +32,8 @@ NAMES = {
     "push.doorbell.example": ("203.0.113.15",),
     "2.pool.ntp.example": ("203.0.113.16",),
     "service.bms.example.com": ("2001:db8:1::17",),
+    "api.audio.example": ("203.0.113.18", "2001:db8:1::18"),
+    "cdn.audio.example": ("203.0.113.19",),
 }
 RESOLVED = {name: {ip_address(one): 60 for one in addresses} for name, addresses in NAMES.items()}
 
@@ -80,7 +82,29 @@ def packets() -> Iterator[Packet]:
     far += [ip_address(one) for given in CLASSES.values() for one in given]
     far += map(ip_address, ("192.168.1.5", "192.168.1.80", "192.168.1.99", "10.9.9.9", "198.51.100.7", "192.0.2.55"))
     far += map(ip_address, ("fd00::5", "fd00::99", "2001:db8:9::9"))
-    ports = (22, 53, 67, 80, 123, 443, 502, 514, 554, 3478, 3481, 3482, 4840, 5683, 8883, 49151, 49152, 65535)
+    ports = (
+        22,
+        53,
+        67,
+        80,
+        123,
+        443,
+        502,
+        514,
+        554,
+        3478,
+        3481,
+        3482,
+        3500,
+        4840,
+        5683,
+        8009,
+        8883,
+        9100,
+        49151,
+        49152,
+        65535,
+    )
     for other in dict.fromkeys(far):
         own = ip_address(DEVICE if other.version == 4 else DEVICE6)
         for direction, source, destination in ((Direction.OUT, own, other), (Direction.IN, other, own)):

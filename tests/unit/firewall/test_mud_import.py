@@ -47,6 +47,7 @@ def test_every_file_becomes_a_policy_that_loads_and_compiles(path: Path, role: R
     assert encode_ruleset(plan_ruleset(read), resolved=RESOLVED)
 
 
+LAN = ["192.168.1.1", "192.168.1.5", "192.168.1.80", "192.168.1.99", "fd00::1", "fd00::5", "fd00::99"]
 ALLOWED = {  # what the files mean, in words of their own: (direction, protocol, port) -> the others
     "bulb-v6": {("out", "tcp", 443): ["service.bulb.example.com"]},
     "plc": {
@@ -62,6 +63,13 @@ ALLOWED = {  # what the files mean, in words of their own: (direction, protocol,
         ("out", "tcp", 53): ["192.168.1.1", "fd00::1"],
         ("in", "udp", 5683): ["192.168.1.80"],
         ("out", "udp", 5683): ["192.168.1.80"],
+    },
+    "printer": {
+        ("in", "tcp", 9100): LAN,
+        ("in", "ping", 0): LAN,
+        ("in", "tcp", 443): ["192.168.1.5"],
+        ("out", "udp", 53): ["192.168.1.1", "fd00::1"],
+        ("out", "udp", 123): ["192.168.1.1"],
     },
     "doorbell-generated": {
         ("out", "udp", 67): ["192.168.1.1"],
