@@ -59,6 +59,8 @@ def _values(value: str) -> list[str]:
     if value.lower() in _BOOLEANS:
         return [_BOOLEANS[value.lower()]]
     if value.startswith("["):
+        if value == "[":
+            return []  # the list goes on below: nothing of this line is wrong
         items = [item for item in re.split(r"[\s,]+", value.strip("[]")) if item]
         return [f"[{', '.join(items)}]", f"[{', '.join(_quoted(item) for item in items)}]"]
     return [value, _quoted(value), *(f"{value}{end}" for end in "\"'")]

@@ -131,6 +131,7 @@ ROWS: list[tuple[str, str, str, str, str]] = [
     ('interfaces = ["eth0"]', "interfaces = []", VALUE, "interfaces", ""),
     ('interfaces = ["eth0"]', 'interfaces = "eth0, eth1"', VALUE, "interfaces", '["eth0", "eth1"]'),
     # ports
+    ("  80,", "  80", SYNTAX, "ports = [", ""),
     ("  80,", "  70000,", VALUE, "70000", ""),
     ("  80,", '  "80",', VALUE, '"80"', "80"),
     ("  80,", '  "http",', VALUE, '"http"', "80"),
@@ -214,11 +215,14 @@ def test_every_suggestion_is_accepted_in_the_place_of_the_slip() -> None:
         suggested = re.search(r"did you mean (.*)\?\Z", caught.value.message)
         lines = text.split("\n")
         index = int(caught.value.fields["line"] or 0) - 1
-        shape = re.fullmatch(r"(\s*(?:[a-z_]+ = )?)([^\s{}]+|\".*\")(,?)", lines[index])
+        shape = re.fullmatch(r"(  |[a-z_]+ = )([^\s{},]+|\".*\")(,?)", lines[index])
         if suggested is None or (code != SYNTAX and shape is None) or code == KEY or "icmp" in new:
             continue  # a key, a value within a table, a ping: which has no ports to give next
-        whole = suggested[1] if code == SYNTAX or shape is None else f"{shape[1]}{suggested[1]}{shape[3]}"
+        whole = suggested[1]
+        if code != SYNTAX and shape is not None:
+            is_item = shape[2].startswith("[") and not whole.startswith("[")  # of a list on one line
+            whole = f"{shape[1]}{f'[{whole}]' if is_item else whole}{shape[3]}"
         lines[index] = whole
         check_text("\n".join(lines), "policy.toml")
         tried += 1
-    assert tried >= 40
+    assert tried >= 45
