@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from tidegate.cli import (
     firewall_bans,
     firewall_fields,
+    firewall_learn,
     firewall_lockdown,
+    firewall_mud,
+    firewall_names,
     firewall_plan,
     firewall_why,
 )
@@ -61,7 +64,10 @@ def build(parser: argparse.ArgumentParser) -> None:
         firewall_lockdown,
         firewall_fields,
         firewall_why,
-                ):
+        firewall_learn,
+        firewall_mud,
+        firewall_names,
+    ):
         part.add(verbs)
 
 

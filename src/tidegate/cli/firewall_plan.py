@@ -67,6 +67,7 @@ def run_plan(arguments: argparse.Namespace, output: Output) -> int:
                 for one in findings
             ],
             "decided_differently": None if difference is None else [str(change) for change in difference.changes],
+            "notes": None if difference is None else list(difference.notes),
             "kernel_changes": kernel,
             "nft": text,
         }
@@ -97,6 +98,8 @@ def _print_changes(output: Output, difference: Difference | None, kernel: list[s
             output.line(f"  {change}")
         if len(difference.changes) > _MAX_CHANGES:
             output.line(f"  and {len(difference.changes) - _MAX_CHANGES} more; --json has all")
+        for note in difference.notes:
+            output.line(f"  {note}")
         if difference.stopped:
             output.line("  there may be more: the comparison stopped at its bound")
     if kernel is not None:
