@@ -406,7 +406,7 @@ def _change(change: PendingChange, step: _Step) -> PendingChange:
         missing = load_whole(change.nft, step.loaded, replaces=step.replaces)
         began = True
         unset = [*step.sysctls.unknown, *apply_sysctls(folder, step.sysctls.now)]
-        effective = effective_digest(change.nft)
+        effective = effective_digest(change.nft, loaded=step.loaded)
         write_story(folder, PENDING_STORY, msgspec.structs.replace(step.story, effective=effective))
         if not (change.is_pending and guard.guard_lives(str(folder))):
             raise Expired("the guard ended before the change was complete; the change was undone")

@@ -13,37 +13,43 @@ from tidegate.firewall.compile import BAN_TABLE, TABLE
 from tidegate.firewall.errors import Unsteady
 from tidegate.firewall.link import LINK_TABLE
 from tidegate.firewall.nft import Nft
-from tidegate.firewall.snapshot import Listings, digest_listings, fill_sets, find_names, has_growing_set, split_tables
+from tidegate.firewall.snapshot import Listings, count_growing, digest_listings, fill_sets, find_names, split_tables
 
 MAX_READINGS = 8  # a table of thousands grows within milliseconds; somebody who changes ours all the time does not
 _LISTS = ("never4", "never6", "managers4", "managers6")  # of the ban table: fixed by the policy
 
 
-def effective_digest(nft: Nft | None = None, *, expected: str | None = None) -> str:
+def effective_digest(nft: Nft | None = None, *, expected: str | None = None, loaded: str | None = None) -> str:
     """Return the SHA-256 (hex) of the ruleset in force in our tables.
 
     Without counters, thresholds' memory, bans and what DNS names stand for, so that it changes only when somebody
-    changes the rules (or a device with layer-2 rules comes or goes). ``expected`` saves a second reading if it holds.
+    changes the rules (or a device with layer-2 rules comes or goes). ``expected``, the digest, or ``loaded``, the text
+    that was loaded, save a second reading where they hold.
     """
-    return digest_listings(read_listings(nft or Nft.open(), expected=expected, with_names=False))
+    return digest_listings(read_listings(nft or Nft.open(), expected=expected, loaded=loaded, with_names=False))
 
 
-def read_listings(nft: Nft, *, expected: str | None = None, with_names: bool = True) -> Listings:
+def read_listings(
+    nft: Nft, *, expected: str | None = None, loaded: str | None = None, with_names: bool = True
+) -> Listings:
     """Return our tables as the kernel lists them; sets of bans, which may be huge, without their elements.
 
-    ``with_names`` adds what DNS names stand for, as a restore needs it.
+    ``with_names`` adds what DNS names stand for, as a restore needs it. Raises ``firewall.kernel.unsteady``.
 
     Right after it was filled the kernel grows a hash table in the background, and whoever lists it meanwhile gets some
-    elements twice and others not at all (seen on Linux 6.1 in one of a hundred listings). Hence the tables are read
-    until two readings agree, unless no set can grow, or the first one has the digest that is ``expected``.
+    elements twice and others not at all (seen on Linux 6.18 in one of a hundred listings). Hence the tables are read
+    until two readings agree; unless no set can grow, or the first reading has the digest that is ``expected``, or all
+    elements of the text that was ``loaded``, each once.
     """
     before: Listings | None = None
     for _ in range(MAX_READINGS):
         read = _read(nft, with_names=with_names)
-        texts = (read.policy, read.bans, read.link)
-        if not has_growing_set("".join(filter(None, texts))) or digest_listings(read) == expected:
+        growing = count_growing("".join(filter(None, (read.policy, read.bans, read.link))))
+        if not growing or digest_listings(read) == expected:
             return read
-        if before is not None and texts == (before.policy, before.bans, before.link):
+        if loaded is not None and growing == count_growing(loaded):
+            return read
+        if before is not None and (read.policy, read.bans, read.link) == (before.policy, before.bans, before.link):
             return read
         before = read
     raise Unsteady(f"{MAX_READINGS} readings of the kernel's tables disagree")

@@ -114,15 +114,18 @@ def find_names(policy_listing: str) -> list[str]:
     return re.findall(rf"^\tset ({DNS_PREFIX}\S+) {{$", policy_listing, flags=re.MULTILINE)
 
 
-def has_growing_set(listing: str) -> bool:
-    """Return whether the listing has a set of exact elements without a size, which the kernel holds in a hash table
-    that grows by itself: a listing may catch it at that.
+def count_growing(text: str) -> dict[str, tuple[int, int]]:
+    """Return how many elements, and how many different ones, each set has that the kernel holds in a table that grows.
+
+    That is a set of exact elements without a size: a listing may catch it while it grows, or shrinks to what it holds.
     """
-    return any(
-        thing.kind in ("set", "map") and len(thing.elements) > 1 and not _FIXED_SHAPE.search("\n".join(thing.lines))
-        for thing in parse_listing(listing)
-        if not thing.filled_by_rules
-    )
+    return {
+        thing.name: (len(thing.elements), len(set(thing.elements)))
+        for thing in parse_listing(text)
+        if thing.kind in ("set", "map")
+        and not thing.filled_by_rules
+        and not _FIXED_SHAPE.search("\n".join(thing.lines))
+    }
 
 
 def fill_sets(outline: str, listings: Mapping[str, str]) -> str:
