@@ -1,6 +1,6 @@
 """Firewall, the packets' side: what 1,000 services and 10,000 banned prefixes cost, against none and against others.
 
-The same policy is loaded in four ways, each into a namespace of its own: not at all; compiled by us; as iptables rules
+The same policy is loaded in three ways, each into a namespace of its own: compiled by us; as iptables rules
 in ufw's order (one rule a service, one a prefix); by firewalld's own code from its own zone files. Figures of one run
 compare, figures of two do not: the machine has two cores and both ends of the cable run on it.
 Needs root, iperf3, iptables and Debian's firewalld.
@@ -12,8 +12,9 @@ import json
 import random
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from ipaddress import ip_network
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,7 +35,21 @@ SERVICES, PREFIXES = 1000, 10_000
 ROUNDS = 9
 SECONDS = 1
 BINARY = ROOT / "rust/target/release/examples/connections"
-NONE, OURS, LINEAR, FIREWALLD = "no ruleset", "ours", "iptables, a rule each, in ufw's order", "firewalld"
+NONE, STATEFUL, OURS = "no ruleset", "an empty stateful ruleset", "ours"
+LINEAR, FIREWALLD = "iptables, a rule each, in ufw's order", "firewalld"
+# What any stateful filter costs: connection tracking, and one look at what it says.
+_STATEFUL = """
+table inet empty {
+ chain input {
+  type filter hook input priority filter; policy accept;
+  ct state vmap { established : accept, related : accept }
+ }
+ chain output {
+  type filter hook output priority filter; policy accept;
+  ct state vmap { established : accept, related : accept }
+ }
+}
+"""
 THROUGHPUT_PORT, CONNECTION_PORT = 1998, 1999  # the last two of the services
 # firewalld is a daemon of its own Python; its own classes load its own files without the message bus.
 _FIREWALLD = """
@@ -91,12 +106,14 @@ class _Device:
         )
 
     def load(self, folder: Path) -> None:
-        {
+        load: dict[str, Callable[[], object]] = {
             NONE: lambda: None,
+            STATEFUL: lambda: self.device.run(["nft", "-f", "-"], stdin=_STATEFUL.encode()),
             OURS: self._load_ours,
             LINEAR: self._load_linear,
             FIREWALLD: lambda: self._load_firewalld(folder),
-        }[self.way]()
+        }
+        load[self.way]()
 
     def _load_ours(self) -> None:
         services = {
@@ -116,11 +133,10 @@ class _Device:
             FirewallSection,
         )
         with self.device.inside():
-            nft = Nft.open()
+            nft, bans = Nft.open(), Bans()
         nft.run(encode_ruleset(plan_ruleset(section)))
-        bans = Bans(nft)
-        for prefix in _banned():
-            bans.ban(prefix, 86_400)
+        bans.ban_all(map(ip_network, _banned()), 86_400)
+        bans.close()
         nft.close()
 
     def _load_linear(self) -> None:
@@ -201,7 +217,7 @@ def _lab() -> Iterator[list[_Device]]:
     with ExitStack() as stack:
         peer = stack.enter_context(Namespace.create(make_unique("tgbp-peer")))
         devices = []
-        for number, way in enumerate((NONE, OURS, LINEAR, FIREWALLD)):
+        for number, way in enumerate((NONE, STATEFUL, OURS, LINEAR, FIREWALLD)):
             space = stack.enter_context(Namespace.create(make_unique("tgbp")))
             device = _Device(way, space, peer, number)
             device.load(Path(stack.enter_context(TemporaryDirectory())))
