@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
@@ -114,13 +115,15 @@ class _Spot:
 
 @dataclass(frozen=True, slots=True)
 class _Cell:
-    """Addresses that no rule of either ruleset tells apart, and the rulesets without rules for others."""
+    """Addresses that no rule of either ruleset tells apart, wherever they are, and the rulesets without rules for
+    others.
+    """
 
     old: Ruleset
     new: Ruleset
     version: int
-    far: Span
-    near: Span | None
+    far: tuple[Span, ...]
+    near: tuple[Span, ...] | None
 
 
 class _Comparison:
@@ -204,7 +207,9 @@ class _Comparison:
                         made[side, _ids(rules)] = _with_rules(self._bare[side], spot.direction, rules)
                 old, new = made[0, _ids(mine)], made[1, _ids(theirs)]
                 destinations = [rule.destinations for rule in (*mine, *theirs)]
-                nears = _ranges(destinations, version) if spot.direction is Direction.THROUGH else [None]
+                through = spot.direction is Direction.THROUGH
+                nears = _classify(destinations, version).values() if through else [None]
+                self._left -= len(far)
                 for near in nears:
                     self._left -= len(spot.places) * len(spot.outs)
                     if self._left < 0:
@@ -244,9 +249,9 @@ def _compare_cell(spot: _Spot, cell: _Cell) -> Iterator[Change]:
 
 def _compare_places(spot: _Spot, cell: _Cell, identity: Identity) -> dict[_Kind, _Where]:
     """Return for each kind of difference the interfaces where it is."""
-    there = _ADDRESS[cell.version](cell.far[0])
-    # From the other end of its range: a name that stands for one side must not stand for the other by accident.
-    here = _ADDRESS[cell.version](cell.near[1] if cell.near is not None else 1)
+    there = _ADDRESS[cell.version](cell.far[0][0])
+    # From the other end of its ranges: a name that stands for one side must not stand for the other by accident.
+    here = _ADDRESS[cell.version](cell.near[-1][1] if cell.near is not None else 1)
     outgoing = spot.direction is Direction.OUT
     mac = next((name for name in identity if ":" in name), _MACLESS)
     resolved: dict[str, dict[Address, int]] = {}
@@ -339,8 +344,8 @@ def _spell(places: Sequence[str | None], every: Sequence[str | None]) -> tuple[s
     return tuple(name for name in places if name is not None)
 
 
-def _who(version: int, span: Span) -> Who:
-    return Who(v4=(span,)) if version == 4 else Who(v6=(span,))
+def _who(version: int, spans: tuple[Span, ...]) -> Who:
+    return Who(v4=spans) if version == 4 else Who(v6=spans)
 
 
 def _places(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
@@ -379,40 +384,36 @@ def _spans(group: PeerGroup, version: int) -> list[Span]:
     return [(int(prefix.network_address), int(prefix.broadcast_address)) for prefix in prefixes]
 
 
-def _ranges(groups: Iterable[PeerGroup], version: int) -> list[Span]:
-    """Return the ranges of addresses that no group tells apart."""
-    edges = {0, WHOLE[version][1] + 1}
-    for group in groups:
+def _classify(groups: Iterable[PeerGroup], version: int) -> dict[frozenset[int], tuple[Span, ...]]:
+    """Return all addresses by the numbers of the groups that have them, as rising ranges.
+
+    An exclusion leaves dozens of prefixes, all of which are of the same groups: one packet speaks for them.
+    """
+    begins: defaultdict[int, list[int]] = defaultdict(list)
+    ends: defaultdict[int, list[int]] = defaultdict(list)
+    for number, group in enumerate(groups):
         for first, last in _spans(group, version):
-            edges |= {first, last + 1}
-    return [(first, following - 1) for first, following in pairwise(sorted(edges))]
+            begins[first].append(number)
+            ends[last + 1].append(number)
+    classes: defaultdict[frozenset[int], list[Span]] = defaultdict(list)
+    active: set[int] = set()
+    for first, following in pairwise(sorted({0, WHOLE[version][1] + 1, *begins, *ends})):
+        active.difference_update(ends.get(first, ()))
+        active.update(begins.get(first, ()))
+        classes[frozenset(active)].append((first, following - 1))
+    return {active: tuple(spans) for active, spans in classes.items()}
 
 
 def _sweep(
     before: Sequence[Rule], after: Sequence[Rule], managers: Sequence[PeerGroup], version: int
-) -> Iterator[tuple[Span, list[Rule], list[Rule]]]:
-    """Yield ranges of addresses that no rule tells apart, each with the rules of both sides that may be for them."""
-    sides = (before, after)
-    begins: dict[int, list[tuple[int, int]]] = {}
-    ends: dict[int, list[tuple[int, int]]] = {}
-    always: set[tuple[int, int]] = set()
-    for side, rules in enumerate(sides):
-        for number, rule in enumerate(rules):
-            if rule.peers.names or rule.peers.macs:
-                always.add((side, number))
-            for first, last in _spans(rule.peers, version):
-                begins.setdefault(first, []).append((side, number))
-                ends.setdefault(last + 1, []).append((side, number))
-    edges = {first for group in managers for first, _ in _spans(group, version)}
-    edges |= {last + 1 for group in managers for _, last in _spans(group, version)}
-    edges |= {0, WHOLE[version][1] + 1} | begins.keys() | ends.keys()
-    active: set[tuple[int, int]] = set()
-    for first, following in pairwise(sorted(edges)):
-        active.difference_update(ends.get(first, ()))
-        active.update(begins.get(first, ()))
-        found = sorted(active | always)
-        lists = [[sides[side][number] for s, number in found if s == side] for side in (0, 1)]
-        yield (first, following - 1), lists[0], lists[1]
+) -> Iterator[tuple[tuple[Span, ...], list[Rule], list[Rule]]]:
+    """Yield addresses that no rule tells apart, each with the rules of both sides that may be for them."""
+    rules = [*before, *after]
+    always = {number for number, rule in enumerate(rules) if rule.peers.names or rule.peers.macs}
+    for active, spans in _classify([*(rule.peers for rule in rules), *managers], version).items():
+        found = sorted(number for number in active | always if number < len(rules))
+        mine = [rules[number] for number in found if number < len(before)]
+        yield spans, mine, [rules[number] for number in found if number >= len(before)]
 
 
 def _frame(ruleset: Ruleset) -> tuple[object, ...]:
