@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import re
+from collections import Counter
 
 import pytest
 
@@ -225,4 +227,39 @@ def test_every_suggestion_is_accepted_in_the_place_of_the_slip() -> None:
         lines[index] = whole
         check_text("\n".join(lines), "policy.toml")
         tried += 1
-    assert tried >= 45
+    assert tried >= 40
+
+
+def mutate(text: str, chance: random.Random) -> str:
+    """Return ``text`` with one to three characters, words or lines lost, doubled or exchanged."""
+    for _ in range(chance.randint(1, 3)):
+        pieces = re.split(chance.choice(["()", r"(\s+)", "(\n)"]), text)
+        place, other = chance.randrange(len(pieces)), chance.randrange(len(pieces))
+        change = chance.randrange(4)
+        if change == 0:
+            del pieces[place]
+        elif change == 1:
+            pieces.insert(place, pieces[other])
+        elif change == 2:
+            pieces[place], pieces[other] = pieces[other], pieces[place]
+        else:
+            pieces[place] = chance.choice(["'", '"', "[", "]", "{", "=", "1", "-1", "true", '"x"', "[1]", "2030-01-01"])
+        text = "".join(pieces)
+    return text
+
+
+def test_whatever_is_malformed_has_a_line() -> None:
+    chance = random.Random(20261128)
+    refused: Counter[str] = Counter()
+    for _ in range(2500):
+        text = mutate(POLICY, chance)
+        try:
+            check_text(text, "policy.toml")
+        except Rejected as error:
+            line = error.fields["line"]
+            assert isinstance(line, int), error.message
+            assert 1 <= line <= text.count("\n") + 1
+            assert f"line {line}: " in error.message
+            refused[error.code] += 1
+    assert set(refused) >= {SYNTAX, KEY, VALUE, "firewall.policy.peer"}
+    assert refused.total() > 1500
