@@ -361,3 +361,16 @@ class ScratchFailed(Fault):
         "The text could not be loaded aside (no right to it, or a kernel without CONFIG_NET_NS); nothing was changed. "
         "Look at `tidegate firewall plan --nft` and at `tidegate firewall show` side by side."
     )
+
+
+# -- learn --
+
+
+class NoConntrack(Fault):
+    code = "firewall.learn.no-conntrack"
+    advice = "Use a kernel with CONFIG_NF_CT_NETLINK and CONFIG_NF_CONNTRACK_EVENTS, or learn from --eve FILE."
+
+
+class BadWish(Misuse):
+    code = "firewall.learn.wish"
+    advice = "Give a time above 0 or --eve FILE, addresses to --device, prefix lengths of 8 to 32 and 16 to 128."
