@@ -15,7 +15,7 @@ from ipaddress import collapse_addresses, ip_network
 from tidegate.firewall.model import Address, Direction
 from tidegate.firewall.section import Protocol
 
-MAX_KEYS = 65_536  # different flows that are remembered: 500 bytes each, 32 MB in a process that ends afterwards
+MAX_KEYS = 8192  # different flows that are remembered: 17 MB with what a proposal makes of them (measured)
 MAX_LISTED = 32  # peers that a rule names one by one before prefixes are worth asking for
 EPHEMERAL_FIRST = 32_768  # net.ipv4.ip_local_port_range, Linux's default
 SSH_PORT = 22

@@ -31,7 +31,7 @@ from tidegate.firewall.nft import Nft
 from tidegate.firewall.section import Protocol
 
 LEARN_TABLE = "tidegate_learn"
-MAX_OPEN = 65_536  # flows that have begun and not ended: 600 bytes each
+MAX_OPEN = 8192  # flows that have begun and not ended: a kilobyte each
 RECEIVE_BYTES = 4 << 20  # of the kernel's queue: about 20,000 notices, a second of a busy small device
 MAX_DATAGRAM = 65_536
 
