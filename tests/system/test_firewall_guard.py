@@ -91,7 +91,7 @@ def test_an_interrupt_after_the_transaction_undoes_it(
     apply(GOOD, tmp_path, nft).confirm()
     before = effective_digest(nft)
 
-    def interrupt(*_: object) -> str:
+    def interrupt(*_: object, **__: object) -> str:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
