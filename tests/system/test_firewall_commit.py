@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from tidegate.base.errors import TidegateError
-from tidegate.firewall import arming, commit, guard
+from tidegate.firewall import commit, guard
 from tidegate.firewall.bans import Bans
 from tidegate.firewall.commit import (
     PendingChange,
@@ -440,7 +440,7 @@ def test_timeouts_out_of_range(lab: Lab, timeout_s: float) -> None:
 
 
 def test_without_a_guard_nothing_is_changed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arming.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(TidegateError) as caught:
         lab.apply(GOOD)
     assert caught.value.code == "firewall.commit.guard"

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from tidegate.base.errors import TidegateError
-from tidegate.firewall import commit, guard
+from tidegate.firewall import commit, guard, statefolder
 from tidegate.firewall.commit import PendingChange, apply_section, effective_digest
 from tidegate.firewall.libnftables import LibraryEngine
 from tidegate.firewall.nft import Nft
@@ -150,7 +150,7 @@ def test_a_confirmation_and_a_rollback_cannot_both_win(nft: Nft, tmp_path: Path)
         while guard.guard_lives(str(tmp_path)):
             time.sleep(0.01)
         assert (effective_digest(nft) != good) is won
-        assert ("192.0.2.3" in (tmp_path / commit.CONFIRMED).read_text()) is won
+        assert ("192.0.2.3" in (tmp_path / statefolder.CONFIRMED).read_text()) is won
         outcomes.append(won)
         apply(GOOD, tmp_path, nft).confirm()
     assert outcomes[0] is True
