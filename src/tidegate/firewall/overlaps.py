@@ -19,6 +19,7 @@ from tidegate.firewall.section import Count, Protocol
 
 # Pairs that are looked at: every rule of 400 with every other. 0.2 s; more of them nobody can judge, us included.
 MAX_PAIRS = 100_000
+MAX_STEPS = 5_000_000  # of the walk over prefixes: a second
 MAX_TOLD = 3  # findings of one kind about one rule
 
 Span = tuple[int, int]  # first and last address, both included, as numbers
@@ -50,21 +51,20 @@ class _Pairs:
 
     def __init__(self) -> None:
         self._spans: dict[int, Spans] = {}
+        self._steps = 0
         self.is_over = False
 
     def find(self, rules: Sequence[Rule]) -> Iterator[tuple[Rule, Rule]]:
         """Yield each pair of rules that meet, once."""
         seen: set[tuple[int, int]] = set()
-        visits = 0
         for members in _meeting_places(rules):
             for a, b in self._meet(members):
-                visits += 1
-                if visits > MAX_PAIRS:
-                    self.is_over = True
-                    return
                 first, second = (a, b) if (a.kind, a.name) < (b.kind, b.name) else (b, a)
                 if (id(first), id(second)) in seen:
                     continue
+                if len(seen) >= MAX_PAIRS:
+                    self.is_over = True
+                    return
                 seen.add((id(first), id(second)))
                 if self._overlap(first, second):
                     yield first, second
@@ -91,15 +91,38 @@ class _Pairs:
 
     def _meet(self, members: Sequence[Rule]) -> Iterator[tuple[Rule, Rule]]:
         """Yield pairs of rules some of whose peers are the same."""
+        met: dict[int, set[int]] = {id(rule): {id(rule)} for rule in members}
         for version in (0, 1):
             marked = [(first, -last, rule) for rule in members for first, last in self._of(rule.peers)[version]]
-            yield from _walk(sorted(marked, key=_by_span))
+            yield from self._walk(sorted(marked, key=_by_span), met)
         named: dict[str, list[Rule]] = defaultdict(list)
         for rule in members:
             for name in (*rule.peers.macs, *rule.peers.names):
                 for other in named[name]:
                     yield other, rule
                 named[name].append(rule)
+
+    def _walk(self, marked: Iterable[tuple[int, int, Rule]], met: dict[int, set[int]]) -> Iterator[tuple[Rule, Rule]]:
+        """Yield pairs whose spans meet and that are not in ``met``.
+
+        Prefixes lie inside one another or apart, so the spans that meet one are those open where it begins.
+        """
+        opened: list[tuple[int, Rule]] = []
+        for first, negative_last, rule in marked:
+            while opened and opened[-1][0] < first:
+                opened.pop()
+            mine = met[id(rule)]
+            if len(mine) < len(met):
+                self._steps += len(opened)
+                for _, other in opened:
+                    if id(other) not in mine:
+                        mine.add(id(other))
+                        met[id(other)].add(id(rule))
+                        yield other, rule
+            opened.append((-negative_last, rule))
+            if self._steps > MAX_STEPS:
+                self.is_over = True
+                return
 
     def _groups_meet(self, a: PeerGroup, b: PeerGroup) -> bool:
         if set(a.names) & set(b.names):
@@ -132,18 +155,6 @@ def _meeting_places(rules: Sequence[Rule]) -> Iterator[Sequence[Rule]]:
         if not rule.protocol.has_ports:
             portless[rule.protocol].append(rule)
     yield from (members for members in portless.values() if len(members) > 1)
-
-
-def _walk(marked: Iterable[tuple[int, int, Rule]]) -> Iterator[tuple[Rule, Rule]]:
-    """Yield pairs whose spans meet. Prefixes lie inside one another or apart, so those that meet are the open ones."""
-    opened: list[tuple[int, Rule]] = []
-    for first, negative_last, rule in marked:
-        while opened and opened[-1][0] < first:
-            opened.pop()
-        for _, other in opened:
-            if other is not rule:
-                yield other, rule
-        opened.append((-negative_last, rule))
 
 
 def _by_span(marked: tuple[int, int, Rule]) -> tuple[int, int]:

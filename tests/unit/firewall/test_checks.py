@@ -258,6 +258,15 @@ def test_overlaps_that_nobody_can_judge_stop_the_ruleset() -> None:
     assert caught.value.code == "firewall.check.too-many-overlaps"
 
 
+def test_rules_with_many_prefixes_each_can_be_judged() -> None:
+    services = {f"s{n}": service("any", *(f"!10.{k}.0.{n}" for k in range(20))) for n in range(60)}
+    assert {one.code for one in find({"services": services})} == set()
+    twins = services | {"twin": services["s7"]}
+    assert [(one.code, one.subject) for one in find({"services": twins})] == [
+        ("firewall.check.duplicate", "services.twin")
+    ]
+
+
 def test_errors_come_first_and_stop_the_ruleset() -> None:
     ruleset = plan_ruleset(msgspec.convert({"services": {"a": service("10.0.0.0/8")}}, FirewallSection))
     assert [finding.severity.value for finding in check_ruleset(ruleset)] == ["error", "warning"]
