@@ -35,7 +35,7 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     _add_state(bans)
     bans.set_defaults(run=run_bans)
-    acts = bans.add_subparsers(dest="act", metavar="ACT")
+    acts = bans.add_subparsers(dest="subverb", metavar="ACT")
     imported = add_verb(acts, "import", "ban every address and prefix of a file")
     imported.add_argument("file", type=Path, metavar="FILE", help="one a line; # or ; begins a comment")
     imported.add_argument(

@@ -26,7 +26,7 @@ _NOBODY = 65534
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verbs."""
     fields = add_verb(verbs, "fields", "inspect the content of services: as the policy's field rules say")
-    actions = fields.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = fields.add_subparsers(dest="subverb", metavar="ACTION", required=True)
 
     run = add_verb(actions, "run", "answer the packet queue until interrupted, print EVE lines (root)")
     run.add_argument("policy", type=Path, metavar="POLICY.toml", help="the policy as an operator writes it")

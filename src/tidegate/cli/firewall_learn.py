@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -13,7 +14,7 @@ from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
 
 if TYPE_CHECKING:
-    from tidegate.firewall.learn import Flow, Learner, Proposal, Proposed, Wishes
+    from tidegate.firewall.learn import Flow, Learner, Proposal, Proposed, Session, Wishes
     from tidegate.firewall.model import Address
 
 MAX_SECONDS = 31 * 86_400.0  # a month: what happens once a month is in it
@@ -160,7 +161,24 @@ def _check(arguments: argparse.Namespace) -> None:
 def _wishes(arguments: argparse.Namespace, names: dict[Address, str]) -> Wishes:
     from tidegate.firewall.learn import Wishes
 
-    return Wishes(widen_v4=arguments.widen_v4, widen_v6=arguments.widen_v6, interface=arguments.interface, names=names)
+    return Wishes(
+        widen_v4=arguments.widen_v4,
+        widen_v6=arguments.widen_v6,
+        interface=arguments.interface,
+        names=names,
+        session=None if arguments.eve is not None else _session(),
+    )
+
+
+def _session() -> Session | None:
+    """Return the SSH session that this runs in (sshd(8), SSH_CONNECTION: client, its port, server, its port)."""
+    from tidegate.firewall.learn import Session
+
+    words = os.environ.get("SSH_CONNECTION", "").split()
+    try:
+        return Session(client=ip_address(words[0].partition("%")[0]), port=int(words[3]))
+    except (ValueError, IndexError):
+        return None
 
 
 def _document(proposal: Proposal, flows: int, lost: int, text: str) -> dict[str, object]:

@@ -14,7 +14,7 @@ _STATE = "/var/lib/tidegate/firewall"
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb ``lockdown`` with its three words."""
     lockdown = add_verb(verbs, "lockdown", "switch the prepared lockdown ruleset on or off, or say whether it is on")
-    words = lockdown.add_subparsers(dest="word", metavar="on | off | status", required=True)
+    words = lockdown.add_subparsers(dest="subverb", metavar="on | off | status", required=True)
 
     on = add_verb(words, "on", "leave nothing open but the management path and rules with lockdown = true")
     on.add_argument("--reason", default="operator", metavar="TEXT", help="kept with the lockdown, shown by status")

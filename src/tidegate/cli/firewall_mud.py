@@ -26,7 +26,7 @@ _PEERS = "addresses, networks, DNS names, separated by commas"
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb and its acts."""
     mud = add_verb(verbs, "mud", "import and export MUD files (RFC 8520)")
-    acts = mud.add_subparsers(dest="act", metavar="ACT", required=True)
+    acts = mud.add_subparsers(dest="subverb", metavar="ACT", required=True)
     _add_import(acts)
     export = add_verb(acts, "export", "write a policy's [firewall] section as a MUD file")
     export.add_argument("policy", type=Path, metavar="POLICY.toml", help="the policy as an operator writes it")

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
-
-if TYPE_CHECKING:
-    from tidegate.policy.document import Policy
 
 
 def build(parser: argparse.ArgumentParser) -> None:
@@ -34,13 +30,18 @@ def build(parser: argparse.ArgumentParser) -> None:
 
 def check_policy(arguments: argparse.Namespace, output: Output) -> int:
     """Check one policy and show what the rooms found."""
-    from tidegate.policy.check import check_sections, verify_sections
+    from tidegate.firewall.findings import Severity
+    from tidegate.policy.check import check_text, verify_sections
+    from tidegate.policy.places import with_lines
 
-    policy = _read_policy(arguments.policy)
-    findings = [f"{finding.severity}: {finding.subject}: {finding.message}" for finding in check_sections(policy)]
+    text, name = _read_text(arguments.policy), arguments.policy.name
+    policy, found = check_text(text, name)
+    findings = [f"line {line}: {finding.severity}: {finding.message} [{finding.code}]" for line, finding in found]
     for finding in findings:
-        output.line(finding)
-    verify_sections(policy)
+        output.line(f"{name}: {finding}")
+    if any(finding.severity is Severity.ERROR for _, finding in found):
+        with with_lines(text, name=name):
+            verify_sections(policy)
     sections = [name for name in ("firewall", "ids", "watch", "update") if getattr(policy, name) is not None]
     output.line(
         f"{arguments.policy}: policy version {policy.policy.version}, sections: {', '.join(sections) or 'none'}"
@@ -53,11 +54,14 @@ def sign_file(arguments: argparse.Namespace, output: Output) -> int:
     """Check a policy and sign it."""
     from tidegate.base.durable import write_file_atomic
     from tidegate.cli.keyuri import open_key
-    from tidegate.policy.check import verify_sections
+    from tidegate.policy.check import check_text, verify_sections
+    from tidegate.policy.places import with_lines
     from tidegate.policy.sign import sign_policy
 
-    policy = _read_policy(arguments.policy)
-    verify_sections(policy)
+    text = _read_text(arguments.policy)
+    policy, _ = check_text(text, arguments.policy.name)
+    with with_lines(text, name=arguments.policy.name):
+        verify_sections(policy)
     signers = [open_key(uri) for uri in arguments.sign]
     signed = sign_policy(policy, signers)
     write_file_atomic(arguments.output, signed)
@@ -87,15 +91,14 @@ def verify_file(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _read_policy(path: Path) -> Policy:
-    from tidegate.policy.document import MAX_POLICY_BYTES, parse_policy
+def _read_text(path: Path) -> str:
+    from tidegate.policy.document import MAX_POLICY_BYTES
     from tidegate.policy.errors import PolicySyntax
 
     try:
-        text = _read(path, MAX_POLICY_BYTES).decode()
+        return _read(path, MAX_POLICY_BYTES).decode()
     except UnicodeDecodeError as error:
         raise PolicySyntax(f"{path}: byte {error.start} is not UTF-8") from error
-    return parse_policy(text, name=str(path))
 
 
 def _read(path: Path, limit: int) -> bytes:
