@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from tidegate.firewall.errors import MudExport
 from tidegate.firewall.model import plan_ruleset
-from tidegate.firewall.mud import CACHE_HOURS, DEFAULT_CACHE_HOURS, MAX_ACES, MAX_TEXT
+from tidegate.firewall.mud import CACHE_HOURS, DEFAULT_CACHE_HOURS, MAX_ACES, MAX_MUD_BYTES, MAX_TEXT
 from tidegate.firewall.mud_match import MAX_PORT, PeerKind
 from tidegate.firewall.peers import Network, parse_peers
 from tidegate.firewall.section import (
@@ -123,7 +123,10 @@ def encode_mud(section: FirewallSection, about: About) -> Exported:
             ]
         },
     }
-    return Exported(text=json.dumps(document, indent=2) + "\n", warnings=tuple(dict.fromkeys(warnings)))
+    text = json.dumps(document, indent=1) + "\n"
+    if len(text) > MAX_MUD_BYTES:
+        raise MudExport(f"the policy would become a file of more than {MAX_MUD_BYTES} bytes", count=len(talks))
+    return Exported(text=text, warnings=tuple(dict.fromkeys(warnings)))
 
 
 def _check(about: About) -> None:
@@ -198,11 +201,12 @@ def _far_sides(
 ) -> Iterator[_Far]:
     """Yield every description of the peers; a list that stands for a class of MUD is named, others are spelt out.
 
-    A MUD file cannot take anybody out of a class, so beside an exclusion every list is spelt out.
+    A MUD file cannot take anybody out of a class, so beside an exclusion, which counts for all peers of a rule
+    whatever list it stands in, every list is spelt out; but not where the class is all there is.
     """
     named = [peer[1:] for peer in dict.fromkeys(peers) if peer[:1] == "@"]
-    excludes = any(peer.startswith("!") for peer in peers)
-    classes = [] if excludes else [name for name in named if name in about.classes]
+    spelt = len(set(peers)) > 1 and _excludes(section, peers)
+    classes = [] if spelt else [name for name in named if name in about.classes]
     rest = [peer for peer in peers if peer.removeprefix("@") not in classes]
     for name in classes:
         kind, value = about.classes[name]
@@ -218,6 +222,12 @@ def _far_sides(
         yield _Far(families=(4, 6), kind=PeerKind.NAME, value=dns)
     if group.macs:
         warnings.append(f"{where}: a MUD file has no MAC addresses: {', '.join(group.macs)} left out")
+
+
+def _excludes(section: FirewallSection, peers: Sequence[str]) -> bool:
+    """Return whether somebody is taken out of ``peers`` or of a list that they name (which planning found finite)."""
+    named = (section.peers[peer[1:]] for peer in peers if peer[:1] == "@")
+    return any(peer[:1] == "!" for peer in peers) or any(_excludes(section, one) for one in named)
 
 
 def _everybody() -> _Far:

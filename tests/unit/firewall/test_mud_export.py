@@ -299,3 +299,15 @@ def test_rules_of_one_name_both_ways_are_told_apart() -> None:
 def test_a_section_without_meaning_becomes_no_file(rule: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         export(services=SECTION["services"] | {"a": ANY | rule})
+
+
+def test_a_list_that_takes_somebody_out_is_a_class_only_alone() -> None:
+    """An exclusion counts for all peers of its rule, whatever list it stands in."""
+    lists = SECTION["peers"] | {"local-networks": ["10.7.0.0/30", "!10.7.0.2"]}
+    rule = {"protocol": "tcp", "ports": [9], "peers": ["@local-networks"]}
+    alone = export(peers=lists, services=SECTION["services"] | {"a": rule})
+    assert "local-networks" in alone.text
+    rule["peers"] = ["@local-networks", "10.7.0.2"]
+    beside = export(peers=lists, services=SECTION["services"] | {"a": rule})
+    assert "local-networks" not in beside.text
+    assert "10.7.0.2/32" not in beside.text

@@ -155,6 +155,22 @@ def test_a_signature_cut_or_emptied_is_refused() -> None:
             verify(signature[:length])
 
 
+def test_a_signature_with_one_bit_changed_is_refused_or_says_the_same() -> None:
+    """Some bits, the content type's, are nobody's business; no change makes another file or another signer of it."""
+    signature = sign(SIGNER, ISSUING)
+    refused = 0
+    for place in range(0, len(signature), 23):
+        changed = bytearray(signature)
+        changed[place] ^= 1
+        try:
+            verified = verify(bytes(changed))
+        except (MudSignatureBad, MudSignerRefused):
+            refused += 1
+        else:
+            assert (verified.raw, verified.signer) == (RAW, "CN=Example MUD signer")
+    assert refused > 40
+
+
 def test_a_signature_that_holds_another_content_speaks_for_none(tmp_path: Path) -> None:
     """Content inside of the signature must not be what is verified while the file beside it is what is used."""
     other = _openssl_sign(tmp_path, "-nodetach", raw=b"something else")
