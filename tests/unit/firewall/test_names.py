@@ -339,7 +339,7 @@ class Server:
         self.tcp.listen()
         self.address: tuple[str, int] = self.udp.getsockname()
         self.reply, self.asked = reply, [0, 0]
-        self.keeps_open = False
+        self.keeps_open = self._is_closing = False
         self._open: list[socket.socket] = []
         self.sources: set[tuple[str, int]] = set()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._datagrams, self._streams)]
@@ -361,15 +361,16 @@ class Server:
             peer = self.tcp.accept()[0]
             self._open.append(peer)
             data = peer.recv(600)
-            if not data:
+            if self._is_closing:
                 return
-            self.asked[1] += 1
-            for message in self.reply(data[2:], True):
+            self.asked[1] += bool(data)
+            for message in self.reply(data[2:], True) if data else []:
                 peer.sendall(struct.pack(">H", len(message)) + message)
             if not self.keeps_open:
                 peer.close()
 
     def close(self) -> None:
+        self._is_closing = True
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
             end.sendto(b"", self.address)
         socket.create_connection(self.address).close()
