@@ -151,7 +151,7 @@ def watch_while(lab: Lab, use: Any, *words: str) -> int:
 
 
 def test_what_was_used_is_proposed_and_nothing_else(
-    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def use() -> None:
         lab.use(
@@ -168,12 +168,13 @@ def test_what_was_used_is_proposed_and_nothing_else(
         lab.device.run([sys.executable, "-c", PING, PEER])
 
     policy = tmp_path / "learnt.toml"
+    monkeypatch.setenv("SSH_CONNECTION", f"{PEER} 40000 {DEVICE} 22")
     assert watch_while(lab, use, "--for", "6", "-o", str(policy)) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["policy"] == policy.read_text()
     section = msgspec.convert(tomllib.loads(policy.read_text())["firewall"], FirewallSection)
     assert {name: (rule.ports, rule.peers) for name, rule in section.services.items()} == {
-        "ssh": ((22,), ()),
+        "ssh": ((22,), (PEER,)),
         "modbus": ((502,), ("10.20.30.2/31", PEER6)),
         "bacnet": ((47808,), (OTHER,)),
     }
@@ -190,7 +191,8 @@ def test_what_was_used_is_proposed_and_nothing_else(
         assert Nft.open().list_table(LEARN_TABLE) is None  # nothing is left behind
 
 
-def test_under_the_proposal_everything_still_works(lab: Lab, tmp_path: Path) -> None:
+def test_under_the_proposal_everything_still_works(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_CONNECTION", f"{PEER} 40000 {DEVICE} 22")
     flows = [("tcp", PEER, DEVICE, 22), ("tcp", OTHER, DEVICE, 502), ("udp", OTHER, DEVICE, 47808)]
     policy = tmp_path / "learnt.toml"
     assert watch_while(lab, lambda: lab.use(lab.peer, *flows), "--for", "4", "-o", str(policy)) == 0

@@ -46,6 +46,7 @@ def run_learn(arguments: argparse.Namespace, output: Output) -> int:
     """
     from tidegate.base.durable import write_file_atomic
     from tidegate.firewall.proposal import encode_proposal
+    from tidegate.policy.document import MAX_POLICY_BYTES
 
     _check(arguments)
     begin = time.time()
@@ -55,9 +56,11 @@ def run_learn(arguments: argparse.Namespace, output: Output) -> int:
     text = encode_proposal(proposal, description=f"learnt from {source}: {learner.flows} flows")
     if lost:
         text = f"# Not complete: {lost} times the kernel's notices did not fit its queue.\n{text}"
+    if len(text) > MAX_POLICY_BYTES:
+        output.line(f"warning: {len(text)} bytes are more than a policy may have ({MAX_POLICY_BYTES}): widen its peers")
     if arguments.output is not None:
         write_file_atomic(arguments.output, text.encode())
-        output.line(f"{len(proposal.rules)} rules from {learner.flows} flows, {len(proposal.aside)} left out: ")
+        output.line(f"{len(proposal.rules)} rules from {learner.flows} flows, {len(proposal.aside)} left out")
         output.line(f"{arguments.output}: read it, then `tidegate firewall plan {arguments.output}`")
     else:
         output.line(text.rstrip())

@@ -91,8 +91,10 @@ def find_direction(
 ) -> Direction:
     """Return which way a flow goes, seen from the device with the addresses ``own``, whose networks have the broadcast
     addresses ``broadcasts``."""
-    if source in own or source.is_unspecified:  # a device that has no address yet asks for one
+    if source in own:
         return Direction.OUT
+    if source.is_unspecified and not any(one.version == 4 and not one.is_link_local for one in own):
+        return Direction.OUT  # a device that has no address yet asks for one; with one, it hears others ask
     if destination in own or destination in broadcasts or is_group(destination):
         return Direction.IN
     return Direction.THROUGH

@@ -13,13 +13,14 @@ from enum import StrEnum
 from ipaddress import collapse_addresses, ip_network
 
 from tidegate.firewall.model import Address, Direction
-from tidegate.firewall.section import Protocol
+from tidegate.firewall.section import MAX_PEERS, MAX_SERVICES, Protocol
 
 MAX_KEYS = 8192  # different flows that are remembered: 17 MB with what a proposal makes of them (measured)
 MAX_LISTED = 32  # peers that a rule names one by one before prefixes are worth asking for
 EPHEMERAL_FIRST = 32_768  # net.ipv4.ip_local_port_range, Linux's default
 SSH_PORT = 22
-_DHCP = {(68, 67), (546, 547)}  # client and server ports: RFC 2131 §4.1, RFC 8415 §7.2
+MAX_PORTS = 256  # of one rule (section.Ports)
+_DHCP = {68: 67, 546: 547}  # client and server ports: RFC 2131 §4.1, RFC 8415 §7.2
 _LIMITED_BROADCAST = "255.255.255.255"
 
 
@@ -49,6 +50,15 @@ class Why(StrEnum):
     LATE_ANSWER = "a late answer to a call of this device"
     PROTOCOL = "of a protocol that no rule can name"
     TRANSLATED = "its destination was translated: write a port forward"
+    TOO_MANY = "more rules or peers than a policy can hold: widen them, or learn for a shorter time"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """The remote shell in which learning was asked for: the one manager that is known."""
+
+    client: Address
+    port: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +70,7 @@ class Wishes:
     widen_v6: int | None = None
     interface: str | None = None
     names: Mapping[Address, str] = field(default_factory=dict)  # DNS names of destinations, to be written instead
+    session: Session | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +120,7 @@ class Proposal:
     rules: tuple[Proposed, ...]
     aside: tuple[Aside, ...]
     answers_ping: bool
-    manager: Proposed | None  # the SSH service, which is the likely management path
+    manager: Proposed | None  # the service of the session that asks, else SSH: the likely management path
     wishes: Wishes
     forgotten: int  # flows for which there was no room
 
@@ -153,17 +164,16 @@ class Learner:
             else:
                 aside.append((why, key, tally))
         pings = {key for key in wanted if key[0] is Direction.IN and key[1] is Protocol.PING}
-        rules = _name(_plan_rules({key: one for key, one in wanted.items() if key not in pings}, wishes))
-        ssh = [
-            one
-            for one in rules
-            if (one.direction, one.protocol, one.ports) == (Direction.IN, Protocol.TCP, (SSH_PORT,))
-        ]
+        planned = _plan_rules({key: one for key, one in wanted.items() if key not in pings}, wishes)
+        kept, too_many = _bound(planned)
+        rules = _name(kept)
+        path = (Direction.IN, Protocol.TCP, (_managing_port(wishes),))
+        managing = [one for one in rules if (one.direction, one.protocol, one.ports) == path]
         return Proposal(
             rules=tuple(rules),
-            aside=tuple(sorted(_gather_aside(aside), key=lambda one: (one.why, one.label))),
+            aside=tuple(sorted((*_gather_aside(aside), *too_many), key=lambda one: (one.why, one.label))),
             answers_ping=bool(pings),
-            manager=ssh[0] if ssh else None,
+            manager=managing[0] if managing else None,
             wishes=wishes,
             forgotten=self.forgotten,
         )
@@ -183,27 +193,14 @@ class Learner:
         if is_translated:
             return Why.TRANSLATED
         if is_group(destination) or destination in self._broadcasts:
-            ours = direction is not Direction.IN or (protocol, port) in spoken
-            return None if ours or self._is_dhcp_answer(key) else Why.MULTICAST
-        if tally.answered or self._is_dhcp_answer(key):
+            ours = direction is not Direction.IN or (protocol, _sent_as(protocol, port)) in spoken
+            return None if ours or _is_dhcp_answer(key, spoken) else Why.MULTICAST
+        if tally.answered or _is_dhcp_answer(key, spoken):
             return None
         back = (_opposite(direction), protocol, tally.source_port, destination, source, False)
         if port >= EPHEMERAL_FIRST and protocol is Protocol.UDP and back in self._tallies:
             return Why.LATE_ANSWER
         return Why.UNANSWERED
-
-    def _is_dhcp_answer(self, key: _Key) -> bool:
-        """A DHCP server answers to a port, not to a connection: the kernel takes it for a flow of its own."""
-        direction, protocol, port, *_ = key
-        asked = {(client, server) for client, server in _DHCP if port == client}
-        return (
-            direction is Direction.IN
-            and protocol is Protocol.UDP
-            and any(
-                other[0] is Direction.OUT and other[1] is Protocol.UDP and (port, other[2]) in asked
-                for other in self._tallies
-            )
-        )
 
 
 @dataclass(slots=True)
@@ -254,6 +251,26 @@ def _orient(flow: Flow) -> Flow:
     )
 
 
+def _managing_port(wishes: Wishes) -> int:
+    return SSH_PORT if wishes.session is None else wishes.session.port
+
+
+def _sent_as(protocol: Protocol | None, port: int) -> int:
+    """Return the port to which a device sends that takes part in what others send to ``port``.
+
+    Every host on a link hears clients ask for a DHCP server; who answers them is one, who asks, too, is not.
+    """
+    servers = {server: client for client, server in _DHCP.items()}
+    return servers.get(port, port) if protocol is Protocol.UDP else port
+
+
+def _is_dhcp_answer(key: _Key, spoken: Collection[tuple[Protocol | None, int]]) -> bool:
+    """A DHCP server answers to a port, not to a connection: the kernel takes it for a flow of its own."""
+    direction, protocol, port, *_ = key
+    is_client = direction is Direction.IN and protocol is Protocol.UDP and port in _DHCP
+    return is_client and (protocol, _DHCP[port]) in spoken
+
+
 def _opposite(direction: Direction) -> Direction:
     return {Direction.IN: Direction.OUT, Direction.OUT: Direction.IN}.get(direction, direction)
 
@@ -283,14 +300,34 @@ def _plan_rules(wanted: Mapping[_Key, _Tally], wishes: Wishes) -> list[Proposed]
         if protocol is not None:
             by_port.setdefault((direction, protocol, port), []).append((key, tally))
     drafts: dict[tuple[object, ...], _Draft] = {}
+    every: list[_Draft] = []
     for (direction, protocol, port), found in sorted(by_port.items(), key=lambda item: item[0]):
         for far, near, tallies in _pair(direction, found):
-            # The likely management service stays apart: its peers become the management peers.
-            same = (direction, protocol, far, near, port == SSH_PORT)
-            draft = drafts.setdefault(same, _Draft(direction, protocol, set(), far, near, []))
+            # The likely management service stays apart: [firewall.management] names it.
+            same = (direction, protocol, far, near, port == _managing_port(wishes))
+            draft = drafts.get(same)
+            if draft is None or len(draft.ports) >= MAX_PORTS:
+                draft = drafts[same] = _Draft(direction, protocol, set(), far, near, [])
+                every.append(draft)
             draft.ports.add(port)
             draft.tallies += tallies
-    return [_finish(draft, wishes) for draft in drafts.values()]
+    return [_finish(draft, wishes) for draft in every]
+
+
+def _bound(rules: Sequence[Proposed]) -> tuple[list[Proposed], list[Aside]]:
+    """Return the rules that a policy can hold, the most used of each direction, and the others."""
+    kept: set[int] = set()
+    aside: list[Aside] = []
+    counts: dict[Direction, int] = {}
+    for number, rule in sorted(enumerate(rules), key=lambda one: -one[1].evidence.connections):
+        counts[rule.direction] = counts.get(rule.direction, 0) + 1
+        if max(len(rule.far), len(rule.near)) <= MAX_PEERS and counts[rule.direction] <= MAX_SERVICES:
+            kept.add(number)
+        else:
+            ports = f"/{rule.ports[0]}" if rule.ports else ""
+            label = f"{rule.direction} {rule.protocol}{ports}, {rule.seen} addresses"
+            aside.append(Aside(why=Why.TOO_MANY, label=label, evidence=rule.evidence))
+    return [rule for number, rule in enumerate(rules) if number in kept], aside
 
 
 def _pair(

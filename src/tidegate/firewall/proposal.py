@@ -21,8 +21,11 @@ _TABLES = {
     Direction.THROUGH: "firewall.routes",
 }
 LEARNT_PINGS_PER_S = 10  # the default of a policy
-NO_SSH = "no SSH session was seen: name who manages this device, and by which service"
-CHECK_PEERS = "whoever used SSH: check it, for these are never limited and never banned"
+CONFIRM = "the session in which this was learnt; confirm that it manages the device: it is never limited or banned"
+NAME_THEM = "to be confirmed: who manages this device, and by which service? They are never limited or banned, so not"
+NAME_THEM_MORE = (
+    "simply everybody who was seen: a guessed password is a session, too. No policy is applied without them."
+)
 
 
 def plan_section(proposal: Proposal) -> FirewallSection:
@@ -72,8 +75,11 @@ def _document(proposal: Proposal) -> dict[str, Any]:
         "egress": {"default": "deny", "services": {}},
         "routes": {},
     }
-    if proposal.manager is not None:
-        document["management"] = {"peers": list(proposal.manager.far), "service": proposal.manager.name}
+    if proposal.manager is not None and proposal.wishes.session is not None:
+        document["management"] = {
+            "peers": [str(proposal.wishes.session.client)],
+            "service": proposal.manager.name,
+        }
     places = {
         Direction.IN: document["services"],
         Direction.OUT: document["egress"]["services"],
@@ -91,20 +97,22 @@ def _keys(proposal: Proposal, rule: Proposed) -> dict[str, Any]:
     if rule.direction is Direction.THROUGH:
         keys |= {"sources": list(rule.far), "destinations": list(rule.near)}
         return keys
-    keys["peers"] = [] if rule is proposal.manager else list(rule.far)
+    keys["peers"] = list(rule.far)
     if proposal.wishes.interface is not None:
         keys["interfaces"] = [proposal.wishes.interface]
     return keys
 
 
 def _management(proposal: Proposal) -> Iterator[str]:
-    manager = proposal.manager
-    if manager is None:
-        yield from (f"# {NO_SSH}", "#[firewall.management]", '#peers = ["192.0.2.0/24"]', '#service = "ssh"', "")
+    manager, session = proposal.manager, proposal.wishes.session
+    if manager is None or session is None:
+        service = "ssh" if manager is None else manager.name
+        yield from (f"# {NAME_THEM}", f"# {NAME_THEM_MORE}", "#[firewall.management]", "#peers = []")
+        yield from (f"#service = {json.dumps(service)}", "")
         return
-    yield f"# {CHECK_PEERS}"
+    yield f"# {CONFIRM}"
     yield "[firewall.management]"
-    yield f"peers = {_peers(list(manager.far))}"
+    yield f"peers = {json.dumps([str(session.client)])}"
     yield f"service = {json.dumps(manager.name)}"
     yield ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+import time
 import tomllib
 from dataclasses import replace
 from ipaddress import ip_address
@@ -16,7 +17,7 @@ import pytest
 from tidegate.firewall import learn
 from tidegate.firewall.evaluate import evaluate_packet
 from tidegate.firewall.eveflows import MAX_LINE_BYTES, find_direction, parse_flow, parse_names
-from tidegate.firewall.learn import MAX_LISTED, Flow, Learner, Proposal, Why, Wishes
+from tidegate.firewall.learn import MAX_LISTED, Flow, Learner, Proposal, Session, Why, Wishes
 from tidegate.firewall.model import Direction, Icmp, Packet, Ruleset, Verdict, plan_ruleset
 from tidegate.firewall.observe import parse_notice
 from tidegate.firewall.proposal import encode_proposal, plan_section
@@ -139,6 +140,14 @@ def test_a_dhcp_client_is_proposed_with_its_servers_answer() -> None:
     assert reasons(propose(answer)) == [(Why.UNANSWERED, "in udp/68 from 10.0.0.254")]
 
 
+def test_a_dhcp_client_is_no_server_because_it_hears_others_ask() -> None:
+    asks = flow(OUT, "10.0.0.254", 67, protocol=UDP, source_port=68)
+    other = flow(IN, NO_ADDRESS, 67, "255.255.255.255", protocol=UDP, source_port=68, is_answered=False)
+    assert rules(propose(asks, other)) == [("out", "dhcp-server", (67,), ("10.0.0.254",))]
+    offer = flow(OUT, "255.255.255.255", 68, protocol=UDP, source_port=67, is_answered=False)
+    assert ("in", "dhcp-server", (67,), (NO_ADDRESS,)) in rules(propose(other, offer))
+
+
 def test_broadcasts_of_our_own_networks_are_groups() -> None:
     learner = Learner([ip_address("10.0.0.255")])
     learner.add(flow(IN, "10.0.0.7", 137, "10.0.0.255", protocol=UDP, is_answered=False))
@@ -185,15 +194,15 @@ def test_the_text_says_what_the_section_means() -> None:
         flow(OUT, "198.51.100.7", 123, protocol=UDP),
         flow(THROUGH, "10.0.0.9", 443, "198.51.100.7"),
         flow(IN, "192.0.2.66", 23, is_answered=False),
-        wishes=Wishes(interface="eth0"),
+        wishes=Wishes(interface="eth0", session=Session(client=ip_address("192.0.2.8"), port=22)),
     )
     text = encode_proposal(found, description='from "here"\n')
     document = tomllib.loads(text)
     assert msgspec.convert(document["firewall"], FirewallSection) == plan_section(found)
     section = plan_section(found)
     assert section.management is not None
-    assert (section.management.peers, section.management.service) == (("192.0.2.9",), "ssh")
-    assert section.services["ssh"].peers == ()
+    assert (section.management.peers, section.management.service) == (("192.0.2.8",), "ssh")
+    assert section.services["ssh"].peers == ("192.0.2.9",)
     assert section.services["modbus"].interfaces == ("eth0",)
     for words in (
         "seen once",
@@ -205,10 +214,47 @@ def test_the_text_says_what_the_section_means() -> None:
         assert words in text
 
 
-def test_without_ssh_the_operator_is_told_to_name_the_manager() -> None:
-    text = encode_proposal(propose(flow(IN, "10.0.0.9", 502)), description="")
+@pytest.mark.parametrize("port", [22, 502])
+def test_without_a_session_nobody_is_taken_for_the_manager(port: int) -> None:
+    """Whoever logged in meanwhile would otherwise never be limited, never be banned, and survive lockdown."""
+    text = encode_proposal(propose(flow(IN, "10.0.0.9", port)), description="")
     assert "#[firewall.management]" in text
     assert "management" not in tomllib.loads(text)["firewall"]
+
+
+def test_a_session_on_another_port_names_its_service() -> None:
+    session = Session(client=ip_address("10.0.0.9"), port=2222)
+    seen = [flow(IN, "10.0.0.9", port) for port in (2222, 502)]
+    section = plan_section(propose(*seen, wishes=Wishes(session=session)))
+    assert section.management is not None
+    assert section.services[section.management.service].ports == (2222,)
+
+
+# -- bounds --
+
+
+def test_a_scan_is_judged_in_linear_time() -> None:
+    """Quadratic, it was ten seconds for 8,000 ports, and minutes for as many as are remembered."""
+    scan = [flow(IN, "10.0.0.9", port, protocol=UDP, is_answered=False) for port in range(1, 16_000)]
+    began_s = time.perf_counter()
+    assert propose(*scan).rules == ()
+    assert time.perf_counter() - began_s < 5.0  # 0.4 s on the bench machine
+
+
+def test_more_ports_than_a_rule_holds_are_more_rules() -> None:
+    found = propose(*(flow(IN, "10.0.0.9", port) for port in range(1000, 1600, 2)))
+    assert [len(one.ports) for one in found.rules] == [256, 44]
+    assert "services" in tomllib.loads(encode_proposal(found, description=""))["firewall"]
+
+
+def test_more_than_a_policy_holds_is_left_out_the_least_used_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learn, "MAX_SERVICES", 1)
+    monkeypatch.setattr(learn, "MAX_PEERS", 2)
+    once, twice = flow(IN, "10.0.0.9", 501), flow(IN, "10.0.0.8", 502)
+    crowd = [flow(OUT, f"10.0.0.{n}", 80) for n in (3, 5, 7)]
+    found = propose(once, twice, twice, *crowd)
+    assert [one.ports for one in found.rules] == [(502,)]
+    assert [one.why for one in found.aside] == [Why.TOO_MANY] * 2
 
 
 # -- the property --
@@ -392,7 +438,7 @@ def test_names_come_from_answers() -> None:
     [
         ("10.0.0.9", DEVICE, IN),
         (DEVICE, "10.0.0.9", OUT),
-        (NO_ADDRESS, "255.255.255.255", OUT),
+        (NO_ADDRESS, "255.255.255.255", IN),  # this device has an address, so another one asks
         ("10.0.0.9", "224.0.0.251", IN),
         ("10.0.0.9", "10.0.0.255", IN),
         ("10.0.0.9", "192.0.2.1", THROUGH),
@@ -401,6 +447,11 @@ def test_names_come_from_answers() -> None:
 def test_directions(source: str, destination: str, direction: Direction) -> None:
     a, b = ip_address(source), ip_address(destination)
     assert find_direction(a, b, OWN, {ip_address("10.0.0.255")}) is direction
+
+
+def test_a_device_without_an_address_asks_for_one() -> None:
+    nobody, everybody = ip_address(NO_ADDRESS), ip_address("255.255.255.255")
+    assert find_direction(nobody, everybody, {ip_address("fe80::1"), ip_address("169.254.3.4")}) is OUT
 
 
 # -- notices of the kernel --
