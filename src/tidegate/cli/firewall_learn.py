@@ -57,7 +57,9 @@ def run_learn(arguments: argparse.Namespace, output: Output) -> int:
     if lost:
         text = f"# Not complete: {lost} times the kernel's notices did not fit its queue.\n{text}"
     if len(text) > MAX_POLICY_BYTES:
-        text = f"# Too long for a policy ({len(text)} bytes of {MAX_POLICY_BYTES}): gather its peers with --widen-v4.\n{text}"
+        text = (
+            f"# Too long for a policy ({len(text)} bytes of {MAX_POLICY_BYTES}): gather peers with --widen-v4.\n{text}"
+        )
     if arguments.output is not None:
         write_file_atomic(arguments.output, text.encode())
         output.line(f"{len(proposal.rules)} rules from {learner.flows} flows, {len(proposal.aside)} left out")
