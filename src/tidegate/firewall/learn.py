@@ -18,6 +18,7 @@ from tidegate.firewall.section import MAX_PEERS, MAX_SERVICES, Protocol
 MAX_KEYS = 8192  # different flows that are remembered: 17 MB with what a proposal makes of them (measured)
 MAX_LISTED = 32  # peers that a rule names one by one before prefixes are worth asking for
 EPHEMERAL_FIRST = 32_768  # net.ipv4.ip_local_port_range, Linux's default
+PRIVILEGED_END = 1024  # below it, ports are no client's
 SSH_PORT = 22
 MAX_PORTS = 256  # of one rule (section.Ports)
 _DHCP = {68: 67, 546: 547}  # client and server ports: RFC 2131 §4.1, RFC 8415 §7.2
@@ -82,6 +83,7 @@ class Evidence:
     connections: int
     size_bytes: int
     example: str
+    is_guess: bool = False  # all of it was running before the watch began: which side is the server is a guess
 
     @property
     def is_once(self) -> bool:
@@ -213,6 +215,7 @@ class _Tally:
     answered: int = 0
     size_bytes: int = 0
     source_port: int = 0
+    late: int = 0
 
     def add(self, flow: Flow) -> None:
         self.first_s, self.last_s = min(self.first_s, flow.first_s), max(self.last_s, flow.last_s)
@@ -220,6 +223,7 @@ class _Tally:
         self.answered += flow.is_answered
         self.size_bytes += flow.size_bytes
         self.source_port = flow.source_port
+        self.late += flow.is_late
 
     def example(self, key: _Key) -> Flow:
         direction, protocol, port, source, destination, is_translated = key
@@ -237,9 +241,8 @@ class _Tally:
 
 
 def _orient(flow: Flow) -> Flow:
-    """Return the flow seen from who began it: of one that was running already, the lower port is the server's."""
-    looks_reversed = flow.port >= EPHEMERAL_FIRST and 0 < flow.source_port < EPHEMERAL_FIRST
-    if not (flow.is_late and looks_reversed):
+    """Return the flow seen from who began it, as far as its ports tell that of one that was running already."""
+    if not (flow.is_late and flow.source_port and _rank(flow.source_port) < _rank(flow.port)):
         return flow
     return replace(
         flow,
@@ -249,6 +252,13 @@ def _orient(flow: Flow) -> Flow:
         port=flow.source_port,
         source_port=flow.port,
     )
+
+
+def _rank(port: int) -> int:
+    """Return how little a port looks like a server's: privileged or known, other, handed out by Linux."""
+    if port < PRIVILEGED_END or port in _NAMES:
+        return 0
+    return 1 if port < EPHEMERAL_FIRST else 2
 
 
 def _managing_port(wishes: Wishes) -> int:
@@ -396,6 +406,7 @@ def _evidence(tallies: Sequence[tuple[_Key, _Tally]]) -> Evidence:
         last_s=max(tally.last_s for _, tally in tallies),
         connections=sum(tally.connections for _, tally in tallies),
         size_bytes=sum(tally.size_bytes for _, tally in tallies),
+        is_guess=all(tally.late == tally.connections for _, tally in tallies),
         example=f"{key[3]} -> {key[4]}" + (f" {key[1].value}/{key[2]}" if key[1] and key[1].has_ports else ""),
     )
 

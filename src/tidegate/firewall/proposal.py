@@ -129,6 +129,8 @@ def _rule(proposal: Proposal, rule: Proposed) -> Iterator[str]:
 
 def _flags(rule: Proposed) -> str:
     flags = ["seen once: is it needed?"] if rule.evidence.is_once else []
+    if rule.evidence.is_guess:
+        flags.append("it was open before the watch, so who called whom is a guess")
     if rule.is_wider:
         flags.append("gathered into prefixes that hold more than was seen")
     elif len(rule.far) > MAX_LISTED:

@@ -155,6 +155,12 @@ def test_broadcasts_of_our_own_networks_are_groups() -> None:
 
 
 def test_of_a_flow_that_was_running_the_lower_port_is_the_servers() -> None:
+    for client_port in (50_000, 4446):
+        late = flow(OUT, "10.0.0.9", client_port, source_port=502, is_late=True)
+        found = propose(late)
+        assert rules(found) == [("in", "modbus", (502,), ("10.0.0.9",))]
+        assert "is a guess" in encode_proposal(found, description="")
+    assert "is a guess" not in encode_proposal(propose(late, flow(IN, "10.0.0.9", 502)), description="")
     seen_backwards = flow(OUT, "10.0.0.9", 50_000, source_port=502, is_late=True)
     assert rules(propose(seen_backwards)) == [("in", "modbus", (502,), ("10.0.0.9",))]
     begun = replace(seen_backwards, is_late=False)
