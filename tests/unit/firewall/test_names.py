@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import socket
 import struct
@@ -24,6 +26,7 @@ from hypothesis import strategies as st
 from tidegate.base.errors import TidegateError
 from tidegate.firewall import blocks, compile, nameplan, names  # noqa: A004 - the room's own name for it
 from tidegate.firewall.dnsmessage import MAX_ALIASES, MAX_RECORDS, Trouble, encode_question, parse_answer
+from tidegate.firewall.errors import KernelRefused
 from tidegate.firewall.nameplan import (
     Answer,
     Limits,
@@ -517,6 +520,59 @@ def test_resolver_leaves_no_descriptor_behind(serve) -> None:
             return
         time.sleep(0.02)
     pytest.fail("descriptors are left")
+
+
+# -- keeping -----------------------------------------------------------------------------------------------------------
+
+
+class RefusingKernel:
+    """Stands in for the link to the kernel and its notices: empty sets, and refusals that no test can bring about."""
+
+    def __init__(self, *refusals: int) -> None:
+        self.refusals, self.commits = list(refusals), 0
+        self._silent, self._end = os.pipe()
+
+    def elements(self, table: str, name: str) -> list[tuple[bytes, int, int]]:
+        return []
+
+    def commit(self, messages: list[bytes]) -> None:
+        self.commits += 1
+        if self.refusals:
+            raise KernelRefused("refused", errno=self.refusals.pop(0))
+
+    def fileno(self) -> int:
+        return self._silent
+
+    def read(self) -> list[object]:
+        return []
+
+    def close(self) -> None:
+        os.close(self._silent)
+        os.close(self._end)
+
+
+@pytest.mark.parametrize(
+    ("refusals", "told", "commits"),
+    [
+        ([], ["names"], 1),
+        ([errno.ENOENT, errno.ENOENT], ["names"], 3),  # an element expired between our look and our change
+        ([errno.ENOMEM], ["unwritten", "names"], 2),  # tried again later, without any notice
+        ([errno.ENOENT] * 3, ["unwritten", "names"], 4),
+        ([errno.ENOMEM] * 2, ["unwritten", "names"], 3),  # told once
+    ],
+)
+def test_a_refused_change_is_made_again(serve, monkeypatch, refusals: list[int], told: list[str], commits: int) -> None:
+    monkeypatch.setattr(names, "RETRY_S", 0.1)
+    server, kernel = serve(lambda data, _: [reply(data)]), RefusingKernel(*refusals)
+    resolvers = [f"{server.address[0]}:{server.address[1]}"]
+    config = names.parse_names_config(names.encode_names_config([NAME], resolvers=resolvers).encode())
+    keeper = names.Keeper(config, kernel, kernel)
+    seen, deadline_s = [], time.monotonic() + 3
+    while kernel.commits < commits and time.monotonic() < deadline_s:
+        seen += [line["event_type"] for line in keeper.step()]
+    kernel.close()
+    assert kernel.commits == commits
+    assert [kind for kind in seen if kind != "refilled"] == told
 
 
 # -- configuration -----------------------------------------------------------------------------------------------------
