@@ -40,7 +40,7 @@ from tidegate.firewall.compile import TABLE, dns_set, encode_ruleset
 from tidegate.firewall.effective import effective_digest
 from tidegate.firewall.model import plan_ruleset
 from tidegate.firewall.nameplan import Limits
-from tidegate.firewall.names import encode_names_config, read_resolved
+from tidegate.firewall.nameset import encode_names_config, read_resolved
 from tidegate.firewall.netlink import GET_ELEMENT, Link, Message, encode_elements
 from tidegate.firewall.nft import Nft
 from tidegate.firewall.section import FirewallSection

@@ -56,7 +56,7 @@ def _read_kernel(names: tuple[str, ...]) -> Mapping[str, Mapping[Address, int]] 
     """Return what the sets hold; ``None`` for who may not look, or on a machine without nftables."""
     from tidegate.base.errors import NotRoot
     from tidegate.firewall.errors import NoNftables
-    from tidegate.firewall.names import read_resolved
+    from tidegate.firewall.nameset import read_resolved
 
     try:
         return read_resolved(names)

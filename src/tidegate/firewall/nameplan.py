@@ -14,7 +14,6 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 Address = IPv4Address | IPv6Address
 
 FAMILIES = (4, 6)
-MAX_NAMES = 256  # of one policy; at MAX_AT_ONCE questions and dead resolvers a round takes six minutes of the grace
 MAX_ADDRESSES = 64  # of one name per family: the size of its set in the kernel (blocks.DNS_SET_SIZE)
 MIN_TTL_S = 30.0  # shorter ones, down to 0, would have a device ask all day
 MAX_TTL_S = 86_400.0  # a day; RFC 8767 §4 bounds a cache to a week, but a firewall opens what it believes

@@ -23,14 +23,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from ipaddress import ip_address
+from dataclasses import dataclass, field, fields
 
 from tidegate.base.errors import TidegateError
 from tidegate.firewall.errors import BadNamesConfig, KernelRefused
 from tidegate.firewall.nameplan import (
-    FAMILIES,
-    MAX_NAMES,
     Address,
     Answer,
     Limits,
@@ -39,10 +36,12 @@ from tidegate.firewall.nameplan import (
     expire,
     take_answers,
 )
+from tidegate.firewall.nameset import FAMILIES, MAX_NAMES, TABLE, encode_names_config, read_held, read_resolved
 from tidegate.firewall.netlink import DELETE_ELEMENT, NEW_ELEMENT, Link, Monitor, encode_elements
 from tidegate.firewall.resolver import MAX_RESOLVERS, UDP_TIMEOUT_S, Resolver, Server, parse_server, read_servers
 
-TABLE = "tidegate"  # compile.TABLE, whose room of imports this process does without
+__all__ = ["Keeper", "NamesConfig", "encode_names_config", "main", "parse_names_config", "read_held", "read_resolved"]
+
 MAX_CONFIG_BYTES = 131_072  # MAX_NAMES names of 253 bytes with two sets each take 100,000
 MAX_LINES = 1_000  # for a reader that does not read: the oldest are dropped
 LOOK_PAUSE_S = 0.25  # after somebody changed nftables: a flood of bans is looked at four times a second
@@ -65,22 +64,6 @@ class NamesConfig:
     timeout_s: float = UDP_TIMEOUT_S
 
 
-def encode_names_config(names: Iterable[str], *, resolvers: Iterable[str] = (), limits: Limits | None = None) -> str:
-    """Return the keeper's configuration line for the names of a policy, without a line end.
-
-    Raises ``firewall.names.config`` for more than ``MAX_NAMES`` names.
-    """
-    from tidegate.firewall.blocks import dns_set
-
-    sets = {name: {str(family): dns_set(name, family) for family in FAMILIES} for name in names}
-    if len(sets) > MAX_NAMES:
-        raise BadNamesConfig(f"more than {MAX_NAMES} DNS names", names=len(sets))
-    document: dict[str, object] = {"version": 1, "names": sets, "resolvers": list(resolvers)}
-    if limits is not None:
-        document["limits"] = asdict(limits)
-    return json.dumps(document)
-
-
 def parse_names_config(line: bytes) -> NamesConfig:
     """Return the configuration, or raise ``firewall.names.config``; unknown keys are refused."""
     try:
@@ -97,40 +80,6 @@ def parse_names_config(line: bytes) -> NamesConfig:
         raise BadNamesConfig("unknown keys, no names, or too many of something", unknown=", ".join(document))
     servers = tuple(parse_server(one) for one in resolvers)
     return NamesConfig(sets=sets, resolvers=servers, limits=limits, timeout_s=timeout_s)
-
-
-def read_held(link: Link, sets: Mapping[int, str], table: str = TABLE) -> dict[Address, float]:
-    """Return what the kernel's sets of one name hold: each address with the seconds that it has left.
-
-    Raises ``firewall.netlink.refused`` when there are no such sets.
-    """
-    held: dict[Address, float] = {}
-    for name in sets.values():
-        for key, left_ms, _ in link.elements(table, name):
-            held[ip_address(key)] = left_ms / 1000
-    return held
-
-
-def read_resolved(names: Iterable[str], link: Link | None = None) -> dict[str, dict[Address, int]]:
-    """Return what names stand for in the kernel now, as ``encode_ruleset`` takes it: a new policy begins with it.
-
-    Names without sets are left out. Raises ``base.privilege.missing``, ``firewall.kernel.no-nftables``.
-    """
-    from tidegate.firewall.blocks import dns_set
-
-    opened = link or Link()
-    found = {}
-    try:
-        for name in names:
-            try:
-                held = read_held(opened, {family: dns_set(name, family) for family in FAMILIES})
-            except KernelRefused:
-                continue
-            found[name] = {address: int(left_s) for address, left_s in held.items() if left_s >= 1}
-    finally:
-        if link is None:
-            opened.close()
-    return found
 
 
 class Keeper:

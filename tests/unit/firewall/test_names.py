@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.base.errors import TidegateError
-from tidegate.firewall import blocks, compile, nameplan, names  # noqa: A004 - the room's own name for it
+from tidegate.firewall import blocks, compile, nameplan, names, nameset  # noqa: A004 - the room's own name for it
 from tidegate.firewall.dnsmessage import MAX_ALIASES, MAX_RECORDS, Trouble, encode_question, parse_answer
 from tidegate.firewall.errors import KernelRefused
 from tidegate.firewall.nameplan import (
@@ -75,7 +75,7 @@ def addresses(data: bytes, family: int = 4) -> tuple[str, ...]:
 
 def test_the_set_in_the_kernel_is_as_large_as_what_we_put_there() -> None:
     assert nameplan.MAX_ADDRESSES == blocks.DNS_SET_SIZE
-    assert names.TABLE == compile.TABLE
+    assert nameset.TABLE == compile.TABLE
 
 
 @pytest.mark.parametrize(("ttl_s", "counts_s"), [(0, 30), (29, 30), (31, 31), (86_401, 86_400), (2**31 - 1, 86_400)])
@@ -618,11 +618,11 @@ def test_configuration_comes_back() -> None:
 def test_largest_configuration_fits() -> None:
     longest = [
         f"{n:03}." + "a" * 63 + "." + "b" * 63 + "." + "c" * 63 + "." + "d" * 53 + ".com"
-        for n in range(nameplan.MAX_NAMES)
+        for n in range(nameset.MAX_NAMES)
     ]
     line = names.encode_names_config(longest)
     assert len(line) < names.MAX_CONFIG_BYTES
-    assert len(names.parse_names_config(line.encode()).sets) == nameplan.MAX_NAMES
+    assert len(names.parse_names_config(line.encode()).sets) == nameset.MAX_NAMES
     with pytest.raises(TidegateError) as caught:
         names.encode_names_config([*longest, NAME])
     assert caught.value.code == "firewall.names.config"
