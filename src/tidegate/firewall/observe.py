@@ -31,7 +31,9 @@ from tidegate.firewall.nft import Nft
 from tidegate.firewall.section import Protocol
 
 LEARN_TABLE = "tidegate_learn"
-MAX_OPEN = 8192  # flows that have begun and not ended: a kilobyte each
+MAX_OPEN = 8192  # flows that have begun and not ended: a kilobyte each; the oldest makes room for a new one
+MAX_DONE = 16_384  # flows of which later notices tell nothing new: 100 bytes each
+DUMP_EVERY_S = 1.0  # after notices were lost, the table is read again, but not more often
 RECEIVE_BYTES = 4 << 20  # of the kernel's queue: about 20,000 notices, a second of a busy small device
 MAX_DATAGRAM = 65_536
 
@@ -116,11 +118,13 @@ class ConntrackWatch:
         self._own, self._broadcasts = own, broadcasts
         self._open: dict[int, _Open] = {}
         self._nft = nft or Nft.open()
-        self.lost = 0  # times that the kernel's queue overflowed, and flows for which there was no room
+        self._done: dict[int, None] = {}  # in the order of their end
+        self._dumped_s = 0.0
+        self.lost = 0  # times that the kernel's queue overflowed
         self._socket = _open_socket()
         try:
             self._nft.run(f"table inet {LEARN_TABLE}\ndelete table inet {LEARN_TABLE}\n{_TABLE}")
-            self._socket.send(_encode_dump())  # what is open already
+            self._dump()  # what is open already
         except BaseException:
             self._socket.close()
             raise
@@ -160,27 +164,44 @@ class ConntrackWatch:
             if error.errno != errno.ENOBUFS:
                 raise
             self.lost += 1
+            self._dump()  # what began unnoticed is still in the table: closed TCP for two minutes, UDP for half a one
             return
         for message in parse_messages(memoryview(data)):
             notice = None if message.control else parse_notice(message.kind, message.body)
             if notice is not None:
                 yield from self._note(notice, now_s)
 
+    def _dump(self) -> None:
+        """Have the kernel list its table; while it still does, it refuses, and the refusal is skipped when read."""
+        if time.monotonic() - self._dumped_s >= DUMP_EVERY_S:
+            self._dumped_s = time.monotonic()
+            self._socket.send(_encode_dump())
+
     def _note(self, notice: Notice, now_s: float) -> Iterator[Flow]:
         known = self._open.get(notice.key)
         if known is None:
-            if len(self._open) >= MAX_OPEN:
-                self.lost += 1
+            if notice.is_end:
+                self._done.pop(notice.key, None)  # the kernel may use its number again
+            if notice.is_end or notice.key in self._done:
                 return
+            if len(self._open) >= MAX_OPEN:
+                yield from self._end(next(iter(self._open)), is_early=True)
             is_late = notice.number == _TCP and notice.tcp_state not in (None, _TCP_SYN_SENT, _TCP_SYN_SENT2)
             known = self._open[notice.key] = _Open(notice=notice, first_s=now_s, last_s=now_s, is_late=is_late)
         known.last_s = now_s
         known.size_bytes = max(known.size_bytes, notice.size_bytes)
         known.is_answered |= _is_answered(notice)
         if notice.is_end:
-            del self._open[notice.key]
-            if (flow := self._finish(known)) is not None:
-                yield flow
+            yield from self._end(notice.key, is_early=False)
+
+    def _end(self, key: int, *, is_early: bool) -> Iterator[Flow]:
+        """Yield a flow that has ended, or that has to make room: an attacker's thousands hide nothing that is new."""
+        if is_early:
+            if len(self._done) >= MAX_DONE:
+                del self._done[next(iter(self._done))]
+            self._done[key] = None
+        if (flow := self._finish(self._open.pop(key))) is not None:
+            yield flow
 
     def _finish(self, one: _Open) -> Flow | None:
         notice = one.notice
