@@ -55,7 +55,9 @@ def run_learn(arguments: argparse.Namespace, output: Output) -> int:
     source = arguments.eve.name if arguments.eve is not None else f"{time.time() - begin:.0f} s of watching"
     text = encode_proposal(proposal, description=f"learnt from {source}: {learner.flows} flows")
     if lost:
-        text = f"# Not complete: {lost} times the kernel's notices did not fit its queue.\n{text}"
+        text = (
+            f"# Counts are not exact: {lost} times the kernel's notices overflowed; its table was read again.\n{text}"
+        )
     if len(text) > MAX_POLICY_BYTES:
         text = (
             f"# Too long for a policy ({len(text)} bytes of {MAX_POLICY_BYTES}): gather peers with --widen-v4.\n{text}"

@@ -131,12 +131,16 @@ _Key = tuple[Direction, Protocol | None, int, Address, Address, bool]
 
 
 class Learner:
-    """Counts flows, at most ``MAX_KEYS`` different ones; what comes beyond that is counted as forgotten."""
+    """Counts flows, at most ``MAX_KEYS`` different ones; what comes beyond that is counted as forgotten.
+
+    Of those that nobody answered, the oldest makes room for one that was answered: a scan hides no service.
+    """
 
     def __init__(self, broadcasts: Collection[Address] = ()) -> None:
         """``broadcasts``: the broadcast addresses of this device's networks."""
         self._broadcasts = frozenset(broadcasts)
         self._tallies: dict[_Key, _Tally] = {}
+        self._silent: dict[_Key, None] = {}  # those that nobody answered, oldest first
         self.forgotten = 0
         self.flows = 0
 
@@ -149,9 +153,16 @@ class Learner:
         if tally is None:
             if len(self._tallies) >= MAX_KEYS:
                 self.forgotten += 1
-                return
+                if not (flow.is_answered and self._silent):
+                    return
+                oldest = next(iter(self._silent))
+                del self._silent[oldest], self._tallies[oldest]
             tally = self._tallies[key] = _Tally(first_s=flow.first_s, last_s=flow.last_s)
         tally.add(flow)
+        if tally.answered:
+            self._silent.pop(key, None)
+        else:
+            self._silent[key] = None
 
     def propose(self, wishes: Wishes | None = None) -> Proposal:
         """Return the smallest policy for what was seen so far."""

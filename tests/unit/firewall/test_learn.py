@@ -239,6 +239,15 @@ def test_a_session_on_another_port_names_its_service() -> None:
 # -- bounds --
 
 
+def test_a_scan_hides_no_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learn, "MAX_KEYS", 10)
+    scan = [flow(IN, "192.0.2.66", port, is_answered=False) for port in range(1000, 1020)]
+    late = [flow(IN, "10.0.0.9", port) for port in (502, 503)]
+    found = propose(*scan, *late)
+    assert [one.ports for one in found.rules] == [(502, 503)]
+    assert (len(found.aside), found.forgotten) == (8, 12)
+
+
 def test_a_scan_is_judged_in_linear_time() -> None:
     """Quadratic, it was ten seconds for 8,000 ports, and minutes for as many as are remembered."""
     scan = [flow(IN, "10.0.0.9", port, protocol=UDP, is_answered=False) for port in range(1, 16_000)]
