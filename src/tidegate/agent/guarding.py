@@ -18,7 +18,7 @@ from tidegate.base.errors import TidegateError
 from tidegate.events import catalogue
 from tidegate.events.spool import EventLog
 from tidegate.firewall.bans import Bans
-from tidegate.firewall.errors import BansLost
+from tidegate.firewall.errors import BansLost, NamesTrouble
 from tidegate.firewall.fields import FieldRules, encode_field_config, plan_fields
 from tidegate.firewall.inspection import QUEUE
 from tidegate.firewall.nft import Nft
@@ -172,12 +172,15 @@ class Guarding:
         return plan_ruleset(section).dns_names() if section is not None else ()
 
     async def _resolve(self, names: tuple[str, ...]) -> None:
-        from tidegate.firewall.names import encode_names_config
+        from tidegate.firewall.nameset import encode_names_config
 
         worker = Worker("the resolver of names", "tidegate.firewall.names")
         await worker.run(encode_names_config(names), self._take_names)
 
     def _take_names(self, line: Mapping[str, object]) -> None:
+        if line.get("event_type") in ("unresolved", "unwritten"):
+            trouble = NamesTrouble(f"{line.get('name')}: {line.get('message', 'no resolver answers')}")
+            report(self._events, catalogue.agent_failed(part="resolver of names", error=trouble))
         if line.get("event_type") != "names":
             return
         addresses, gone = line.get("addresses"), line.get("gone")

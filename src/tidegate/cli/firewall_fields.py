@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import os
@@ -73,6 +72,8 @@ def run_inspector(arguments: argparse.Namespace, _output: Output) -> int:
 
 def run_proxy(arguments: argparse.Namespace, _output: Output) -> int:
     """Relay until interrupted; each refusal is printed as an EVE line."""
+    import asyncio
+
     from tidegate.firewall.errors import BadField
     from tidegate.ids.fieldproxy import FieldProxy, ProxyRule, parse_endpoint
 
@@ -96,6 +97,8 @@ def run_proxy(arguments: argparse.Namespace, _output: Output) -> int:
 
 
 async def _relay(proxy: FieldProxy, what: str) -> None:
+    import asyncio
+
     stopping = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stopping.set)

@@ -31,6 +31,7 @@ from tidegate.firewall.model import (
     Ruleset,
     Verdict,
 )
+from tidegate.firewall.nameset import MAX_NAMES
 from tidegate.firewall.overlaps import check_overlaps
 from tidegate.firewall.section import Count, EgressDefault, FirewallSection, Mode, Per, Protocol
 
@@ -400,6 +401,8 @@ def _check_bounds(ruleset: Ruleset) -> Iterator[Finding]:
 
 def _check_names(ruleset: Ruleset) -> Iterator[Finding]:
     names = ruleset.dns_names()
+    if len(names) > MAX_NAMES:
+        yield error(SetBudget.code, "names", f"{len(names)} DNS names are more than the {MAX_NAMES} that are kept up")
     if not names or ruleset.egress_default is EgressDefault.ALLOW:
         return
     for rule in ruleset.egress:

@@ -45,7 +45,7 @@ REJECTS_PER_S = 10  # answers to refused packets: enough for a person's mistakes
 SYN_PROXY = "synproxy mss 1460 wscale 7 timestamp sack-perm"
 _ICMP = "meta l4proto { 1, 58 } "
 _PING = protocol_matches(Protocol.PING, ())
-_ANSWERS = "ct state vmap { established : accept, related : accept }"
+_ANSWERS = "ct state established,related accept"  # no set to look in: it holds while the rules behind it are replaced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ def _add_input(block: Block, ruleset: Ruleset, kernel: KernelFeatures) -> None:
         f"type filter hook input priority filter; policy {verdict};",
         'iifname "lo" accept',
         *_add_syn_proxies(block, ruleset, kernel),
-        states,
+        *states,
         *_management_lead(ruleset),
         *packets,
         *([_ANSWERS] if packets else []),
@@ -135,11 +135,10 @@ def _add_input(block: Block, ruleset: Ruleset, kernel: KernelFeatures) -> None:
     block.chain("input", [*lines, f"counter name denied {verdict} {comment('default')}"])
 
 
-def _states(block: Block, ruleset: Ruleset, *, admit: bool) -> str:
-    """Return the line that decides by what connection tracking says; ``admit``: packets of known connections."""
+def _states(block: Block, ruleset: Ruleset, *, admit: bool) -> list[str]:
+    """Return the lines that decide by what connection tracking says; ``admit``: packets of known connections."""
     name = block.chain_once("invalid", [f"counter name invalid {_final_verdict(ruleset)} {comment('invalid')}"])
-    answers = "established : accept, related : accept, " if admit else ""
-    return f"ct state vmap {{ {answers}invalid : jump {name} }}"
+    return [*([_ANSWERS] if admit else []), f"ct state invalid jump {name}"]
 
 
 def _management_lead(ruleset: Ruleset) -> list[str]:
@@ -182,7 +181,7 @@ def _add_forward(block: Block, ruleset: Ruleset) -> None:
     lines = [head]
     if ruleset.routes:
         packets = _packet_thresholds(block, ruleset, ruleset.routes, "fwd", log)
-        lines += [_states(block, ruleset, admit=not packets), *packets, *([_ANSWERS] if packets else [])]
+        lines += [*_states(block, ruleset, admit=not packets), *packets, *([_ANSWERS] if packets else [])]
         lines += [*add_rules(block, FORWARD, ruleset.routes, log=log), *lead_to_portless(ruleset.routes)]
         lines += _log(ruleset, "tidegate-forward ")
     block.chain("forward", [*lines, f"counter name forward_denied {verdict} {comment('forward')}"])

@@ -374,3 +374,8 @@ class NoConntrack(Fault):
 class BadWish(Misuse):
     code = "firewall.learn.wish"
     advice = "Give a time above 0 or --eve FILE, addresses to --device, prefix lengths of 8 to 32 and 16 to 128."
+
+
+class NamesTrouble(Fault):
+    code = "firewall.names.trouble"
+    advice = "What the name stands for cannot be renewed: see to the resolvers; after an hour its rules allow nobody."

@@ -9,7 +9,7 @@ that waits for its confirmation is dropped, and neither a rollback nor a reboot 
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import subprocess
 import time
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ def lock_down(
         nft = nft or Nft.open()
         text = load_lockdown_text(state_dir)
         before = load_lockdown(state_dir)
-        lockdown = Lockdown(reason=reason[:1024], token=secrets.token_hex(8), since_s=time.time(), for_s=for_s)
+        lockdown = Lockdown(reason=reason[:1024], token=os.urandom(8).hex(), since_s=time.time(), for_s=for_s)
         write_lockdown(state_dir, lockdown)  # 1
         try:
             missing = load_what_can_be(nft, text)  # 2

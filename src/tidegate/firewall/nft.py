@@ -15,12 +15,13 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from tidegate.base.errors import NotRoot
+from tidegate.base.errors import NotRoot, ProgramMissing
 from tidegate.base.program import find_program, run_program
 from tidegate.firewall.errors import NftRefused, NoNftables
 from tidegate.firewall.libnftables import LibraryEngine
 
 MAX_MESSAGE = 2000  # of nft's own words in an error: it repeats the refused line, which can hold thousands of elements
+LARGE_TEXT = 16_384  # characters; below, the library is quicker than a process starts
 PROGRAM_TIMEOUT_S = 30.0  # 100,000 elements load in under a second on the bench machine
 PROBE_TIMEOUT_S = 5.0
 
@@ -59,10 +60,17 @@ class Engine(Protocol):
 
 
 class Nft:
-    """nftables, ready to use; one transaction per call, from one thread at a time (others wait)."""
+    """nftables, ready to use; one transaction per call, from one thread at a time (others wait).
 
-    def __init__(self, engine: Engine) -> None:
+    The library keeps all that it has read in this process's memory, 14 MB for a thousand services. So what is large
+    (long texts, listings of whole tables) goes to the program where that is installed, and what has to be quick to the
+    library.
+    """
+
+    def __init__(self, engine: Engine, heavy: Engine | None = None) -> None:
         self._engine = engine
+        self._heavy = heavy
+        self._namespace = _namespace()
         self._lock = threading.Lock()
 
     @classmethod
@@ -73,7 +81,11 @@ class Nft:
         ``base.program.missing`` when neither the library nor the program is installed.
         """
         require_kernel()
-        return cls(open_engine())
+        engine = open_engine()
+        try:
+            return cls(engine, engine if engine.name == ProgramEngine.name else ProgramEngine())
+        except ProgramMissing:
+            return cls(engine)
 
     @property
     def engine(self) -> str:
@@ -97,7 +109,7 @@ class Nft:
         ``stateless`` gives a text that loads again: without counters and the time that elements have left.
         """
         try:
-            return self._execute(f"list table {family} {name}", dry_run=False, stateless=stateless)
+            return self._execute(f"list table {family} {name}", dry_run=False, stateless=stateless, is_large=True)
         except NftRefused:
             # "No such table" and "no permission" differ only in wording otherwise.
             if f"table {family} {name}" in self.run("list tables").splitlines():
@@ -126,18 +138,34 @@ class Nft:
         """Give the connection back; harmless when repeated."""
         self._engine.close()
 
-    def _execute(self, text: str, *, dry_run: bool, stateless: bool = True, handles: bool = False) -> str:
+    def _execute(
+        self, text: str, *, dry_run: bool, stateless: bool = True, handles: bool = False, is_large: bool = False
+    ) -> str:
         with self._lock:
-            status, output, complaint = self._engine.execute(
-                text, dry_run=dry_run, stateless=stateless, handles=handles
-            )
+            engine = self._choose(is_large=is_large or len(text) > LARGE_TEXT)
+            status, output, complaint = engine.execute(text, dry_run=dry_run, stateless=stateless, handles=handles)
         return self._judge(status, output, complaint)
+
+    def _choose(self, *, is_large: bool) -> Engine:
+        """Return the engine for a job. A program would act on the namespace that the thread is in by now."""
+        if is_large and self._heavy is not None and _namespace() == self._namespace:
+            return self._heavy
+        return self._engine
 
     def _judge(self, status: int, output: str, complaint: str) -> str:
         if status != 0:
             said = complaint.strip()[:MAX_MESSAGE] or "no message"
             raise NftRefused(f"nftables refused: {said}", engine=self._engine.name)
         return output
+
+
+def _namespace() -> tuple[int, int]:
+    """Return what tells the calling thread's network namespace from others."""
+    try:
+        found = os.stat("/proc/thread-self/ns/net")  # noqa: PTH116 - one call, on the way of every transaction
+    except OSError:
+        return 0, 0  # no /proc: nobody changes namespaces there
+    return found.st_dev, found.st_ino
 
 
 def require_kernel(open_socket: Callable[[int, int, int], socket.socket] = socket.socket) -> None:

@@ -7,11 +7,11 @@ anew after a restore, bans live on in the kernel. What DNS names stand for is re
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from tidegate.base.digest import sha256
 from tidegate.firewall.compile import BAN_TABLE, TABLE
 from tidegate.firewall.link import LINK_TABLE
 
@@ -141,7 +141,7 @@ def digest_listings(listings: Listings) -> str:
     That is: counters, thresholds' memory, bans, what DNS names stand for; and the order of objects, which tells when
     each was made. The order of rules counts.
     """
-    digest = hashlib.sha256()
+    digest = sha256()
     for name, listing in (("policy", listings.policy), ("bans", listings.bans), ("link", listings.link)):
         objects = sorted(parse_listing(listing or ""), key=lambda thing: (thing.kind, thing.name))
         digest.update(f"{name} {listing is not None}\n{''.join(thing.encode() for thing in objects)}".encode())

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tidegate.base.digest import sha256
 from tidegate.base.durable import (
     read_file_bounded,
     require_private,
@@ -230,7 +230,7 @@ def unseal(path: Path) -> str:
 
 def sha256_of(text: str) -> str:
     """Return the digest that a sealed text carries."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256(text.encode()).hexdigest()
 
 
 def read_sha256(path: Path) -> str | None:
