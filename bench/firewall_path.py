@@ -51,10 +51,12 @@ table inet empty {
 }
 """
 THROUGHPUT_PORT, CONNECTION_PORT = 1998, 1999  # the last two of the services
-# firewalld is a daemon of its own Python; its own classes load its own files without the message bus.
+# firewalld is a daemon of Debian's own Python; its own classes load its own files without the message bus. Its data is
+# unpacked, never installed: installing it would start it, and have it rule over this machine from then on.
 _FIREWALLD = """
 import sys, firewall.config
 firewall.config.set_system_config_paths(sys.argv[1])
+firewall.config.set_default_config_paths(sys.argv[2])
 from firewall.core.fw import Firewall
 Firewall().start()
 """
@@ -161,7 +163,8 @@ class _Device:
             f'<ipset type="hash:net"><option name="maxelem" value="65536"/>{entries}</ipset>'
         )
         (folder / "zones/drop.xml").write_text('<zone target="DROP"><short>drop</short><source ipset="banned"/></zone>')
-        self.device.run(["/usr/bin/python3", "-c", _FIREWALLD, str(folder)], timeout_s=300)
+        data = _unpack_firewalld() / "usr" / "lib" / "firewalld"
+        self.device.run(["/usr/bin/python3", "-c", _FIREWALLD, str(folder), str(data)], timeout_s=300)
 
     def throughput(self) -> float:
         """Return Gbit/s of one TCP connection into the device."""
@@ -199,6 +202,16 @@ def _rules() -> list[tuple[int, str]]:
 
 def _prefix(number: int) -> str:
     return f"10.{number % 90}.{number // 90}.0/24"
+
+
+def _unpack_firewalld() -> Path:
+    """Return the folder that holds what Debian's package of firewalld holds."""
+    folder = ROOT / "build" / "firewalld"
+    if not (folder / "usr" / "lib" / "firewalld" / "zones").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        unpack = "apt-get --quiet download firewalld && dpkg-deb --extract firewalld_*.deb ."
+        run_program(["sh", "-c", f"cd '{folder}' && {unpack}"], timeout_s=120)
+    return folder
 
 
 def _banned() -> list[str]:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tidegate.base.durable import write_file_atomic
-from tidegate.base.program import find_program
+from tidegate.base.program import find_program, run_program
 from tidegate.demo.board import Board
 from tidegate.demo.booting import fetch_version
-from tidegate.demo.lab import ATTACKER_ADDRESS, DEVICE_ADDRESS, OPERATOR_ADDRESS, Lab
+from tidegate.demo.lab import ATTACKER_ADDRESS, DEVICE_ADDRESS, Lab
 from tidegate.demo.making import Bench, config_folder, write_policy
 from tidegate.demo.product import SERVICE_PORT
 from tidegate.demo.report import Report, require, wait_until
@@ -28,6 +28,32 @@ from tidegate.policy.sign import sign_policy
 DETECT_WITHIN_S = 2.0
 CUT_TIMEOUT_S = 4
 FORBIDDEN_PORT = 9999
+WRONG_SENDERS = """
+[firewall.zones]
+cable = { interfaces = ["eth0"] }
+[firewall.link.cable]
+macs = ["02:00:00:00:00:99"]
+"""
+READ, WRITE = "000100000006010300000001", "000200000006010600000007"  # Modbus: function 3, function 6
+PLC = """
+import socket
+server = socket.create_server(("0.0.0.0", 502))
+while True:
+    connection, _ = server.accept()
+    connection.settimeout(2)
+    try:
+        said = connection.recv(260)
+        connection.sendall(said[:4] + bytes([0, 5]) + said[6:8] + bytes([2, 0, 7]))
+    except OSError:
+        pass
+    connection.close()
+"""
+ASK_PLC = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 502), timeout=1) as client:
+    client.sendall(bytes.fromhex(sys.argv[2]))
+    sys.exit(not client.recv(100))
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +84,9 @@ ATTACKS = (
 )
 
 
-def tell_policy(report: Report, bench: Bench, board: Board, lab: Lab, shell: OperatorShell) -> None:
+def tell_policy(
+    report: Report, bench: Bench, board: Board, lab: Lab, shell: OperatorShell, reader: EventReader
+) -> None:
     """Chapter 4: the policy at work, and one that would cut the operator off."""
     report.chapter("4  Policy")
     with report.step("one signed policy turns on firewall, sensor and file watch") as step:
@@ -77,15 +105,62 @@ def tell_policy(report: Report, bench: Bench, board: Board, lab: Lab, shell: Ope
         shell.run(_tidegate("agent", "confirm", "--run", board.run))
         require(board.ask({"op": "status"})["policy"] == 2, "policy 2 is not confirmed")
         step.evidence.append("policy 2 in force: one nftables transaction, its rollback armed before")
-    with report.step("a policy that would cut the management path rolls itself back") as step:
-        wrong = _signed(bench, board, version=3, peers="203.0.113.7", timeout_s=CUT_TIMEOUT_S)
+    with report.step("a policy that would cut the session that manages the device is refused") as step:
+        wrong = _signed(bench, board, version=3, peers="203.0.113.7")
+        said = shell.complaint(_tidegate("agent", "apply", "--run", board.run, wrong))
+        require("firewall.check.session-cut" in said, f"refused for another reason: {said[-200:]}")
+        step.evidence.append(f"policy 3 manages from 203.0.113.7 only: {_first_line(said)}")
+    with report.step("one whose cut no check can see rolls itself back") as step:
+        wrong = _signed(bench, board, version=3, timeout_s=CUT_TIMEOUT_S, more=WRONG_SENDERS)
         answer = shell.run(_tidegate("agent", "apply", "--run", board.run, wrong))
-        step.evidence.append(f"policy 3 manages from 203.0.113.7 only: {' '.join(answer.split())}")
+        step.evidence.append(f"policy 3 takes frames from one strange network card only: {' '.join(answer.split())}")
         require(not shell.works(), "the operator still gets in: the policy cuts nothing")
         step.evidence.append("the operator is locked out and cannot confirm")
         seconds = wait_until(shell.works, "SSH does not come back", timeout_s=CUT_TIMEOUT_S + 8)
         wait_until(lambda: _policy_state(board) == (2, None), "the agent does not report policy 2", timeout_s=3)
         step.evidence.append(f"{seconds:.1f} s later SSH works again: policy 2 is back by itself")
+    with report.step("a Modbus read passes, a write behind it does not") as step:
+        step.evidence += _ask_plc(board, lab, reader)
+    with report.step("lockdown leaves the operator's path and nothing else") as step:
+        shell.run(_tidegate("firewall", "lockdown", "on", "--reason", "drill", "--state", board.home.firewall_state))
+        require(not _connects(lab.visitor, SERVICE_PORT), "the service still answers")
+        require(shell.works(), "the operator is locked out")
+        shell.run(_tidegate("firewall", "lockdown", "off", "--state", board.home.firewall_state))
+        require(_connects(lab.visitor, SERVICE_PORT), "the service does not answer again")
+        step.evidence.append("the service falls silent, SSH works; lifted, the service answers again")
+    with report.step("why a packet is refused: the policy and the kernel say the same") as step:
+        words = ["firewall", "why", ATTACKER_ADDRESS, "tcp/22", "--policy", _written(bench, board, version=2)]
+        why = run_program(board.inside([sys.executable, "-m", "tidegate.cli.main", *map(str, words)]), check=False)
+        lines = [line.strip() for line in why.stdout.decode().splitlines() if line.strip()]
+        require(why.returncode == 1 and any(line.startswith("kernel:") for line in lines), f"no answer: {lines}")
+        step.evidence += lines[:3]
+
+
+def _ask_plc(board: Board, lab: Lab, reader: EventReader) -> list[str]:
+    """Ask a Modbus server on the device from the visitor's place; return what came of it."""
+    server = board.start_inside([sys.executable, "-I", "-c", PLC])
+    wait_until(lambda: _modbus(lab.visitor, READ), "the PLC does not answer a read", timeout_s=8)
+    before = reader.count()
+    require(not _modbus(lab.visitor, READ + WRITE), "a write behind a read reached the PLC")
+    event = reader.wait_for(
+        lambda event: kind_of(event) == "firewall.field-refused", "the write is not reported", after=before, timeout_s=3
+    )
+    server.kill()
+    return [
+        "function 3 is answered; function 6 pipelined behind it is not, and ends the connection",
+        str(event["message"]),
+    ]
+
+
+def _modbus(host: Any, messages: str) -> bool:
+    """Return whether the device answers Modbus ``messages`` (hexadecimal) at all."""
+    done = host.run(["python3", "-I", "-c", ASK_PLC, DEVICE_ADDRESS, messages], check=False)
+    return bool(done.returncode == 0)
+
+
+def _first_line(text: str) -> str:
+    """Return the line in which our own command says what it refuses."""
+    return next((line.strip() for line in text.splitlines() if "tidegate" in line or "refuse" in line), text[-200:])
 
 
 def tell_attacks(report: Report, board: Board, lab: Lab, reader: EventReader) -> None:
@@ -149,11 +224,18 @@ def _connects(host: Any, port: int) -> bool:
     return bool(host.run(["python3", "-I", "-c", script, DEVICE_ADDRESS, str(port)], check=False).returncode == 0)
 
 
-def _signed(bench: Bench, board: Board, *, version: int, peers: str = OPERATOR_ADDRESS, timeout_s: int = 15) -> Path:
+def _signed(bench: Bench, board: Board, *, version: int, **wishes: Any) -> Path:
     """Have the owner sign one more policy; return its file."""
-    text = write_policy(version=version, watched=config_folder(board.storage), peers=peers, timeout_s=timeout_s)
+    text = write_policy(version=version, watched=config_folder(board.storage), **wishes)
     path = bench.work / f"policy-{version}.cose"
     write_file_atomic(path, sign_policy(parse_policy(text, name=f"policy-{version}.toml"), bench.owner.signers))
+    return path
+
+
+def _written(bench: Bench, board: Board, *, version: int) -> Path:
+    """Return the file of one policy as an operator writes it."""
+    path = bench.work / f"policy-{version}.toml"
+    write_file_atomic(path, write_policy(version=version, watched=config_folder(board.storage)).encode())
     return path
 
 
@@ -164,4 +246,6 @@ def _tidegate(*words: object) -> str:
 
 def required_programs() -> list[str]:
     """Return the paths of the programs that the attacks and the operator need, or raise ``base.program.missing``."""
-    return [find_program(name) for name in ("nmap", "hping3", "dropbear", "dbclient", "dropbearkey")]
+    return [
+        find_program(name) for name in ("nmap", "hping3", "iptables-nft-restore", "dropbear", "dbclient", "dropbearkey")
+    ]

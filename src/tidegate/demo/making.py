@@ -65,6 +65,21 @@ ports = [{port}]
 peers = ["any"]
 limit = {{ new_per_s = 100, burst = 200, connections = 64 }}
 
+[firewall.services.plc]
+protocol = "tcp"
+ports = [502]
+peers = ["any"]
+fields = "reads"
+
+[firewall.fields.reads]
+protocol = "modbus"
+allow = [{{ functions = ["read-holding-registers"], registers = ["0-99"] }}]
+
+[firewall.egress.services.authority]
+protocol = "tcp"
+ports = [8443, 8080]
+peers = ["{operator}"]
+{more}
 [firewall.bans]
 never = ["{operator}"]
 
@@ -107,8 +122,10 @@ class Bench:
     bundles: dict[str, Path]
 
 
-def write_policy(*, version: int, watched: Path, peers: str = OPERATOR_ADDRESS, timeout_s: int = 15) -> str:
-    """Return one of the story's policies as TOML."""
+def write_policy(
+    *, version: int, watched: Path, peers: str = OPERATOR_ADDRESS, timeout_s: int = 15, more: str = ""
+) -> str:
+    """Return one of the story's policies as TOML; ``more`` are tables below ``[firewall]``."""
     return POLICY.format(
         version=version,
         peers=peers,
@@ -116,6 +133,7 @@ def write_policy(*, version: int, watched: Path, peers: str = OPERATOR_ADDRESS, 
         port=SERVICE_PORT,
         operator=OPERATOR_ADDRESS,
         watched=watched,
+        more=more,
     )
 
 

@@ -79,7 +79,7 @@ def run_story(options: DemoOptions) -> tuple[Report, TidegateError | None]:
             shell.prepare()
             tell_boot(report, bench, board, lab, reader)
             board.power_on()
-            tell_policy(report, bench, board, lab, shell)
+            tell_policy(report, bench, board, lab, shell, reader)
             tell_attacks(report, board, lab, reader)
             tell_update(report, bench, board, lab, reader)
             tell_fallback(report, bench, board, lab, reader, shell)

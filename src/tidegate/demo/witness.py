@@ -142,6 +142,13 @@ class OperatorShell:
             raise StepFailed(f"over SSH: {command.rsplit(maxsplit=1)[-1]}: {said[-300:]}")
         return done.stdout.decode()
 
+    def complaint(self, command: str, *, timeout_s: float = 10.0) -> str:
+        """Return what a command on the device complains of; raise ``demo.step.failed`` if it succeeds."""
+        done = self._connect(command, timeout_s)
+        if done.returncode == 0:
+            raise StepFailed(f"over SSH: {command.rsplit(maxsplit=1)[-1]} was not refused")
+        return (done.stdout + done.stderr).decode(errors="replace")
+
     def works(self, *, timeout_s: float = 1.5) -> bool:
         """Return whether a new connection succeeds."""
         return self._connect("true", timeout_s).returncode == 0

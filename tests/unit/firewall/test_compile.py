@@ -127,7 +127,12 @@ def test_equal_lists_of_peers_are_declared_once() -> None:
 def test_every_rule_that_decides_names_the_policys_rule() -> None:
     text = compile_web(limit={"new_per_s": 5}, thresholds=[{"high": 10, "low": 2}])
     for line in text.partition("table inet tidegate_bans")[0].splitlines():
-        if re.search(r" (accept|drop)( |$)", line) and "policy" not in line and '"lo"' not in line and "ct state" not in line:
+        if (
+            re.search(r" (accept|drop)( |$)", line)
+            and "policy" not in line
+            and '"lo"' not in line
+            and "ct state" not in line
+        ):
             assert "comment" in line, line
 
 
