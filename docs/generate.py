@@ -147,7 +147,8 @@ def _policy_fields(struct: inspect.StructType, path: tuple[str, ...]) -> Iterato
             if isinstance(member, inspect.StructType):
                 inner = member
             elif isinstance(member, inspect.DictType):
-                inner, below = next(iter(_members(member.value_type))), (*here, "NAME")
+                value = next(iter(_members(member.value_type)))
+                inner, below = (value if isinstance(value, inspect.StructType) else None), (*here, "NAME")
             elif isinstance(member, inspect.CollectionType):
                 item = next(iter(_members(member.item_type)))
                 if isinstance(item, inspect.StructType):
@@ -180,6 +181,8 @@ def _one_type(kind: Any) -> str:
         return "true, false"
     if isinstance(kind, inspect.EnumType):
         return ", ".join(f'`"{member.value}"`' for member in kind.cls)
+    if isinstance(kind, inspect.DictType):
+        return f"table of {_type(kind.value_type)}"
     if isinstance(kind, inspect.CollectionType):
         return f"list of {_type(kind.item_type)}" + (f", at most {kind.max_length:,}" if kind.max_length else "")
     if isinstance(kind, inspect.DateTimeType):
