@@ -49,7 +49,7 @@ TCP_PORTS, UDP_PORTS = (22, 8080, 8443, 9999), (5683, 7000)
 UNUSED = 10_001  # nobody listens there: what a scan calls closed
 REFUSED_S = 0.25  # a veth pair answers in microseconds
 SESSION_BAR_S = 1.0  # a lost packet costs 0.2 s, a second one 0.4 s more; the machine that tests may be busy
-FLOOD = 2000
+FLOOD = 1500
 ROOM = 16  # the least that a table of sources may have
 MEAGRE = {"new_per_s": 1, "burst": 1, "sources": ROOM}
 POLICY: dict[str, Any] = {
@@ -756,6 +756,41 @@ def craft6(port: int, number: int) -> dict[str, Crafted]:
         "six: from loopback": one(source="::1", arrives=False),
         "six: from a group": one(source="ff02::1", arrives=False),
     }
+
+
+@pytest.mark.parametrize("step", [1, 1 << 64])
+def test_a_flood_of_ipv6_sources_finds_its_bound(lab: Lab, step: int) -> None:
+    """One host has a whole /64 to take its addresses from: a mark counts them as one, and other prefixes are not he."""
+    bounds = {"limit": MEAGRE} if step > 1 else {"thresholds": [{"high": 20, "low": 4, "sources": ROOM}]}
+    first = int(ip_address("2001:db8:1::"))
+    frames = []
+    for number in range(1, FLOOD + 1):
+        source = str(ip_address(first + number * step))
+        frames.append(ether(ip6(number, [], tcp(8080, source), 6, source), 0x86DD))
+    lab.device.run(["ip", "-6", "route", "add", "default", "via", STRANGER6])
+
+    def send() -> None:
+        for frame in frames:
+            lab.wire.send(frame)
+            time.sleep(0.0002)
+
+    lab.load(services=change_services(web=bounds))
+    with lab.sessions("flood of IPv6 sources"):
+        send()
+        passed = lab.counter("svc_web") - 1  # the visitor
+        if step > 1:
+            assert passed == lab.members("svc_web_rate6") == ROOM
+            assert lab.members("svc_web_rate4") == 1  # the visitor: IPv4 has a table of its own
+        else:
+            assert 20 <= passed <= 50  # the mark, and what it regains until it is reached
+            assert lab.members("svc_web_t0_hot6") == 1
+        assert (lab.connect(8080, STRANGER6, REFUSED_S) is None) is (step > 1)
+        assert lab.connect(8080, STRANGER) is not None
+    lab.clear()
+    before = lab.tracked()
+    send()
+    assert lab.tracked() - before > FLOOD // 2
+    sys.stdout.write(f"flood of IPv6 sources: {passed} of {FLOOD} passed\n")
 
 
 @pytest.mark.parametrize("linked", [False, True])
