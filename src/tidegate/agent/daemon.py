@@ -75,7 +75,7 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         keys = self._home.open_keys()
-        self._nft = Nft.open()
+        self._nft = Nft.open(lean=True)  # bans have their own way; the rest is seldom
         with self._home.open_events(keys, self._clock, self._entropy) as self._events:
             self._report_boot()
             report(self._events, catalogue.agent_started())

@@ -7,6 +7,7 @@ libnftables ends the calling process when it cannot open its netlink socket; ``r
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -74,13 +75,17 @@ class Nft:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls) -> Nft:
+    def open(cls, *, lean: bool = False) -> Nft:
         """Return a working connection to the kernel's nftables.
 
-        Raises ``firewall.kernel.no-nftables``, ``base.privilege.missing`` without CAP_NET_ADMIN,
+        ``lean``: where the program is installed, the library is not even loaded, for a process that lives long and
+        asks seldom. Raises ``firewall.kernel.no-nftables``, ``base.privilege.missing`` without CAP_NET_ADMIN,
         ``base.program.missing`` when neither the library nor the program is installed.
         """
         require_kernel()
+        if lean:
+            with contextlib.suppress(ProgramMissing):
+                return cls(ProgramEngine())
         engine = open_engine()
         try:
             return cls(engine, engine if engine.name == ProgramEngine.name else ProgramEngine())
@@ -123,7 +128,7 @@ class Nft:
     def list_outline(self) -> str:
         """Return every table without the elements of named sets, which alone make a listing slow."""
         with self._lock:
-            status, output, complaint = self._engine.execute("list ruleset", terse=True)
+            status, output, complaint = self._choose(is_large=True).execute("list ruleset", terse=True)
         return self._judge(status, output, complaint)
 
     def list_rules(self, family: str, name: str) -> str | None:
