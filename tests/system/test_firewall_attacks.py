@@ -279,21 +279,8 @@ def scan(lab: Lab, *words: str, source: str = STRANGER, ports: Sequence[int] = (
 
 def scan_both(lab: Lab, *words: str, source: str, ports: str) -> dict[str, dict[int, str]]:
     six = ["-6"] if ":" in source else []
-    command = [
-        "nmap",
-        "-n",
-        "-Pn",
-        "--max-retries",
-        "1",
-        "--host-timeout",
-        "15s",
-        "-e",
-        "eth0",
-        "-S",
-        source,
-        "-p",
-        ports,
-    ]
+    options = "-n -Pn --max-retries 1 --initial-rtt-timeout 400ms --max-rtt-timeout 400ms --host-timeout 15s -e eth0"
+    command = ["nmap", *options.split(), "-S", source, "-p", ports]
     said = lab.others.run([*command, *six, *words, "-oG", "-", DEVICE6 if six else DEVICE], timeout_s=18)
     found: dict[str, dict[int, str]] = {"tcp": {}, "udp": {}}
     for port, state, protocol in re.findall(r"(\d+)/([a-z|]+)/(tcp|udp)/", said.stdout.decode()):
