@@ -160,7 +160,7 @@ def test_people_are_told_the_same(lab: Lab, tmp_path: Path) -> None:
     [
         (b"", VALUE),
         (POLICY.encode("utf-16"), SYNTAX),
-        (POLICY.encode().replace(b"eth0", b"eth\xff"), VALUE),
+        (POLICY.encode().replace(b"eth0", b"eth\xff"), SYNTAX),
         (POLICY.encode().replace(b"\n", b"\0\n"), SYNTAX),
         (POLICY.encode() + b"# " + bytes([120]) * (16 << 20), "base.input.too-large"),
         # Well formed, and not acceptable: nobody could manage the device any more.

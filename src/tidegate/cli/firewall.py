@@ -220,11 +220,9 @@ def _read_section(path: Path) -> FirewallSection:
 
     Whatever is wrong with it is told with its line, before anything is touched.
     """
-    from tidegate.base.durable import read_file_bounded
+    from tidegate.cli.policy import read_text
     from tidegate.firewall.section import FirewallSection
     from tidegate.policy.check import read_ruleset
-    from tidegate.policy.document import MAX_POLICY_BYTES
 
-    text = read_file_bounded(path, limit_bytes=MAX_POLICY_BYTES).decode(errors="replace")
-    policy, _ = read_ruleset(text, path.name)
+    policy, _ = read_ruleset(read_text(path), path.name)
     return policy.firewall or FirewallSection()

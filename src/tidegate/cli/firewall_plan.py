@@ -42,11 +42,12 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser], default_stat
 
 def run_plan(arguments: argparse.Namespace, output: Output) -> int:
     """Print meaning, findings and differences, or the transaction; 1 when an error finding stands."""
+    from tidegate.cli.policy import read_text
     from tidegate.firewall.checks import Severity, check_ruleset, check_written
     from tidegate.firewall.compile import encode_ruleset
     from tidegate.policy.check import read_ruleset
 
-    policy, ruleset = read_ruleset(_read(arguments.policy), arguments.policy.name)
+    policy, ruleset = read_ruleset(read_text(arguments.policy), arguments.policy.name)
     text = encode_ruleset(ruleset)
     if arguments.nft:
         output.line(text.rstrip())
@@ -123,11 +124,12 @@ def _row(rule: Rule) -> tuple[str, ...]:
 def _section_before(arguments: argparse.Namespace) -> FirewallSection | None:
     """Return the section to compare with: the one that was asked for, or the one in force where it can be read."""
     from tidegate.base.errors import TidegateError
+    from tidegate.cli.policy import read_text
     from tidegate.firewall.statefolder import load_section_in_force
     from tidegate.policy.document import parse_policy
 
     if arguments.against is not None:
-        return parse_policy(_read(arguments.against), name=arguments.against.name).firewall
+        return parse_policy(read_text(arguments.against), name=arguments.against.name).firewall
     if arguments.offline or not arguments.state.exists():
         return None
     try:
@@ -159,10 +161,3 @@ def _kernel_changes(arguments: argparse.Namespace, text: str) -> list[str] | Non
     if arguments.offline or arguments.against is not None or os.geteuid() != 0:
         return None
     return diff_with_kernel(text)
-
-
-def _read(path: Path) -> str:
-    from tidegate.base.durable import read_file_bounded
-    from tidegate.policy.document import MAX_POLICY_BYTES
-
-    return read_file_bounded(path, limit_bytes=MAX_POLICY_BYTES).decode(errors="replace")

@@ -34,7 +34,7 @@ def check_policy(arguments: argparse.Namespace, output: Output) -> int:
     from tidegate.policy.check import check_text, verify_sections
     from tidegate.policy.places import with_lines
 
-    text, name = _read_text(arguments.policy), arguments.policy.name
+    text, name = read_text(arguments.policy), arguments.policy.name
     policy, found = check_text(text, name)
     findings = [f"line {line}: {finding.severity}: {finding.message} [{finding.code}]" for line, finding in found]
     for finding in findings:
@@ -58,7 +58,7 @@ def sign_file(arguments: argparse.Namespace, output: Output) -> int:
     from tidegate.policy.places import with_lines
     from tidegate.policy.sign import sign_policy
 
-    text = _read_text(arguments.policy)
+    text = read_text(arguments.policy)
     policy, _ = check_text(text, arguments.policy.name)
     with with_lines(text, name=arguments.policy.name):
         verify_sections(policy)
@@ -91,14 +91,17 @@ def verify_file(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return a policy's text; raise ``policy.syntax`` where it is no UTF-8, with the line."""
     from tidegate.policy.document import MAX_POLICY_BYTES
     from tidegate.policy.errors import PolicySyntax
 
+    raw = _read(path, MAX_POLICY_BYTES)
     try:
-        return _read(path, MAX_POLICY_BYTES).decode()
+        return raw.decode()
     except UnicodeDecodeError as error:
-        raise PolicySyntax(f"{path}: byte {error.start} is not UTF-8") from error
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise PolicySyntax(f"{path.name}: line {line}: byte {error.start} is not UTF-8", line=line) from error
 
 
 def _read(path: Path, limit: int) -> bytes:

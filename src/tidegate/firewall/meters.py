@@ -21,6 +21,8 @@ from tidegate.firewall.section import Count, Per
 # earlier, it would start with a full burst again. Shorter, a flood of forged sources gets in at a higher rate (sources
 # divided by this); longer, strangers wait longer after it.
 MIN_RATE_MEMORY_S = 10
+# A host picks its IPv6 addresses within a /64 (RFC 4291 §2.5.4): that is a source, or it would be as many as it likes.
+_LIMIT_LENGTHS = {4: 32, 6: 64}
 _ONE_KEY = "meta mark & 0x0"  # always 0: one meter for all, of both families
 _UNITS_S = (("second", 1), ("minute", 60), ("hour", 3600), ("day", 86400))
 
@@ -78,7 +80,8 @@ def rate_words(block: Block, name: str, limit: Limit | None, family: int) -> str
     refill_s = -(-limit.burst // limit.new_per_s) + 1
     memory_s = max(MIN_RATE_MEMORY_S, refill_s)
     known = block.dynamic_set(f"{name}_rate{family}", f"ipv{family}_addr", size=limit.sources, timeout_s=memory_s)
-    return f"update @{known} {{ {SADDR[family]} limit rate {limit.new_per_s}/second burst {limit.burst} packets }} "
+    source = masked(SADDR[family], family, _LIMIT_LENGTHS[family])
+    return f"update @{known} {{ {source} limit rate {limit.new_per_s}/second burst {limit.burst} packets }} "
 
 
 def _plain_words(block: Block, name: str, limit: Limit | None, plain: Sequence[Threshold], family: int) -> str:
@@ -88,7 +91,8 @@ def _plain_words(block: Block, name: str, limit: Limit | None, plain: Sequence[T
     if limit is not None and limit.connections is not None:
         # No timeout: the kernel drops an element by itself when its last connection ends.
         known = block.dynamic_set(f"{name}_conns{family}", f"ipv{family}_addr", size=limit.sources, timeout_s=None)
-        words += f"add @{known} {{ {SADDR[family]} ct count {limit.connections} }} "
+        source = masked(SADDR[family], family, _LIMIT_LENGTHS[family])
+        words += f"add @{known} {{ {source} ct count {limit.connections} }} "
     if limit is not None and limit.total_connections is not None:
         known = block.dynamic_set(f"{name}_all", "mark", size=16, timeout_s=None)
         words += f"add @{known} {{ {_ONE_KEY} ct count {limit.total_connections} }} "
