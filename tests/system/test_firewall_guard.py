@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,3 +157,49 @@ def test_a_confirmation_and_a_rollback_cannot_both_win(nft: Nft, tmp_path: Path)
         apply(GOOD, tmp_path, nft).confirm()
     assert outcomes[0] is True
     assert outcomes[-1] is False
+
+
+def test_whoever_asks_whether_a_guard_lives_keeps_none_from_living(nft: Nft, tmp_path: Path) -> None:
+    (tmp_path / guard.LOCK).touch(mode=0o600)
+    asker = os.open(tmp_path / guard.LOCK, os.O_RDWR)
+    try:
+        fcntl.flock(asker, fcntl.LOCK_SH)  # one that asks, at the very moment at which another one does
+        assert not guard.guard_lives(str(tmp_path))
+        threading.Timer(0.5, fcntl.flock, (asker, fcntl.LOCK_UN)).start()
+        change = apply(GOOD, tmp_path, nft)  # while the guard starts
+        assert guard.guard_lives(str(tmp_path))
+        change.confirm()
+    finally:
+        os.close(asker)
+
+
+def test_who_applied_does_not_confirm_what_somebody_else_applied_since(nft: Nft, tmp_path: Path) -> None:
+    first = apply(GOOD, tmp_path, nft)
+    first.rollback()
+    second = apply(OTHER, tmp_path, nft)
+    assert not first.is_pending
+    with pytest.raises(TidegateError) as caught:
+        first.confirm()
+    assert caught.value.code == "firewall.commit.expired"
+    assert second.is_pending
+    second.confirm()
+
+
+def test_a_confirmation_waits_for_whoever_is_at_work_in_the_folder(space: Namespace, nft: Nft, tmp_path: Path) -> None:
+    change = apply(GOOD, tmp_path, nft)
+    said: list[str] = []
+
+    def confirm() -> None:
+        try:
+            said.append(change.confirm())
+        except TidegateError as error:
+            said.append(error.code)
+
+    with statefolder.exclusive(tmp_path):
+        thread = threading.Thread(target=confirm)
+        thread.start()
+        thread.join(0.5)
+        assert said == []
+        (tmp_path / guard.PENDING).rename(tmp_path / guard.ROLLED_BACK)  # as a lockdown decides
+    thread.join()
+    assert said == ["firewall.commit.expired"]

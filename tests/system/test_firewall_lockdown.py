@@ -20,7 +20,7 @@ import pytest
 from tidegate.base.errors import TidegateError
 from tidegate.cli import firewall_lockdown
 from tidegate.cli.output import Output
-from tidegate.firewall import guard
+from tidegate.firewall import guard, lockdown
 from tidegate.firewall.commit import (
     PendingChange,
     apply_section,
@@ -29,6 +29,7 @@ from tidegate.firewall.commit import (
     load_section_in_force,
     restore_last_confirmed,
 )
+from tidegate.firewall.errors import NftRefused
 from tidegate.firewall.lockdown import lift_lockdown, lock_down
 from tidegate.firewall.nft import Nft
 from tidegate.firewall.section import FirewallSection, Mode
@@ -82,11 +83,14 @@ class Lab:
             client.settimeout(0.15)
             return client.connect_ex((DEVICE, port)) == 0
 
-    def reboot(self) -> None:
+    def kill_all(self) -> None:
         for pid in self.device.pids():
             os.kill(pid, signal.SIGKILL)
         while guard.guard_lives(str(self.state)):
             time.sleep(0.01)
+
+    def reboot(self) -> None:
+        self.kill_all()
         self.nft.run("flush ruleset")
 
     def close(self) -> None:
@@ -186,6 +190,48 @@ def test_a_rollback_that_has_begun_does_not_lift_it(lab: Lab) -> None:
         time.sleep(0.3)
         assert lab.open_ports() == LOCKED
         lab.lift()
+
+
+def test_a_rollback_does_not_lift_it_when_who_switched_it_on_has_died(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.apply(POLICY).confirm()
+    for is_guard_gone in (False, True):
+        change = lab.apply(OTHER, timeout_s=1)
+        if is_guard_gone:
+            lab.kill_all()
+
+        def die(*_: object) -> bool:
+            raise InterruptedError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(lockdown, "_drop_change", die)
+            with pytest.raises(InterruptedError):
+                lab.lock()
+        with lab.device.inside():
+            if is_guard_gone:
+                change.rollback()
+        while guard.guard_lives(str(lab.state)):
+            time.sleep(0.01)
+        assert (lab.state / guard.ROLLED_BACK).exists()
+        assert lab.open_ports() == LOCKED
+        lab.lift()
+        assert lab.open_ports() == OPEN
+
+
+def test_a_lockdown_that_is_refused_leaves_the_one_that_is_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.apply(POLICY).confirm()
+    lab.lock(for_s=600)
+    before = load_lockdown(lab.state)
+
+    def refuse(*_: object) -> None:
+        raise NftRefused("no", engine="test")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lockdown, "load_what_can_be", refuse)
+        with pytest.raises(NftRefused):
+            lab.lock()
+    assert load_lockdown(lab.state) == before
 
 
 def test_an_apply_that_hangs_does_not_keep_it_away(lab: Lab) -> None:

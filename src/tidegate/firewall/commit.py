@@ -43,6 +43,7 @@ from tidegate.firewall.nft import Nft
 from tidegate.firewall.section import FirewallSection, Mode
 from tidegate.firewall.snapshot import DELETE_LINK, Listings, digest_listings, encode_names, encode_restore
 from tidegate.firewall.statefolder import (
+    APPLIER_WAIT_S,
     CONFIRMED,
     DEFAULT_STATE,
     LOCKDOWN,
@@ -58,6 +59,7 @@ from tidegate.firewall.statefolder import (
     load_section_in_force,
     load_story,
     note_effective,
+    read_sha256,
     refuse_pending,
     seal,
     settle,
@@ -149,6 +151,7 @@ class PendingChange:
 
     ``missing_devices`` have layer-2 rules and are not there: ``load_missing_links`` loads those later.
     ``unset`` are kernel settings that could not be set: in a network namespace, or that this kernel has not.
+    ``nft_sha256`` tells it from a change that somebody else makes after it was rolled back.
     """
 
     state_dir: Path
@@ -156,6 +159,7 @@ class PendingChange:
     deadline_monotonic_s: float | None = None  # None: found by load_pending; its guard knows
     missing_devices: tuple[str, ...] = ()
     unset: tuple[str, ...] = ()
+    nft_sha256: str | None = None
 
     def confirm(self) -> str:
         """Keep the change, over reboots too, and return the digest of what is in force.
@@ -163,6 +167,13 @@ class PendingChange:
         Raises ``firewall.commit.expired`` when it was rolled back before, ``firewall.commit.changed`` when the kernel
         holds something else than what was applied (the change then stays pending).
         """
+        with contextlib.ExitStack() as stack:
+            # Not beside a lockdown that is being switched on; nor kept from confirming by a process that hangs.
+            with contextlib.suppress(ChangePending):
+                stack.enter_context(exclusive(self.state_dir, wait_s=APPLIER_WAIT_S))
+            return self._confirm()
+
+    def _confirm(self) -> str:
         story = load_story(self.state_dir) if self.is_pending else None
         effective = effective_digest(self.nft, expected=story.effective if story is not None else None)
         if not self.is_pending:
@@ -199,7 +210,8 @@ class PendingChange:
     @property
     def is_pending(self) -> bool:
         """Whether the change still waits for its confirmation."""
-        return (self.state_dir / guard.PENDING).exists()
+        pending = self.state_dir / guard.PENDING
+        return pending.exists() if self.nft_sha256 is None else read_sha256(pending) == self.nft_sha256
 
 
 def load_pending(state_dir: Path = DEFAULT_STATE, *, nft: Nft | None = None) -> PendingChange:
@@ -213,7 +225,8 @@ def load_pending(state_dir: Path = DEFAULT_STATE, *, nft: Nft | None = None) -> 
         if (state_dir / guard.ROLLED_BACK).exists():
             raise Expired("no change waits; the last one was rolled back")
         raise NothingPending("no change waits for its confirmation")
-    return PendingChange(state_dir=state_dir, nft=nft or Nft.open())
+    sha256 = read_sha256(state_dir / guard.PENDING)
+    return PendingChange(state_dir=state_dir, nft=nft or Nft.open(), nft_sha256=sha256)
 
 
 def drop_pending(state_dir: Path = DEFAULT_STATE) -> None:
@@ -355,7 +368,9 @@ def _put_in_force(work: _Work, verified: VerifiedRuleset, section: FirewallSecti
     except BaseException:
         _disarm(state_dir)
         raise
-    change = PendingChange(state_dir=state_dir, nft=work.nft, deadline_monotonic_s=time.monotonic() + work.timeout_s)
+    deadline_s = time.monotonic() + work.timeout_s
+    sha256 = step.story.nft_sha256
+    change = PendingChange(state_dir=state_dir, nft=work.nft, deadline_monotonic_s=deadline_s, nft_sha256=sha256)
     return _change(change, step)
 
 
@@ -470,6 +485,8 @@ def _finish_open_rollback(state_dir: Path, nft: Nft) -> None:
         finish = guard.roll_back if pending.exists() else guard.finish_rollback
         if not finish(str(state_dir), execute, restore, undo):
             raise RestoreFailed("nftables refused the ruleset that was in force before", path=str(state_dir))
+        if load_lockdown(state_dir) is not None:
+            load_what_can_be(nft, load_lockdown_text(state_dir))  # it may have come meanwhile, and stays
     elif not (state_dir / guard.ROLLED_BACK).exists():
         raise NothingPending("the change was confirmed; apply another policy instead")
 

@@ -33,6 +33,8 @@ RESTORE = "rollback.nft"  # the transaction that undoes it
 UNDO = "rollback.sysctl"  # the settings that go back with it: the namespace, then a name and a value a line
 REQUEST = "rollback.request"  # "do it now"
 LOCK = "guard.lock"  # held by a living guard
+LOCKED = "lockdown.on"  # the device is locked down
+LOCKDOWN = "lockdown.nft"  # what that loads
 GO = b"go\n"  # to the guard: everything is written
 READY = b"ready\n"  # from the guard
 PART = "# -- part --\n"  # in a restoring text: what follows is for one device, and can be left out if that is gone
@@ -40,6 +42,7 @@ POLL_S = 0.1  # two system calls each; a request is served within it
 TIMER_POLL_S = 1.0  # of a lockdown's timer: one file read
 ATTEMPTS = 20  # a restore meets at worst another transaction or a moment without memory
 RETRY_S = 0.25
+LOCK_S = 2.0  # whoever asks whether a guard lives holds the lock for microseconds
 
 
 def main(folder: str, timeout_s: float, nft_program: str) -> int:
@@ -53,16 +56,19 @@ def main(folder: str, timeout_s: float, nft_program: str) -> int:
     execute = _open_engine(nft_program)
     if os.read(0, len(GO)) != GO:
         return 0  # there is no change after all
-    lock = os.open(f"{folder}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _take_lock(folder)
     restore, undo = read_text(f"{folder}/{RESTORE}"), read_text(f"{folder}/{UNDO}")
+    was_locked = _exists(folder, LOCKED)
     deadline = _now_s() + timeout_s
     _say_ready()
     while _now_s() < deadline and not told and not _exists(folder, REQUEST):
         if not _exists(folder, PENDING):
             return 0  # confirmed, or never applied
         time.sleep(POLL_S)
-    return 0 if roll_back(folder, execute, restore, undo) else 1
+    is_done = roll_back(folder, execute, restore, undo)
+    if not was_locked and _exists(folder, LOCKED):
+        _lock_again(folder, execute)
+    return 0 if is_done else 1
 
 
 def roll_back(folder: str, execute: Execute, restore: str, undo: str) -> bool:
@@ -148,12 +154,37 @@ def guard_lives(folder: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who ask do not take each other for a guard
     except BlockingIOError:
         return True
     finally:
         os.close(lock)
     return False
+
+
+def _take_lock(folder: str) -> None:
+    """Hold the lock of a living guard until this process ends; raise ``BlockingIOError`` if another one lives."""
+    lock = os.open(f"{folder}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = _now_s() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if _now_s() > deadline:
+                raise
+            time.sleep(POLL_S / 20)
+        else:
+            return
+
+
+def _lock_again(folder: str, execute: Execute) -> None:
+    """Load the lockdown behind a restore: who switched it on may have died before he dropped the change."""
+    try:
+        complaint = execute(read_text(f"{folder}/{LOCKDOWN}"))
+    except OSError as error:
+        complaint = str(error)
+    if complaint:
+        _note(f"not locked down again: {complaint}")
 
 
 def _detach() -> None:

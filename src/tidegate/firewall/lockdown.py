@@ -23,6 +23,7 @@ from tidegate.firewall.effective import effective_digest
 from tidegate.firewall.errors import BadLockdownTime, ChangePending, LockdownNotPrepared, NotLockedDown, StateCorrupt
 from tidegate.firewall.nft import Nft
 from tidegate.firewall.statefolder import (
+    APPLIER_WAIT_S,
     CONFIRMED,
     DEFAULT_STATE,
     LOCKDOWN,
@@ -40,7 +41,6 @@ from tidegate.firewall.statefolder import (
 from tidegate.firewall.transaction import load_what_can_be
 
 MAX_LOCKDOWN_S = 30 * 86_400.0  # as the longest ban
-APPLIER_WAIT_S = 2.0  # an apply takes a fraction of a second; one that hangs does not keep a lockdown away
 GUARD_WAIT_S = 10.0  # the guard's attempts to restore
 
 
@@ -83,6 +83,8 @@ def lock_down(
         except TidegateError:
             if before is None:
                 (state_dir / LOCKED).unlink(missing_ok=True)
+            else:
+                write_lockdown(state_dir, before)  # still on, with its own time
             raise
         dropped = _drop_change(state_dir, nft, text)  # 3
         if for_s is not None:

@@ -37,11 +37,12 @@ if TYPE_CHECKING:
 
 DEFAULT_STATE = Path("/var/lib/tidegate/firewall")
 CONFIRMED = "confirmed.nft"
-LOCKDOWN = "lockdown.nft"  # the prepared ruleset that goes with confirmed.nft
+LOCKDOWN = guard.LOCKDOWN  # the prepared ruleset that goes with confirmed.nft
 PENDING_LOCKDOWN = "pending-lockdown.nft"
 CONFIRMED_STORY, PENDING_STORY = "confirmed.json", "pending.json"
-LOCKED = "lockdown.on"
+LOCKED = guard.LOCKED
 APPLY_LOCK = "apply.lock"
+APPLIER_WAIT_S = 2.0  # an apply takes a fraction of that; one that hangs keeps no lockdown away
 MAX_STATE_BYTES = 64 << 20  # three million peers; the set budget ends long before
 GUARD_END_S = 2.0  # it looks every tenth of a second whether its change was confirmed
 _HEADER = "# tidegate firewall ruleset, sha256 "
