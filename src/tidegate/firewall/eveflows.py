@@ -6,13 +6,15 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from datetime import datetime
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 from tidegate.firewall.learn import Flow, is_group
 from tidegate.firewall.model import Address, Direction
 from tidegate.firewall.section import Protocol
 
+MAX_PORT = 65_535
+_END_OF_TIME_S = 253_402_300_800  # the year 10000, which no calendar here can write
 MAX_LINE_BYTES = 65_536  # the sensor's lines are a few hundred bytes, Suricata's a few thousand
 _PROTOCOLS = {
     "TCP": Protocol.TCP,
@@ -42,13 +44,13 @@ def parse_flow(line: bytes | str, own: Collection[Address]) -> Flow | None:
         return None
     flow, tcp = event["flow"], event.get("tcp")
     try:
-        source, destination = ip_address(event["src_ip"]), ip_address(event["dest_ip"])
+        source, destination = _address(event["src_ip"]), _address(event["dest_ip"])
         first_s, last_s = _time(flow["start"]), _time(flow["end"])
         sent = int(tcp["tcp_flags_ts"], 16) if isinstance(tcp, dict) else None
         answered = int(tcp["tcp_flags_tc"], 16) if isinstance(tcp, dict) else None
-        ports = int(event.get("dest_port", 0)), int(event.get("src_port", 0))
+        ports = _port(event.get("dest_port", 0)), _port(event.get("src_port", 0))
         replies, size = int(flow["pkts_toclient"]), int(flow["bytes_toserver"]) + int(flow["bytes_toclient"])
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError):  # JSON as Python reads it has an Infinity
         return None
     if source in own and destination in own:
         return None
@@ -80,7 +82,7 @@ def parse_names(line: bytes | str) -> dict[Address, str]:
     for answer in dns["answers"]:
         if isinstance(answer, dict) and answer.get("rrtype") in ("A", "AAAA") and _NAME.match(asked):
             try:
-                found[ip_address(answer["rdata"])] = asked
+                found[_address(answer["rdata"])] = asked
             except (KeyError, ValueError):
                 continue
     return found
@@ -117,5 +119,23 @@ def _load(line: bytes | str) -> dict[str, Any]:
     return event if isinstance(event, dict) else {}
 
 
+def _address(text: object) -> Address:
+    """Return an address that can be written into a policy: a zone behind it may be any text, of several lines too."""
+    address = ip_address(str(text))
+    if isinstance(address, IPv6Address) and address.scope_id is not None:
+        raise ValueError("an address with a zone")
+    return address
+
+
+def _port(value: Any) -> int:
+    port = int(value)
+    if not 0 <= port <= MAX_PORT:
+        raise ValueError("no port")
+    return port
+
+
 def _time(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
+    time_s = datetime.fromisoformat(text).timestamp()
+    if not 0 <= time_s < _END_OF_TIME_S:
+        raise ValueError("no time")
+    return time_s

@@ -433,6 +433,15 @@ def test_protocols_of_events(changes: dict[str, Any], protocol: Protocol | None)
         json.dumps(EVENT | {"flow": EVENT["flow"] | {"start": "yesterday"}}),
         json.dumps(EVENT | {"src_ip": DEVICE}),  # to itself
         json.dumps(EVENT) + " " * MAX_LINE_BYTES,
+        json.dumps(EVENT | {"dest_port": float("inf")}),
+        json.dumps(EVENT | {"dest_port": 65_536}),
+        json.dumps(EVENT | {"src_port": -1}),
+        json.dumps(EVENT | {"src_ip": 167_772_169}),
+        json.dumps(EVENT | {"src_ip": "fe80::9%eth0"}),
+        json.dumps(EVENT | {"src_ip": 'fe80::9%\n[firewall.management]\npeers = ["any"]\n#'}),
+        json.dumps(EVENT | {"flow": EVENT["flow"] | {"bytes_toserver": float("inf")}}),
+        json.dumps(EVENT | {"flow": EVENT["flow"] | {"start": "0001-01-01T00:00:00+23:59"}}),
+        json.dumps({"event_type": "dns", "dns": {"rrname": "a.example", "answers": [{"rrtype": "A", "rdata": 5}]}}),
     ],
 )
 def test_other_lines_are_none(line: str) -> None:
