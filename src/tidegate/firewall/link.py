@@ -287,7 +287,7 @@ def _binding_lines(block: Block, name: str, link: LinkPlan, refusal: str) -> lis
     """Who claims a bound address must be its owner, in the ARP packet and on the frame around it."""
     if not link.bindings:
         return []
-    addresses = block.static_set(f"{name}_bound", "ipv4_addr", [address for address, _ in link.bindings], flags="")
+    addresses = _bound_set(block, name, link)
     pairs = [f"{address} . {mac}" for address, mac in link.bindings]
     owners = block.static_set(f"{name}_owners", "ipv4_addr . ether_addr", pairs, flags="")
     start = f"arp saddr ip @{addresses} arp saddr ip"
@@ -348,7 +348,12 @@ def _bound_meter(block: Block, name: str, link: LinkPlan, per_s: int) -> list[st
         return []
     kept = block.dynamic_set(f"{name}_owners_rate", "ipv4_addr", size=len(link.bindings), timeout_s=_FORGET_S)
     rate = f"limit rate {per_s}/second burst {per_s} packets"
-    return [f"arp saddr ip @{name}_bound update @{kept} {{ arp saddr ip {rate} }} return"]
+    return [f"arp saddr ip @{_bound_set(block, name, link)} update @{kept} {{ arp saddr ip {rate} }} return"]
+
+
+def _bound_set(block: Block, name: str, link: LinkPlan) -> str:
+    """Return the set of bound addresses; zones that bind the same ones share it, under the first one's name."""
+    return block.static_set(f"{name}_bound", "ipv4_addr", [address for address, _ in link.bindings], flags="")
 
 
 def _among(values: Iterable[str]) -> str:

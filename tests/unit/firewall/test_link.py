@@ -123,6 +123,14 @@ def test_limits_are_positive_and_every_refusal_is_counted() -> None:
     assert declared == {f"link_wan_{reason}" for reason in Reason}
 
 
+def test_zones_with_the_same_bindings_name_no_set_that_is_not_there() -> None:
+    """Equal sets are declared once: what refers to them must say the name that they were given."""
+    link = Link(arp_bindings={"10.0.0.1": OWNER}, macs=(OWNER,))
+    text = encode_links(plan_links({"lan": (["eth0"], link), "wan": (["eth1"], link)}))
+    declared = set(re.findall(r"\tset (\S+) {", text))
+    assert set(re.findall(r"@(\S+)", text)) == declared
+
+
 def test_a_zone_that_observes_drops_nothing() -> None:
     assert " drop" not in encode_links([plan(mode="observe", macs=[OWNER])])
 
