@@ -18,6 +18,7 @@ MAX_RECORDS = 1_024  # of an answer section; real ones have some dozens
 MAX_ALIASES = 16  # links of one CNAME chain; resolvers stop at 8 to 12
 MAX_NAME_BYTES = 255  # RFC 1035 §2.3.4
 MAX_LABEL_BYTES = 63
+MAX_POINTERS = 127  # of one name: it has no more labels, and a pointer to a pointer is nothing that a server writes
 TYPES = {4: 1, 6: 28}  # A, AAAA
 
 _HEADER = struct.Struct(">6H")
@@ -119,17 +120,19 @@ def _parse_records(data: bytes, at: int, count: int) -> Iterator[tuple[bytes, in
 def _parse_name(data: bytes, at: int) -> tuple[bytes, int]:
     """Return a name uncompressed and in lower case, and where what follows it begins.
 
-    Each pointer must lead to before the one that led there, so that there is an end.
+    Each pointer must lead to before the one that led there, so that there is an end, and soon: thousands of records
+    with a name of thousands of pointers took a second.
     """
     name = b""
-    end, before = None, at
+    end, before, pointers = None, at, 0
     while True:
         length = data[at]
         if length & _POINTER == _POINTER:
             target = (length & ~_POINTER) << 8 | data[at + 1]
             end = at + 2 if end is None else end
-            if target >= before:
-                raise _MalformedMessageError("a pointer forwards")
+            pointers += 1
+            if target >= before or pointers > MAX_POINTERS:
+                raise _MalformedMessageError("a pointer forwards, or too many")
             at = before = target
             continue
         if length > MAX_LABEL_BYTES:

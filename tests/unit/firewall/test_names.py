@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from tidegate.base.errors import TidegateError
 from tidegate.firewall import blocks, compile, nameplan, names, nameset  # noqa: A004 - the room's own name for it
-from tidegate.firewall.dnsmessage import MAX_ALIASES, MAX_RECORDS, Trouble, encode_question, parse_answer
+from tidegate.firewall.dnsmessage import MAX_ALIASES, MAX_POINTERS, MAX_RECORDS, Trouble, encode_question, parse_answer
 from tidegate.firewall.errors import KernelRefused
 from tidegate.firewall.nameplan import (
     Answer,
@@ -278,6 +278,19 @@ def test_a_long_chain_has_an_end() -> None:
 
     assert addresses(chain(MAX_ALIASES)) == ("192.0.2.1",)
     assert parse_answer(chain(MAX_ALIASES + 1), NAME, 4, IDENT) is Trouble.MALFORMED
+
+
+def test_pointers_to_pointers_have_an_end() -> None:
+    def chain(pointers: int) -> bytes:
+        """A record with the root and ``pointers - 1`` pointers, each to the one before, and another record there."""
+        places = [44, *range(45, 45 + 2 * (pointers - 1), 2)]
+        value = b"\0" + b"".join(struct.pack(">H", 0xC000 | place) for place in places[:-1])
+        first = b"\0" + struct.pack(">HHIH", 16, 1, 60, len(value)) + value
+        second = struct.pack(">HHHIH", 0xC000 | places[-1], 16, 1, 60, 0)
+        return GOOD[:6] + b"\0\2" + GOOD[8:33] + first + second
+
+    assert isinstance(parse_answer(chain(MAX_POINTERS), NAME, 4, IDENT), Answer)
+    assert parse_answer(chain(MAX_POINTERS + 1), NAME, 4, IDENT) is Trouble.MALFORMED
 
 
 def test_a_thousand_addresses_become_the_lowest_64() -> None:
