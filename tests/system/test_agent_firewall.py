@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from tidegate.events.model import Event
 from tidegate.firewall.bans import Bans
 from tidegate.firewall.banstore import BanStore
 from tidegate.firewall.commit import apply_section, effective_digest
+from tidegate.firewall.compile import dns_set, encode_ruleset
+from tidegate.firewall.model import plan_ruleset
 from tidegate.firewall.nft import Nft
 from tidegate.firewall.section import FirewallSection
 from tidegate.testing.netns import Namespace, join, make_unique
@@ -127,7 +130,7 @@ def _answer(listener: socket.socket) -> None:
             connection = listener.accept()[0]
             connection.settimeout(2)
             with connection, contextlib.suppress(OSError):
-                if said := connection.recv(100):
+                while said := connection.recv(100):
                     connection.sendall(said[:8] + b"\2\0\7")
 
 
@@ -163,6 +166,53 @@ def test_content_rules_bring_their_inspector(stage: Stage) -> None:
     stage.put_in_force()
     with stage.serve():
         assert not stage._ask(READ)
+        asyncio.run(stage.play(stage.guarding.run_inspector(), scene))
+
+
+@pytest.mark.parametrize("stray", ["interface", "mac", "name"])
+def test_an_open_connection_that_strays_from_its_rule_is_inspected_all_the_same(stage: Stage, stray: str) -> None:
+    """What let it in no longer says who it is: it goes on by another interface, or its name is somebody else's."""
+    join(
+        stage.device,
+        stage.peer,
+        interfaces=("eth1", "eth1"),
+        addresses_a=["198.51.100.1/24"],
+        addresses_b=["198.51.100.2/24"],
+    )
+    mac = stage.peer.run(["cat", "/sys/class/net/eth0/address"]).stdout.decode().strip()
+    known: dict[str, Any] = {
+        "interface": {"interfaces": ["eth0"]},
+        "mac": {"peers": [mac]},
+        "name": {"peers": ["plc.example.com"]},
+    }
+    services = {**SECTION["services"], "plc": {**SECTION["services"]["plc"], **known[stray]}}
+    # A port that rules without content rules share: whom they let in is spared, and nobody else.
+    services["other"] = {"protocol": "tcp", "ports": [502, 503], "peers": ["203.0.113.9"], "interfaces": ["eth2"]}
+    said: list[bytes] = []
+
+    def talk() -> None:
+        with stage.peer.inside(), socket.socket() as client:
+            client.settimeout(2.0)
+            client.connect((DEVICE, 502))
+            for message in (READ, WRITE):
+                client.sendall(message)
+                with contextlib.suppress(OSError):
+                    said.append(client.recv(100))
+                if stray == "name":
+                    stage.nft.run("flush set inet tidegate " + dns_set("plc.example.com", 4))
+                else:
+                    stage.peer.run(["ip", "route", "replace", f"{DEVICE}/32", "via", "198.51.100.1", "dev", "eth1"])
+
+    async def scene() -> None:
+        await stage.until(lambda: bool(stage.guarding.state()["inspecting"]))
+        await asyncio.to_thread(talk)
+        assert len(said) == 1, said
+
+    stage.put_in_force(services=services)
+    if stray == "name":
+        resolved = {"plc.example.com": {ip_address(PEER): 60}}
+        stage.nft.run(encode_ruleset(plan_ruleset(stage.section), resolved=resolved))
+    with stage.serve():
         asyncio.run(stage.play(stage.guarding.run_inspector(), scene))
 
 
