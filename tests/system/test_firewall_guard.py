@@ -21,6 +21,7 @@ from tidegate.firewall.commit import PendingChange, apply_section, effective_dig
 from tidegate.firewall.libnftables import LibraryEngine
 from tidegate.firewall.nft import Nft
 from tidegate.firewall.section import FirewallSection
+from tidegate.firewall.sysctl import encode_undo
 from tidegate.testing.netns import Namespace, make_unique
 
 pytestmark = [
@@ -203,3 +204,14 @@ def test_a_confirmation_waits_for_whoever_is_at_work_in_the_folder(space: Namesp
         (tmp_path / guard.PENDING).rename(tmp_path / guard.ROLLED_BACK)  # as a lockdown decides
     thread.join()
     assert said == ["firewall.commit.expired"]
+
+
+def test_a_setting_that_could_not_be_changed_is_none_that_stays_changed(
+    space: Namespace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = "net/netfilter/nf_conntrack_max"  # cannot be set outside of the initial namespace
+    value = Path(f"/proc/sys/{name}").read_text().strip()
+    guard.undo_settings(encode_undo({name: value}))
+    assert capfd.readouterr().err == ""
+    guard.undo_settings(encode_undo({name: str(int(value) + 1)}))
+    assert "stays changed" in capfd.readouterr().err

@@ -102,6 +102,8 @@ def undo_settings(undo: str) -> None:
     for line in lines:
         name, _, value = line.partition(" ")
         try:
+            if read_text(f"/proc/sys/{name}").strip() == value:
+                continue  # it could not be changed in the first place
             with open(f"/proc/sys/{name}", "w") as stream:  # noqa: PTH123 - as above
                 stream.write(value)
         except OSError as error:
