@@ -32,8 +32,8 @@ def test_managers_and_rules_without_content_rules_are_spared_behind_what_marks_s
     services = {"plc": PLC, "other": {"protocol": "tcp", "ports": ["500-600"], "peers": ["192.0.2.7"]}}
     management = {"peers": ["192.0.2.100"], "service": "plc"}
     lines = marking("input", services=services, management=management)
-    stray, own = place(lines, STRAY), place(lines, "@svc_plc_fields_peers4")
-    for name in ("svc_other_spared_peers4", "management_peers4"):
+    stray, own = place(lines, STRAY), place(lines, "@svc_plc_peers4")
+    for name in ("svc_other_peers4", "management_peers4"):
         spared = place(lines, name)
         assert stray < spared < own
         assert "| 0x4" not in lines[spared]
