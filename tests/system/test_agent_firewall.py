@@ -21,6 +21,7 @@ import pytest
 from tidegate.agent.guarding import MAX_RESTORES, Guarding
 from tidegate.base.clock import SystemClock
 from tidegate.events.model import Event
+from tidegate.firewall import commit
 from tidegate.firewall.bans import Bans
 from tidegate.firewall.banstore import BanStore
 from tidegate.firewall.commit import apply_section, effective_digest
@@ -286,3 +287,69 @@ def test_bans_go_on_after_a_reboot(stage: Stage) -> None:
         assert all(500 < ban.remaining_s <= 600 for ban in stage.bans.list_bans())
 
     asyncio.run(stage.play(stage.guarding.run_bans(), scene))
+
+
+def test_observing_refuses_no_message_either(stage: Stage) -> None:
+    async def scene() -> None:
+        await stage.until(lambda: bool(stage.guarding.state()["inspecting"]))
+        for message in (READ, WRITE, b"no modbus at all"):
+            assert await stage.ask(message)
+        await stage.until(lambda: bool(stage.events.of("firewall.field-refused")))
+
+    stage.put_in_force(mode="observe")
+    with stage.serve():
+        asyncio.run(stage.play(stage.guarding.run_inspector(), scene))
+
+
+def test_a_policy_without_a_firewall_has_no_bans_to_lift(stage: Stage) -> None:
+    async def scene() -> None:
+        stage.guarding.policy_changed()
+        await asyncio.sleep(0.3)
+        assert "journal of bans" not in " ".join(event.message for event in stage.events.events)
+
+    asyncio.run(stage.play(stage.guarding.run_bans(), scene))
+
+
+def test_bans_of_whom_a_new_policy_protects_are_lifted(stage: Stage) -> None:
+    async def scene() -> None:
+        stage.put_in_force(bans={"never": ["203.0.113.0/24"]})
+        stage.guarding.policy_changed()
+        await stage.until(lambda: [str(ban) for ban in stage.bans.list_bans()] == ["203.0.114.9"])
+
+    stage.put_in_force()
+    stage.bans.ban("203.0.113.9", 600)
+    stage.bans.ban("203.0.114.9", 600)
+    asyncio.run(stage.play(stage.guarding.run_bans(), scene))
+
+
+def test_the_watch_goes_on_after_a_failure(stage: Stage) -> None:
+    async def scene() -> None:
+        await asyncio.sleep(0.6)
+        stage.folder.chmod(0o755)  # where others may write nothing is trusted, so nothing can be compared
+        await change("flush", "chain", "inet", "tidegate", "input")
+        await stage.until(lambda: bool(stage.events.of("agent.failed")))
+        assert stage.events.of("agent.failed")[0].code == "base.permissions.unsafe"
+        assert not stage.events.of("firewall.tampered")
+        stage.folder.chmod(0o700)
+        await stage.until(lambda: bool(stage.events.of("firewall.tampered")))
+
+    stage.put_in_force()
+    asyncio.run(stage.play(stage.guarding.run_watch(), scene))
+
+
+def test_layer_2_rules_of_a_late_device_are_loaded_and_nothing_is_asked_until_then(stage: Stage) -> None:
+    def is_guarded() -> bool:
+        return '"eth1"' in (stage.nft.list_table("tidegate_link", family="netdev") or "")
+
+    async def scene() -> None:
+        await asyncio.sleep(1.1)
+        with monkeypatch.context() as patched:
+            patched.setattr(commit, "load_missing_links", lambda *_, **__: pytest.fail("no device is new"))
+            await asyncio.sleep(1.1)
+        assert not is_guarded()
+        join(stage.device, stage.peer, interfaces=("eth1", "eth1"))
+        await stage.until(is_guarded)
+
+    monkeypatch = pytest.MonkeyPatch()
+    stage.put_in_force(zones={"lan": {"interfaces": ["eth0", "eth1"]}}, link={"lan": {}})
+    asyncio.run(stage.play(stage.guarding.run_watch(), scene))

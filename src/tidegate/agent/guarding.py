@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from msgspec.structs import replace
 
 from tidegate.agent.reporting import report
 from tidegate.agent.workers import Worker
@@ -18,17 +21,19 @@ from tidegate.base.errors import TidegateError
 from tidegate.events import catalogue
 from tidegate.events.spool import EventLog
 from tidegate.firewall.bans import Bans
-from tidegate.firewall.errors import BansLost, NamesTrouble
-from tidegate.firewall.fields import FieldRules, encode_field_config, plan_fields
+from tidegate.firewall.errors import BansLost, BanTableMissing, NamesTrouble
+from tidegate.firewall.fields import FieldMode, FieldRules, encode_field_config, plan_fields
 from tidegate.firewall.inspection import QUEUE
 from tidegate.firewall.nft import Nft
-from tidegate.firewall.section import FirewallSection, Tamper
+from tidegate.firewall.section import FirewallSection, Mode, Tamper
 
 if TYPE_CHECKING:
     from tidegate.firewall.watch import RulesetWatch, Tampering
 
 INSPECTOR_BYTES = 4 << 20  # some 2,300 connections at a time (docs/firewall-fields.md)
 RESTART_PAUSE_S = 2.0
+# What fails again and again is tried, and told, ever more seldom: each try is a process and a record on the flash.
+MAX_PAUSE_S = 30.0
 SYNC_S = 5.0  # how much of the ban journal a power cut may cost
 LOOK_S = 0.5
 # Two programs that each put their own rules back would fill the log and the processor: after so many in a minute it
@@ -53,10 +58,11 @@ class Guarding:
     ) -> None:
         self._events, self._bans, self._nft, self._clock = events, bans, nft, clock
         self._section, self._state_dir = section, state_dir
-        self._changed = {name: asyncio.Event() for name in ("inspector", "resolver of names")}
+        self._changed = {name: asyncio.Event() for name in ("inspector", "resolver of names", "bans")}
         self._inspector: Worker | None = None
         self._restores: list[float] = []
         self._owes = False  # whether our tables still have to be put back
+        self._linked: object = None  # the network devices for which layer-2 rules were looked after last
         self._denied_at: tuple[int, int] = (0, 0)
 
     def state(self) -> dict[str, object]:
@@ -68,8 +74,8 @@ class Guarding:
         }
 
     def policy_changed(self) -> None:
-        """Have bans, inspector and names follow the policy that is in force now."""
-        self._bans.lift_protected()
+        """Have bans, inspector, names and layer-2 rules follow the policy that is in force now, soon."""
+        self._linked = None
         for event in self._changed.values():
             event.set()
 
@@ -83,32 +89,69 @@ class Guarding:
                 raise BansLost(f"{done.corrupt} damaged records, {done.full} bans without room")
         except TidegateError as error:
             report(self._events, catalogue.agent_failed(part="bans of before", error=error))
+        changed, told = self._changed["bans"], ""
         while True:
-            await asyncio.sleep(SYNC_S)
-            store, complaint = self._bans.store, self._bans.complaint
-            if complaint is not None:
-                self._bans.complaint = None
-                report(self._events, catalogue.agent_failed(part="journal of bans", error=complaint))
-            if store is not None:
-                await asyncio.to_thread(store.sync)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SYNC_S):
+                    await changed.wait()
+            try:
+                await self._keep_bans(lift=changed.is_set())
+                told = ""
+            except TidegateError as error:
+                if error.code != told:  # a storage that fails does so every few seconds
+                    report(self._events, catalogue.agent_failed(part="journal of bans", error=error))
+                told = error.code
+
+    async def _keep_bans(self, *, lift: bool) -> None:
+        """Lift what the policy protects since it changed, if it did, and have the journal on the storage."""
+        if lift:
+            self._changed["bans"].clear()
+            with contextlib.suppress(BanTableMissing):  # the policy has no firewall
+                await asyncio.to_thread(self._bans.lift_protected)  # 0.7 s for 100,000 bans
+        store, complaint = self._bans.store, self._bans.complaint
+        if store is not None:
+            await asyncio.to_thread(store.sync)
+        if complaint is not None:
+            self._bans.complaint = None
+            raise complaint
 
     async def run_watch(self) -> None:
         """Report who else changes our tables and, by policy, put them back; load layer-2 rules of late interfaces."""
-        from tidegate.firewall.commit import load_missing_links
-        from tidegate.firewall.errors import ChangePending
         from tidegate.firewall.statefolder import load_expected_digest
         from tidegate.firewall.watch import RulesetWatch
 
         watch = RulesetWatch(self._nft, lambda: load_expected_digest(self._state_dir))
+        pause_s = RESTART_PAUSE_S
         try:
             while True:
-                self._answer(await self._next(watch), watch)
-                section = self._section()
-                if section is not None and section.link:
-                    with contextlib.suppress(ChangePending):  # a policy is being applied: it loads them itself
-                        load_missing_links(self._state_dir, nft=self._nft)
+                try:
+                    self._answer(await self._next(watch), watch)
+                    self._load_late_links()
+                    pause_s = RESTART_PAUSE_S
+                except TidegateError as error:  # nobody else watches: this goes on
+                    report(self._events, catalogue.agent_failed(part="ruleset watch", error=error))
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, MAX_PAUSE_S)
         finally:
             watch.close()
+
+    def _load_late_links(self) -> None:
+        """Load the layer-2 rules of network devices that are new, in the few moments when some are.
+
+        Asking the kernel what it holds takes 0.15 s for a policy of a thousand services, too much for every look.
+        """
+        section = self._section()
+        if section is None or not section.link:
+            return
+        from tidegate.firewall.commit import load_missing_links
+        from tidegate.firewall.errors import ChangePending
+
+        devices = socket.if_nameindex()
+        if devices == self._linked:
+            return
+        with contextlib.suppress(ChangePending):  # a policy is being applied: it loads them itself, or we do next time
+            load_missing_links(self._state_dir, nft=self._nft)
+            self._linked = devices
 
     async def run_inspector(self) -> None:
         """Keep an inspector running while the policy has content rules; one that dies is reported and started again."""
@@ -120,10 +163,10 @@ class Guarding:
 
     async def _keep(self, part: str, plan: Callable[[], Plan], work: Callable[[Plan], Awaitable[None]]) -> None:
         """Have ``work`` done with what ``plan`` says, begun anew when that changes or when the work ends."""
-        changed = self._changed[part]
+        changed, pause_s = self._changed[part], RESTART_PAUSE_S
         while True:
             changed.clear()
-            wanted = plan()
+            wanted, began_s = plan(), self._clock.monotonic_s()
             working = [asyncio.create_task(_as_coroutine(work(wanted)))] if wanted else []
             try:
                 while plan() == wanted:
@@ -136,7 +179,12 @@ class Guarding:
                     changed.clear()
             except TidegateError as error:
                 report(self._events, catalogue.agent_failed(part=part, error=error))
-                await asyncio.sleep(RESTART_PAUSE_S)
+                lasted = self._clock.monotonic_s() - began_s > MAX_PAUSE_S
+                pause_s = RESTART_PAUSE_S if lasted else pause_s
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await changed.wait()
+                pause_s = min(2 * pause_s, MAX_PAUSE_S)
             finally:
                 for task in working:
                     task.cancel()
@@ -163,7 +211,11 @@ class Guarding:
         used = [rule.fields for rule in section.services.values()]
         used += [rule.fields for rule in section.egress.services.values()]
         used += [rule.fields for rule in section.routes.values()]
-        return dict(section.fields) if any(used) else {}
+        if not any(used):
+            return {}
+        if section.mode is Mode.OBSERVE:  # then nothing is refused, whatever its rule says
+            return {name: replace(rule, mode=FieldMode.OBSERVE) for name, rule in section.fields.items()}
+        return dict(section.fields)
 
     def _names_in_use(self) -> tuple[str, ...]:
         from tidegate.firewall.model import plan_ruleset

@@ -143,9 +143,9 @@ class RulesetWatch:
         self._read()
         if self._due_s is None or self._monotonic_s() < self._due_s:
             return []
-        self._due_s = None
         expected = self._expected()
         effective = self._effective(self._nft) if expected is not None else None
+        self._due_s = None  # not earlier: what could not be read is still to be looked at
         # Ours are no tampering, even when somebody else's came between them.
         deeds = [deed for deed in self._transactions.take() if deed.pid != os.getpid()]
         if expected is None or effective is None or effective == expected:
