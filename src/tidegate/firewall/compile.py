@@ -232,12 +232,13 @@ def _stateless(
 ) -> list[str]:
     """Return the lines that admit one direction of a rule whatever connection tracking says of it.
 
-    ``answers``: only packets of a connection that exists, and nothing for protocols without ports.
+    ``answers``: only packets of a connection that exists, and nothing for protocols without ports: by a port that
+    stays open, no program may call out.
     """
     if answers and not rule.spans:
         return []
     start = interface_words(interface, rule.interfaces)
-    state = "ct state established " if answers and port == "sport" and interface == "iifname" else ""
+    state = "ct state established " if answers else ""
     peers = block.peer_matches(f"{chain_name(rule)}_kept", rule.peers, field)
     matches = join_matches(protocol_matches(rule.protocol, rule.spans, port=port), peers) if peers else []
     return [f"{start}{state}{match.words} accept {comment(label)}" for match in matches]

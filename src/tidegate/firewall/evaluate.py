@@ -183,7 +183,7 @@ def _decide_locked_out(ruleset: Ruleset, packet: Packet, around: Surroundings) -
         way_out = management.egress
         if way_out is not None and _is_for(way_out, packet) and _is_peer(way_out, packet, around):
             return _accept("management", "the way out to the manager")
-    for rule in ruleset.services:
+    for rule in ruleset.services if packet.state is State.ESTABLISHED else ():
         if rule.kept and _answers(rule, packet, packet.destination, around.resolved):
             return _accept(rule.label, "it stays open in lockdown")
     for rule in ruleset.egress:

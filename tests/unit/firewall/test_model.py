@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tidegate.firewall.compile import encode_ruleset
 from tidegate.firewall.evaluate import evaluate_packet, explain_packet
 from tidegate.firewall.model import Direction, Icmp, Packet, Ruleset, State, Verdict, plan_ruleset
 from tidegate.firewall.section import FirewallSection, Protocol
@@ -238,6 +239,16 @@ def test_thresholds_over_everything_spare_the_management_path() -> None:
         assert explain_packet(rules, packet("192.0.2.5", 22, **OVER)).rule == "management"
         opened = explain_packet(rules, packet("198.51.100.5", 9000, **OVER, **OPENED))
         assert opened.rule == ("thresholds" if count == "packets" else "established")
+
+
+def test_by_a_port_that_stays_open_in_lockdown_no_program_calls_out() -> None:
+    """A kept service answers who called it; that its port is open makes it no way out for whatever runs there."""
+    locked = ruleset(mode="lockdown")
+    assert evaluate_packet(locked, out("198.51.100.5", 6666, source_port=9000, **OPENED)) is A
+    assert evaluate_packet(locked, out("198.51.100.5", 6666, source_port=9000)) is R
+    lines = [line for line in encode_ruleset(locked).splitlines() if "sport 9000" in line]
+    assert lines
+    assert all("ct state established " in line for line in lines)
 
 
 def test_content_rules_follow_the_verdict() -> None:
