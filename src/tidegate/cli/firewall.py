@@ -73,14 +73,12 @@ def build(parser: argparse.ArgumentParser) -> None:
 
 def run_apply(arguments: argparse.Namespace, output: Output) -> int:
     """Apply, guarded, and say how to keep it."""
-    from ipaddress import ip_address
-
-    from tidegate.firewall.bans import parse_address
     from tidegate.firewall.commit import apply_section, effective_digest
+    from tidegate.firewall.peers import parse_one_address
 
     section = _read_section(arguments.policy)
     timeout_s = section.confirm_timeout_s if arguments.confirm_timeout is None else arguments.confirm_timeout
-    cut = [ip_address(parse_address(one)) for one in arguments.cut]
+    cut = [parse_one_address(one, "--cut") for one in arguments.cut]
     change = apply_section(section, state_dir=arguments.state, confirm_timeout_s=timeout_s, cut=cut)
     digest = effective_digest()
     output.line(f"In force, not confirmed: {digest}")
@@ -136,6 +134,8 @@ def run_restore(arguments: argparse.Namespace, output: Output) -> int:
         output.result({"state": "none", "digest": None})
         return 1
     output.line(f"In force{', locked down' if restored.locked else ''}: {restored.digest}")
+    for name in restored.unset:
+        output.line(f"warning: the kernel setting {name} could not be set here")
     for device in restored.missing_devices:
         output.line(f"There is no device {device} yet; its layer-2 rules wait for it.")
     bans = restore_bans(arguments.state, time.time())
@@ -147,7 +147,14 @@ def run_restore(arguments: argparse.Namespace, output: Output) -> int:
             "state": "locked-down" if restored.locked else "confirmed",
             "digest": restored.digest,
             "missing_devices": list(restored.missing_devices),
-            "bans": {"restored": bans.restored, "expired": bans.expired, "corrupt": bans.corrupt, "full": bans.full},
+            "unset": list(restored.unset),
+            "bans": {
+                "restored": bans.restored,
+                "expired": bans.expired,
+                "protected": bans.protected,
+                "corrupt": bans.corrupt,
+                "full": bans.full,
+            },
         }
     )
     return 0
@@ -158,15 +165,17 @@ def run_show(arguments: argparse.Namespace, output: Output) -> int:
     from tidegate.base.errors import TidegateError
     from tidegate.firewall.commit import effective_digest, load_pending
     from tidegate.firewall.compile import BAN_TABLE, TABLE
+    from tidegate.firewall.link import LINK_TABLE
     from tidegate.firewall.nft import Nft
 
     nft = Nft.open()
     listings = {name: nft.list_table(name) for name in (TABLE, BAN_TABLE)}
+    listings[LINK_TABLE] = nft.list_table(LINK_TABLE, family="netdev")
     try:
         load_pending(arguments.state, nft=nft)
         state = "pending"
     except TidegateError as error:
-        state = error.code.rpartition(".")[2]
+        state = {"firewall.commit.expired": "none; the last one was rolled back"}.get(error.code, "none")
     digest = effective_digest(nft)
     for listing in listings.values():
         output.line((listing or "").rstrip())

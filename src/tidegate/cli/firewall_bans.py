@@ -31,7 +31,7 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
     bans = add_verb(verbs, "bans", "list the bans in force; import, restore or clear them")
     bans.add_argument(
-        "--limit", type=int, default=_LIMIT, metavar="COUNT", help=f"list so many at most; 0: all; default {_LIMIT}"
+        "--limit", type=_count, default=_LIMIT, metavar="COUNT", help=f"list so many at most; 0: all; default {_LIMIT}"
     )
     _add_state(bans)
     bans.set_defaults(run=run_bans)
@@ -46,8 +46,8 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     restore.set_defaults(run=run_restore_bans)
     clear = add_verb(acts, "clear", "lift all bans")
     clear.set_defaults(run=run_clear)
-    for act in (imported, restore, clear):
-        _add_state(act)
+    for act in (imported, restore, clear):  # not to hide what stands before the word
+        _add_state(act, default=argparse.SUPPRESS)
 
 
 def run_ban(arguments: argparse.Namespace, output: Output) -> int:
@@ -150,10 +150,17 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     _add_state(parser)
 
 
-def _add_state(parser: argparse.ArgumentParser) -> None:
+def _add_state(parser: argparse.ArgumentParser, *, default: object = Path(_STATE)) -> None:
     parser.add_argument(
-        "--state", type=Path, default=Path(_STATE), metavar="DIR", help=f"the state folder; default {_STATE}"
+        "--state", type=Path, default=default, metavar="DIR", help=f"the state folder; default {_STATE}"
     )
+
+
+def _count(word: str) -> int:
+    count = int(word)
+    if count < 0:
+        raise ValueError(word)
+    return count
 
 
 def _source(arguments: argparse.Namespace) -> Prefix | str:

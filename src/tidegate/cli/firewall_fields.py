@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,9 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     run = add_verb(actions, "run", "answer the packet queue until interrupted, print EVE lines (root)")
     run.add_argument("policy", type=Path, metavar="POLICY.toml", help="the policy as an operator writes it")
     run.add_argument("--no-rules", action="store_true", help="leave iptables' queue rules as they are")
-    run.add_argument("--queue", type=int, metavar="N", help="the queue's number; default: the one that policies use")
+    run.add_argument(
+        "--queue", type=_number(0, 65535), metavar="N", help="the queue's number; default: the one that policies use"
+    )
     _add_memory(run)
     run.set_defaults(run=run_inspector)
 
@@ -147,7 +150,22 @@ def _config(planned: tuple[PlannedField, ...], memory_kib: int) -> str:
     return encode_field_config(planned, memory_bytes=memory_kib * 1024)
 
 
+def _number(least: int, most: int) -> Callable[[str], int]:
+    """Return what reads a number from ``least`` to ``most`` of the command line."""
+
+    def number(word: str) -> int:
+        if not least <= int(word) <= most:
+            raise ValueError(word)
+        return int(word)
+
+    return number
+
+
 def _add_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--memory-kib", type=int, default=_MEMORY_KIB, metavar="KIB", help=f"the inspector's; default {_MEMORY_KIB}"
+        "--memory-kib",
+        type=_number(64, 1 << 20),
+        default=_MEMORY_KIB,
+        metavar="KIB",
+        help=f"the inspector's; default {_MEMORY_KIB}",
     )

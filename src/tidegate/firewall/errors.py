@@ -27,7 +27,10 @@ class ManagementCut(Rejected):
 
 class SessionCut(Rejected):
     code = "firewall.check.session-cut"
-    advice = "Add the named address to [firewall.management] peers, or apply the policy from an address it allows."
+    advice = (
+        "Add the named address to [firewall.management] peers, or apply from an address that the policy allows; "
+        "`--cut ADDR` gives the session up."
+    )
 
 
 class SetBudget(Rejected):
@@ -116,7 +119,7 @@ class BanLoopback(Rejected):
 
 class BanAddress(Rejected):
     code = "firewall.ban.address"
-    advice = "Give one IPv4 or IPv6 address without a prefix length or zone."
+    advice = "Give one IPv4 or IPv6 address, or a prefix without host bits; no zone."
 
 
 class BanDuration(Misuse):
