@@ -20,6 +20,7 @@ from tidegate.firewall.blocks import (
     PROTOCOL_NUMBERS,
     SADDR,
     Block,
+    Match,
     comment,
     dns_set,
     identifier,
@@ -110,6 +111,7 @@ def _add_input(block: Block, ruleset: Ruleset, kernel: KernelFeatures) -> None:
     bounds = _new_thresholds(block, ruleset, log)
     lines = [
         f"type filter hook input priority filter; policy {verdict};",
+        *(_lead_to_proven(block, ruleset, bounds) if kernel.synproxy else ()),
         'iifname "lo" accept',
         *_add_syn_proxies(block, ruleset, kernel),
         *states,
@@ -343,6 +345,7 @@ def _add_syn_proxies(block: Block, ruleset: Ruleset, kernel: KernelFeatures) -> 
             name,
             [
                 f"ct state invalid {SYN_PROXY} {label}",
+                *(f"{one.words} {SYN_PROXY} {label}".strip() for one in _managers(block, ruleset, rule)),
                 *(f"meta nfproto ipv{family} {rates[family]}{SYN_PROXY} {label}" for family in (4, 6)),
                 f"counter name {counter} {'accept' if rule.observe else _final_verdict(ruleset)} {label}",
             ],
@@ -351,6 +354,34 @@ def _add_syn_proxies(block: Block, ruleset: Ruleset, kernel: KernelFeatures) -> 
     if early:
         block.chain("early", ["type filter hook prerouting priority raw; policy accept;", *early])
     return lines
+
+
+def _lead_to_proven(block: Block, ruleset: Ruleset, bounds: Sequence[str]) -> list[str]:
+    """Return the lines to what bounds connections whose handshake the SYN proxy has finished.
+
+    It opens them anew, from the caller's address and by the loopback device: that is where they are new.
+    """
+    lines = []
+    for rule in ruleset.services:
+        if not rule.syn_proxy or not (rule.is_limited or bounds):
+            continue
+        refusal = f"{'accept' if rule.observe else _final_verdict(ruleset)} {comment(rule.label)}"
+        spared = [f"{one.words} accept".strip() for one in _managers(block, ruleset, rule)]
+        decided = [f"jump {chain_name(rule)}_gate", refusal] if rule.is_limited else ["accept"]
+        chain = block.chain(f"{chain_name(rule)}_proven", [*spared, *bounds, *decided])
+        known = PeerGroup(everyone=True) if rule.peers.macs else rule.peers  # no MAC address has come this way
+        peers = block.peer_matches(f"{chain_name(rule)}_syn", known, SADDR)
+        matches = join_matches(protocol_matches(rule.protocol, rule.spans), peers) if peers else []
+        lines += [f'iifname "lo" ct state new fib saddr type != local {one.words} jump {chain}' for one in matches]
+    return lines
+
+
+def _managers(block: Block, ruleset: Ruleset, rule: Rule) -> list[Match]:
+    """Return every way to be a manager, where ``rule`` is what they manage by; no flood may use up their share."""
+    management = ruleset.management
+    if management is None or management.service is not rule:
+        return []
+    return block.peer_matches("management", management.peers, SADDR)
 
 
 def _proxied_answers(rule: Rule) -> list[str]:
