@@ -21,7 +21,7 @@ import pytest
 from tidegate.agent.guarding import MAX_RESTORES, Guarding
 from tidegate.base.clock import SystemClock
 from tidegate.events.model import Event
-from tidegate.firewall import commit
+from tidegate.firewall import commit, xtqueue
 from tidegate.firewall.bans import Bans
 from tidegate.firewall.banstore import BanStore
 from tidegate.firewall.commit import apply_section, effective_digest
@@ -287,6 +287,22 @@ def test_bans_go_on_after_a_reboot(stage: Stage) -> None:
         assert all(500 < ban.remaining_s <= 600 for ban in stage.bans.list_bans())
 
     asyncio.run(stage.play(stage.guarding.run_bans(), scene))
+
+
+def test_a_kernel_with_a_queue_of_nft_leaves_no_ruleset_without_one(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is applied does not know which kernel it is for: packets have to find the inspector all the same."""
+
+    async def scene() -> None:
+        await stage.until(lambda: bool(stage.guarding.state()["inspecting"]))
+        assert await stage.ask(READ)
+        assert not await stage.ask(WRITE)
+
+    monkeypatch.setattr(xtqueue, "queue_support", lambda _: xtqueue.QueueSupport(nft=True, xt=True))
+    stage.put_in_force()
+    with stage.serve():
+        asyncio.run(stage.play(stage.guarding.run_inspector(), scene))
 
 
 def test_observing_refuses_no_message_either(stage: Stage) -> None:

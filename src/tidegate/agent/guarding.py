@@ -194,7 +194,7 @@ class Guarding:
         from tidegate.firewall.xtqueue import install_queue_rules, queue_support
 
         support = await asyncio.to_thread(queue_support, self._nft)
-        if not support.nft:
+        if support.xt or not support.nft:  # also where nft could: a ruleset that was applied has no queue of its own
             await asyncio.to_thread(install_queue_rules, QUEUE)
         self._inspector = Worker("the inspector", "tidegate.ids.inline", ("--queue", str(QUEUE)))
         try:
