@@ -75,6 +75,11 @@ class LibraryEngine:
         self._context = None
         self._owner = 0
 
+    def __del__(self) -> None:
+        """Give the socket back that the library holds, where nobody closed."""
+        if getattr(self, "_context", None) is not None and os is not None:  # None: the interpreter is ending
+            self.close()
+
     def _renew(self) -> None:
         context = self._library.nft_ctx_new(_CTX_DEFAULT)
         if not context:
