@@ -322,7 +322,7 @@ def test_another_process_confirms_and_rolls_back(lab: Lab) -> None:
     lab.apply(WIDER)
     lab.device.run([*command, "rollback", "--state", str(lab.state)])
     shown = json.loads(lab.device.run([*command, "show", "--json", "--state", str(lab.state)]).stdout)
-    assert shown["change"] == "expired"
+    assert shown["change"] == "rolled-back"
     assert shown["digest"] == lab.digest()
     again = lab.device.run([*command, "confirm", "--json", "--state", str(lab.state)], check=False)
     assert again.returncode == 4

@@ -175,7 +175,7 @@ def run_show(arguments: argparse.Namespace, output: Output) -> int:
         load_pending(arguments.state, nft=nft)
         state = "pending"
     except TidegateError as error:
-        state = {"firewall.commit.expired": "none; the last one was rolled back"}.get(error.code, "none")
+        state = "rolled-back" if error.code == "firewall.commit.expired" else "none"
     digest = effective_digest(nft)
     for listing in listings.values():
         output.line((listing or "").rstrip())
