@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TYPE_CHECKING
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
+from typing import TYPE_CHECKING, TypeVar
 
 from tidegate.firewall.errors import BanPrefix
 from tidegate.firewall.netlink import INTERVAL_END
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tidegate.firewall.model import PeerGroup
 
 Prefix = IPv4Network | IPv6Network
+_Network = TypeVar("_Network", IPv4Network, IPv6Network)
 
 BAN_TABLE = "tidegate_bans"
 # One address, and what providers hand out: /24 is the longest prefix in the global IPv4 routing table; RFC 6177: a
@@ -139,8 +140,8 @@ def _mask(version: int, length: int) -> object:
 def _protected(never: PeerGroup, managers: PeerGroup) -> dict[str, tuple[str, ...]]:
     """Return the fixed sets with their elements; an empty one has no such line, which the grammar would refuse."""
     elements = {
-        "never4": ["0.0.0.0/0"] if never.everyone else [*map(str, never.v4), LOOPBACK[4]],
-        "never6": ["::/0"] if never.everyone else [*map(str, never.v6), LOOPBACK[6]],
+        "never4": ["0.0.0.0/0"] if never.everyone else _with_loopback(never.v4, IPv4Network(LOOPBACK[4])),
+        "never6": ["::/0"] if never.everyone else _with_loopback(never.v6, IPv6Network(LOOPBACK[6])),
         "managers4": [str(prefix) for prefix in managers.v4],
         "managers6": [str(prefix) for prefix in managers.v6],
     }
@@ -148,6 +149,13 @@ def _protected(never: PeerGroup, managers: PeerGroup) -> dict[str, tuple[str, ..
         name: (*_FIXED[int(name[-1])], *([f"elements = {{ {', '.join(found)} }}"] if found else []))
         for name, found in elements.items()
     }
+
+
+def _with_loopback(prefixes: Iterable[_Network], loopback: _Network) -> list[str]:
+    """Return the prefixes with loopback among them, disjoint: nftables refuses intervals that overlap."""
+    together = list(prefixes)
+    together.append(loopback)
+    return [str(prefix) for prefix in collapse_addresses(together)]
 
 
 def _block(kind: str, name: str, lines: tuple[str, ...]) -> str:

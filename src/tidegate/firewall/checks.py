@@ -166,6 +166,9 @@ def _check_management(ruleset: Ruleset) -> Iterator[Finding]:
     else:
         yield from _check_way_in(ruleset, management)
         yield from _check_link(ruleset, management)
+    if management.service.fields is not None:
+        text = "the management service has content rules: without an inspector nobody could manage the device"
+        yield error(ManagementCut.code, management.service.label, text)
     if management.egress is not None and management.egress.peers.empty:
         yield error(ManagementCut.code, management.egress.label, "the way out to the manager has no peers")
     elif management.egress is not None:

@@ -425,3 +425,10 @@ def test_a_reply_is_no_session() -> None:
         state=State.ESTABLISHED,
     )
     verify_ruleset(ruleset, must_pass=[packet])
+
+
+def test_no_content_rules_on_the_way_in_of_the_manager() -> None:
+    values = {**GOOD, "services": {"ssh": service(ports=(22,), fields="reads")}, "fields": FIELDS}
+    with pytest.raises(TidegateError) as caught:
+        verify_ruleset(plan_ruleset(msgspec.convert(values, FirewallSection)))
+    assert caught.value.code == "firewall.check.management-cut"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from typing import Any
 
 import msgspec
@@ -217,3 +218,14 @@ def test_no_two_rules_share_an_object_whatever_they_are_called() -> None:
         names = [("set" if kind == "map" else kind, name) for kind, name in names]
         if not table.startswith("inet tidegate_bans"):  # declared empty first, so that a flush finds them
             assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
+
+
+@pytest.mark.parametrize("never", [["0.0.0.0/0"], ["127.0.0.0/8"], ["::/0"], ["any", "!10.0.0.1"]])
+def test_who_is_never_banned_may_contain_loopback(never: list[str]) -> None:
+    """nftables refuses a set whose intervals overlap, and with it the whole policy."""
+    text = compile_section(bans={"never": never})
+    for family, inside in ((4, "127.0.0.0/8"), (6, "::1/128")):
+        body = re.findall(rf"\tset never{family} {{\n(.*?)\t}}\n", text, re.DOTALL)[-1]
+        prefixes = [ip_network(one) for one in re.findall(r"[0-9a-f.:]+/\d+", body.partition("elements")[2])]
+        assert any(ip_network(inside).subnet_of(prefix) for prefix in prefixes)  # type: ignore[arg-type]
+        assert not any(a.overlaps(b) for a in prefixes for b in prefixes if a is not b)
