@@ -13,7 +13,7 @@ from tidegate.firewall.compile import BAN_TABLE, TABLE
 from tidegate.firewall.errors import Unsteady
 from tidegate.firewall.link import LINK_TABLE
 from tidegate.firewall.nft import Nft
-from tidegate.firewall.snapshot import Listings, count_growing, digest_listings, fill_sets, find_names, split_tables
+from tidegate.firewall.snapshot import Listings, count_growing, digest_listings, fill_sets, find_names
 
 MAX_READINGS = 8  # a table of thousands grows within milliseconds; somebody who changes ours all the time does not
 _LISTS = ("never4", "never6", "managers4", "managers6")  # of the ban table: fixed by the policy
@@ -56,13 +56,13 @@ def read_listings(
 
 
 def _read(nft: Nft, *, with_names: bool) -> Listings:
-    outline = split_tables(nft.list_outline())
-    policy = nft.list_table(TABLE) if f"inet {TABLE}" in outline else None
-    link = nft.list_table(LINK_TABLE, family="netdev") if f"netdev {LINK_TABLE}" in outline else None
+    policy = nft.list_table(TABLE) if nft.has_table(TABLE) else None
+    link = nft.list_table(LINK_TABLE, family="netdev") if nft.has_table(LINK_TABLE, family="netdev") else None
+    bans = _read_bans(nft) if nft.has_table(BAN_TABLE) else None
     names = {}
     if policy is not None and with_names:
         names = {name: nft.list_set(TABLE, name, stateless=False) for name in find_names(policy)}
-    return Listings(policy=policy, bans=_read_bans(nft, outline.get(f"inet {BAN_TABLE}")), link=link, names=names)
+    return Listings(policy=policy, bans=bans, link=link, names=names)
 
 
 class Reading:
@@ -97,8 +97,7 @@ class Reading:
             self._error = error
 
 
-def _read_bans(nft: Nft, outline: str | None) -> str | None:
-    if outline is None:
-        return None
+def _read_bans(nft: Nft) -> str:
+    outline = nft.list_outline(BAN_TABLE)
     listings = {name: nft.list_set(BAN_TABLE, name) for name in _LISTS if f"\tset {name} {{" in outline}
     return fill_sets(outline, listings)

@@ -35,6 +35,7 @@ _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _REQUEST, _ACK, _CREATE, _DUMP, _DUMP_INTERRUPTED = 0x1, 0x4, 0x400, 0x300, 0x10
 _ERROR, _DONE, _BATCH_BEGIN, _BATCH_END = 2, 3, 16, 17
 _SUBSYSTEM, _INET = 10, 1
+_FAMILIES = {"inet": _INET, "netdev": 5}  # linux/netfilter.h: NFPROTO_*
 _NESTED, _TYPE_MASK = 0x8000, 0x3FFF
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -290,9 +291,10 @@ class Link:
         described = dict(parse_attributes(dict(parse_attributes(answer.body)).get(9, memoryview(b""))))
         return int.from_bytes(described.get(1, b""), "big")
 
-    def has_table(self, name: str) -> bool:
-        """Return whether there is a table ``inet name``."""
-        answer = self.ask([encode_message(GET_TABLE, encode_attribute(1, name.encode() + b"\0"))])[0]
+    def has_table(self, name: str, *, family: str = "inet") -> bool:
+        """Return whether there is a table ``family name``; ``family`` is inet or netdev."""
+        wanted = encode_attribute(1, name.encode() + b"\0")
+        answer = self.ask([encode_message(GET_TABLE, wanted, family=_FAMILIES[family])])[0]
         return isinstance(answer, Message)
 
     def _take(self, count: int) -> int:

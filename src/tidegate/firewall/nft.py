@@ -20,6 +20,7 @@ from tidegate.base.errors import NotRoot, ProgramMissing
 from tidegate.base.program import find_program, run_program
 from tidegate.firewall.errors import NftRefused, NoNftables
 from tidegate.firewall.libnftables import LibraryEngine
+from tidegate.firewall.netlink import Link
 
 MAX_MESSAGE = 2000  # of nft's own words in an error: it repeats the refused line, which can hold thousands of elements
 LARGE_TEXT = 16_384  # characters; below, the library is quicker than a process starts
@@ -68,9 +69,10 @@ class Nft:
     library.
     """
 
-    def __init__(self, engine: Engine, heavy: Engine | None = None) -> None:
+    def __init__(self, engine: Engine, heavy: Engine | None = None, link: Link | None = None) -> None:
         self._engine = engine
         self._heavy = heavy
+        self._link = link
         self._namespace = _namespace()
         self._lock = threading.Lock()
 
@@ -85,12 +87,12 @@ class Nft:
         require_kernel()
         if lean:
             with contextlib.suppress(ProgramMissing):
-                return cls(ProgramEngine())
+                return cls(ProgramEngine(), link=Link())
         engine = open_engine()
         try:
-            return cls(engine, engine if engine.name == ProgramEngine.name else ProgramEngine())
+            return cls(engine, engine if engine.name == ProgramEngine.name else ProgramEngine(), Link())
         except ProgramMissing:
-            return cls(engine)
+            return cls(engine, link=Link())
 
     @property
     def engine(self) -> str:
@@ -117,18 +119,27 @@ class Nft:
             return self._execute(f"list table {family} {name}", dry_run=False, stateless=stateless, is_large=True)
         except NftRefused:
             # "No such table" and "no permission" differ only in wording otherwise.
-            if f"table {family} {name}" in self.run("list tables").splitlines():
+            if self.has_table(name, family=family):
                 raise
             return None
+
+    def has_table(self, name: str, *, family: str = "inet") -> bool:
+        """Return whether there is a table ``family name``.
+
+        Asked of the kernel itself where there is a socket for it: nft reads every rule there is before it answers.
+        """
+        if self._link is not None:
+            return self._link.has_table(name, family=family)
+        return f"table {family} {name}" in self.run("list tables").splitlines()
 
     def list_set(self, table: str, name: str, *, stateless: bool = True) -> str:
         """Return one set of table ``inet table`` as text, in far less than the table takes where that is large."""
         return self._execute(f"list set inet {table} {name}", dry_run=False, stateless=stateless)
 
-    def list_outline(self) -> str:
-        """Return every table without the elements of named sets, which alone make a listing slow."""
+    def list_outline(self, name: str) -> str:
+        """Return table ``inet name`` without the elements of its named sets, which alone make a listing slow."""
         with self._lock:
-            status, output, complaint = self._choose(is_large=True).execute("list ruleset", terse=True)
+            status, output, complaint = self._engine.execute(f"list table inet {name}", terse=True)
         return self._judge(status, output, complaint)
 
     def list_rules(self, family: str, name: str) -> str | None:
@@ -142,6 +153,8 @@ class Nft:
     def close(self) -> None:
         """Give the connection back; harmless when repeated."""
         self._engine.close()
+        if self._link is not None:
+            self._link.close()
 
     def _execute(
         self, text: str, *, dry_run: bool, stateless: bool = True, handles: bool = False, is_large: bool = False
