@@ -74,23 +74,24 @@ class PolicyKeeper:
     def start(self) -> None:
         """Put the confirmed policy in force at boot; its own check is all the confirmation it needs then.
 
-        The signed policy alone is the authority. Where neither of its two copies holds, the device closes. One that
-        has expired since it was confirmed stays in force and is reported. A change that was pending is undone.
+        The signed policy alone is the authority, whatever sessions there are. Where neither of its two copies holds,
+        the device closes. One that has expired since it was confirmed stays in force and is reported. A change that
+        was pending is undone.
         """
         drop_pending(self._home.firewall_state)
         try:
             verified = self._verify_stored()
         except TidegateError:
-            self._enforce(CLOSED).confirm()
+            self._enforce(CLOSED, must_pass=()).confirm()
             raise
         if verified.policy.firewall is not None:
-            self._enforce(verified.policy.firewall).confirm()
+            self._enforce(verified.policy.firewall, must_pass=()).confirm()
         else:  # a room without a section is left alone: what was in force before the boot is in force again
             restore_last_confirmed(self._home.firewall_state, nft=self._nft)
         self.confirmed = verified
         self._report_applied(verified)
 
-    def _enforce(self, section: FirewallSection, *, must_pass: Sequence[Packet] = ()) -> PendingChange:
+    def _enforce(self, section: FirewallSection, *, must_pass: Sequence[Packet]) -> PendingChange:
         return apply_section(section, state_dir=self._home.firewall_state, nft=self._nft, must_pass=must_pass)
 
     def _managing_sessions(self, section: FirewallSection) -> list[Packet]:

@@ -27,7 +27,7 @@ NOUNS = {
     "error": "explain an error code",
     "events": "show, verify and export the event log",
     "factory": "make a factory CA, give a blank device its identity, keys, policy and vault",
-    "firewall": "plan, apply, confirm and show the firewall; ban and unban",
+    "firewall": "plan, apply and confirm the firewall, lock down, ban; explain and learn what it decides",
     "identity": "enrol, renew, move and show the device's certificate",
     "ids": "run the network sensor, replay captures",
     "image": "build, sign, inspect and verify images and update bundles",

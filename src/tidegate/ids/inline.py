@@ -12,19 +12,17 @@ pipes.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from tidegate.base.errors import TidegateError
 from tidegate.ids import errors
-from tidegate.ids.sensor import load_module
+from tidegate.ids.sensor import load_module, translate_sensor_errors
 from tidegate.ids.worker import NOBODY, Output
 
 if TYPE_CHECKING:
@@ -36,19 +34,6 @@ POLL_MS = 250  # signals and a lost reader are noticed within this time
 LINES_A_STEP = 256
 STATS_S = 60.0
 LAST_WORDS_S = 1.0
-
-_ERRORS: dict[str, type[TidegateError]] = {
-    kind.code: kind
-    for kind in (
-        errors.ConfigInvalid,
-        errors.CaptureFailed,
-        errors.CaptureClosed,
-        errors.QueueBusy,
-        errors.QueuePermission,
-        errors.SensorInternal,
-        errors.WorkerConfinement,
-    )
-}
 
 
 class InlineQueue:
@@ -63,22 +48,22 @@ class InlineQueue:
         if not 0 <= number <= MAX_QUEUE:
             raise errors.ConfigInvalid(f"queue numbers are 0 to {MAX_QUEUE}, not {number}", field="queue")
         self._module = load_module()
-        with translate_inline_errors(self._module):
+        with translate_sensor_errors(self._module):
             self._queue: _sensor.InlineQueue = self._module.InlineQueue(number, config_json)
 
     def poll(self, timeout_ms: int, *, max_lines: int = LINES_A_STEP) -> list[str]:
         """Answer packets for at most ``timeout_ms`` and return the reports as EVE lines, as soon as there are some."""
-        with translate_inline_errors(self._module):
+        with translate_sensor_errors(self._module):
             return self._queue.poll(timeout_ms, max_lines)
 
     def stats_line(self) -> str:
         """Return the counters as one EVE line of type ``stats``."""
-        with translate_inline_errors(self._module):
+        with translate_sensor_errors(self._module):
             return self._queue.stats_line()
 
     def close(self) -> None:
         """Give the queue back; harmless when repeated."""
-        with translate_inline_errors(self._module):
+        with translate_sensor_errors(self._module):
             self._queue.close()
 
     def __enter__(self) -> Self:
@@ -98,24 +83,14 @@ class FieldStream:
 
     def __init__(self, config_json: str, rule_id: int, *, datagram: bool = False) -> None:
         self._module = load_module()
-        with translate_inline_errors(self._module):
+        with translate_sensor_errors(self._module):
             self._stream: _sensor.FieldStream = self._module.FieldStream(config_json, rule_id, datagram)
 
     def feed(self, data: bytes) -> tuple[bytes, list[str], list[bytes], bool]:
         """Return what of ``data`` and of what waited may go to the server; what the rule does not allow, in words; the
         first 8 bytes of each message that is held back for good; whether nothing can be read any more."""
-        with translate_inline_errors(self._module):
+        with translate_sensor_errors(self._module):
             return self._stream.feed(data)
-
-
-@contextlib.contextmanager
-def translate_inline_errors(module: Any) -> Iterator[None]:
-    """Turn the binding's one exception into the coded error that it names."""
-    try:
-        yield
-    except module.SensorError as error:
-        code, message = error.args
-        raise _ERRORS[code](message) from error
 
 
 def main(arguments: list[str]) -> int:
@@ -162,7 +137,7 @@ def _drop_privileges() -> None:
     """Become nobody for good, with the one capability; the parent-death signal comes last, as that change clears it."""
     parent = os.getppid()
     module = load_module()
-    with translate_inline_errors(module):
+    with translate_sensor_errors(module):
         if os.geteuid() == 0:
             module.confine_inline(NOBODY)
         else:

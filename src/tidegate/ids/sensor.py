@@ -29,6 +29,8 @@ _ERRORS: dict[str, type[TidegateError]] = {
         errors.CaptureNotACapture,
         errors.CaptureFailed,
         errors.CaptureClosed,
+        errors.QueueBusy,
+        errors.QueuePermission,
         errors.SensorInternal,
         errors.WorkerConfinement,
     )
