@@ -96,8 +96,11 @@ class Lab:
         return told.returncode, json.loads(told.stdout), told.stderr.decode()
 
     def files(self) -> dict[str, bytes]:
-        """Return what lies in the state folder: a change that waits would leave something there."""
-        return {one.name: one.read_bytes() for one in self.state.iterdir() if one.is_file()}
+        """Return what lies in the state folder: a change that waits would leave something there.
+
+        Not the diary of the guard, which one that is started and dismissed may have written.
+        """
+        return {one.name: one.read_bytes() for one in self.state.iterdir() if one.is_file() and one.name != "guard.log"}
 
     def kernel(self) -> tuple[str, bytes]:
         """Return the digest of our tables, and every table there is as the program lists it without counts."""

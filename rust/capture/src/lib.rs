@@ -4,16 +4,14 @@
 //! caller's number; a malformed file ends the reading with a reason and never panics.
 //! Leaves to others: what the frames mean (crate `sensor`).
 //! Besides, packets that the kernel holds for a verdict (`queue.rs`).
-//! Read first: `ring.rs`. The unsafe code of the whole workspace is in `ring.rs`, `queue.rs` and `process.rs`.
+//! Read first: `ring.rs`. The unsafe code of the whole workspace is in `ring.rs` and `queue.rs`.
 
 mod error;
 mod file;
-mod process;
 mod queue;
 mod ring;
 
 pub use error::CaptureError;
 pub use file::{CaptureFile, FileEnd, MAX_RECORD_BYTES, Record};
-pub use process::confine;
-pub use queue::{Answer, Queue, QueueStatistics, RawSender, Waiting, keep_net_admin};
+pub use queue::{Answer, Queue, QueueStatistics, RawSender, Waiting};
 pub use ring::{BLOCK_BYTES, Ring, RingStatistics};

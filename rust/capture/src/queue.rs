@@ -5,7 +5,7 @@
 //! kernel cuts what was joined on the way in into real packets with real checksums before it shows them to us: a verdict
 //! then falls on one segment or datagram, and never on a bundle of them.
 //!
-//! The kernel wants CAP_NET_ADMIN for each verdict, not only for the binding; [`keep_net_admin`] leaves that and no more.
+//! The kernel wants CAP_NET_ADMIN for each verdict, not only for the binding.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -319,30 +319,6 @@ impl RawSender {
         to.sin6_addr.s6_addr = *bytes;
         send_to(socket, packet, &to)
     }
-}
-
-/// Become user and group `id` for good, with CAP_NET_ADMIN as the only capability: each verdict needs it.
-///
-/// For a process of one thread: capabilities belong to threads. Call [`crate::confine`] afterwards.
-pub fn keep_net_admin(id: u32) -> io::Result<()> {
-    const CAP_NET_ADMIN: u32 = 12; // linux/capability.h
-    const VERSION_3: u32 = 0x2008_0522;
-    const ONE: libc::c_ulong = 1;
-    const NONE: libc::c_ulong = 0;
-    // SAFETY: takes integers only; no memory of ours is read or written.
-    check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, ONE, NONE, NONE, NONE) })?;
-    // SAFETY: no list is read, as its length is 0.
-    check(unsafe { libc::setgroups(0, std::ptr::null()) })?;
-    // SAFETY: takes integers only.
-    check(unsafe { libc::setresgid(id, id, id) })?;
-    // SAFETY: takes integers only.
-    check(unsafe { libc::setresuid(id, id, id) })?;
-    let head = [VERSION_3, 0]; // this thread
-    let bit = 1_u32 << CAP_NET_ADMIN;
-    let sets = [bit, bit, 0, 0, 0, 0]; // effective, permitted, inheritable; then the upper 32 of each
-    // SAFETY: the kernel reads two words of `head` and six of `sets`, as version 3 says.
-    let result = unsafe { libc::syscall(libc::SYS_capset, head.as_ptr(), sets.as_ptr()) };
-    check(result as libc::c_int)
 }
 
 /// A netlink message under construction.

@@ -153,12 +153,6 @@ impl FieldStream {
     }
 }
 
-/// Become user and group `user` for good and keep CAP_NET_ADMIN, which each verdict needs; then `confine`.
-pub fn confine_inline(user: u32) -> std::io::Result<()> {
-    capture::keep_net_admin(user)?;
-    capture::confine()
-}
-
 fn parse_rules(config_json: &str) -> Result<RuleSet, Failure> {
     let rules = RuleSet::parse(config_json).map_err(|error| Failure::config(error.to_string()))?;
     if !MEMORY_BYTES.contains(&rules.memory_bytes) {

@@ -9,7 +9,7 @@ mod core;
 mod errors;
 mod inline;
 
-use pyo3::prelude::*;
+use pyo3::pymodule;
 
 /// The network sensor; use tidegate.ids.sensor, which raises coded errors.
 #[pymodule]
@@ -22,18 +22,4 @@ mod _sensor {
     use super::errors::SensorError;
     #[pymodule_export]
     use super::inline::{FieldStream, InlineQueue};
-    use super::*;
-
-    /// Give up the ability to gain privileges, and die with the parent process. Call it after the change of user.
-    #[pyfunction]
-    fn confine() -> PyResult<()> {
-        capture::confine().map_err(|error| errors::raise("ids.worker.confinement", error.to_string()))
-    }
-
-    /// Become user and group `user` for good, keep only CAP_NET_ADMIN (each verdict needs it), and die with the parent
-    /// process.
-    #[pyfunction]
-    fn confine_inline(user: u32) -> PyResult<()> {
-        super::inline::confine_inline(user).map_err(|error| errors::raise("ids.worker.confinement", error.to_string()))
-    }
 }

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from tidegate.ids.fieldproxy import FieldProxy
 
 _MEMORY_KIB = 4096
-_NOBODY = 65534
 
 
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -102,14 +101,14 @@ def run_proxy(arguments: argparse.Namespace, _output: Output) -> int:
 async def _relay(proxy: FieldProxy, what: str) -> None:
     import asyncio
 
+    from tidegate.base.confine import confine
+    from tidegate.ids.errors import WorkerConfinement
+
     stopping = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stopping.set)
     await proxy.start()
-    if os.geteuid() == 0:  # the port is bound; nothing else needs root
-        os.setgroups([])
-        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    confine(keep=None, ends_with_parent=False, failed=WorkerConfinement)  # the port is bound
     print(json.dumps({"event_type": "ready", "proxy": what, "pid": os.getpid()}), flush=True)
     try:
         await stopping.wait()

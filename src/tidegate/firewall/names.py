@@ -25,8 +25,9 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 
+from tidegate.base.confine import CAP_NET_ADMIN, confine
 from tidegate.base.errors import TidegateError
-from tidegate.firewall.errors import BadNamesConfig, KernelRefused
+from tidegate.firewall.errors import BadNamesConfig, KernelRefused, NamesConfinement
 from tidegate.firewall.nameplan import (
     Address,
     Answer,
@@ -255,11 +256,9 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m tidegate.firewall.names < CONFIG\n")
         return 2
     try:
-        from tidegate.firewall.confine import keep_net_admin_only
-
         config = parse_names_config(_read_config())
         link, monitor = Link(), Monitor(MONITOR_BYTES)
-        keep_net_admin_only()
+        confine(keep=CAP_NET_ADMIN, ends_with_parent=True, failed=NamesConfinement)
         return _serve(Keeper(config, link, monitor), len(config.sets))
     except TidegateError as error:
         sys.stdout.write(json.dumps({"event_type": "error", "code": error.code, "message": error.message}) + "\n")

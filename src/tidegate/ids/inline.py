@@ -20,10 +20,11 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from tidegate.base.confine import CAP_NET_ADMIN, confine
 from tidegate.base.errors import TidegateError
 from tidegate.ids import errors
 from tidegate.ids.sensor import load_module, translate_sensor_errors
-from tidegate.ids.worker import NOBODY, Output
+from tidegate.ids.worker import Output
 
 if TYPE_CHECKING:
     from tidegate.ids import _sensor
@@ -100,7 +101,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         with InlineQueue(int(arguments[1]), _read_config()) as queue:
-            _drop_privileges()
+            confine(keep=CAP_NET_ADMIN, ends_with_parent=True, failed=errors.WorkerConfinement)
             return _serve(queue, int(arguments[1]))
     except TidegateError as error:
         sys.stdout.write(json.dumps({"event_type": "error", "code": error.code, "message": error.message}) + "\n")
@@ -131,19 +132,6 @@ def _read_config() -> str:
     if not line.endswith(b"\n"):
         raise errors.ConfigInvalid("standard input has no line of field rules", limit=MAX_CONFIG_BYTES)
     return line.decode(errors="replace")
-
-
-def _drop_privileges() -> None:
-    """Become nobody for good, with the one capability; the parent-death signal comes last, as that change clears it."""
-    parent = os.getppid()
-    module = load_module()
-    with translate_sensor_errors(module):
-        if os.geteuid() == 0:
-            module.confine_inline(NOBODY)
-        else:
-            module.confine()
-    if os.getppid() != parent:  # it died before the signal was armed
-        raise errors.WorkerConfinement("the parent process is gone")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ _ERRORS: dict[str, type[TidegateError]] = {
         errors.QueueBusy,
         errors.QueuePermission,
         errors.SensorInternal,
-        errors.WorkerConfinement,
     )
 }
 

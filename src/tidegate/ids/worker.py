@@ -17,16 +17,16 @@ import signal
 import sys
 import time
 
+from tidegate.base.confine import confine
 from tidegate.base.errors import TidegateError
 from tidegate.ids.errors import ConfigInvalid, WorkerConfinement
-from tidegate.ids.sensor import LINES_A_STEP, LiveSensor, load_module, translate_sensor_errors
+from tidegate.ids.sensor import LINES_A_STEP, LiveSensor
 
 MAX_CONFIG_BYTES = 65_536  # ours are below 1 KiB
 POLL_MS = 250  # the sensor's own tick
 RETIRE_MS = 60  # the ring hands over a block that is not full after 50 ms
 STATS_S = 60.0
 LAST_WORDS_S = 1.0  # for a reader that is still there when we are asked to stop
-NOBODY = 65534  # user and group of Debian and of the kernel's overflow ids; no lookup, which would load libnss
 
 
 def main(arguments: list[str]) -> int:
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         with LiveSensor(arguments[1], _read_config()) as sensor:
-            _drop_privileges()
+            confine(keep=None, ends_with_parent=True, failed=WorkerConfinement)
             return _serve(sensor, arguments[1])
     except TidegateError as error:
         sys.stdout.write(json.dumps({"event_type": "error", "code": error.code, "message": error.message}) + "\n")
@@ -109,23 +109,6 @@ def _read_config() -> str:
     if not line.endswith(b"\n"):
         raise ConfigInvalid("standard input has no configuration line", limit=MAX_CONFIG_BYTES)
     return line.decode(errors="replace")
-
-
-def _drop_privileges() -> None:
-    """Become nobody for good. Order: groups before the user; the parent-death signal is cleared by both."""
-    parent = os.getppid()
-    module = load_module()
-    if os.geteuid() == 0:
-        try:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
-        except OSError as error:
-            raise WorkerConfinement(f"cannot become user {NOBODY}: {error.strerror}") from error
-    with translate_sensor_errors(module):
-        module.confine()
-    if os.getppid() != parent:  # it died before the signal was armed
-        raise WorkerConfinement("the parent process is gone")
 
 
 if __name__ == "__main__":
