@@ -1,0 +1,29 @@
+//! Application protocols: the bytes of a flow in, transactions out, with everything in them that a signature rule, a
+//! log line or a detector may ask for.
+//!
+//! Promises: no input makes a parser panic, and what one parser holds is bounded by constants in its file. A parser
+//! reads no clock, no randomness, no file. Adding a protocol is one file and one line in [`PROTOCOLS`].
+//! Leaves to others: putting segments in order (crate `sensor`), matching (crate `signatures`).
+//! Read first: `protocol.rs`, then one protocol, `ntp.rs`.
+#![forbid(unsafe_code)]
+
+mod body;
+mod json;
+mod ntp;
+mod protocol;
+mod reader;
+mod settings;
+mod transactions;
+
+pub use body::{Body, BodyState};
+pub use json::Json;
+pub use protocol::{
+    BufferInfo, COMPLETE, Custom, KeywordInfo, MOST_HELD, NumberInfo, ParseError, Parser, Probe, Protocol, RecordInfo,
+    Start, Transaction, Transport, View, Way, Ways,
+};
+pub use reader::Reader;
+pub use settings::Settings;
+pub use transactions::Transactions;
+
+/// Every protocol there is, in the order in which their probes are asked.
+pub static PROTOCOLS: &[&Protocol] = &[&ntp::PROTOCOL];
