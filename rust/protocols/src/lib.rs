@@ -17,7 +17,7 @@ mod reader;
 mod settings;
 //snmp
 //ssh
-//tls
+mod tls;
 mod transactions;
 
 pub use body::{Body, BodyState};
@@ -28,7 +28,8 @@ pub use protocol::{
 };
 pub use reader::Reader;
 pub use settings::Settings;
+pub use tls::Session as TlsSession;
 pub use transactions::Transactions;
 
 /// Every protocol there is, in the order in which their probes are asked.
-pub static PROTOCOLS: &[&Protocol] = &[&ntp::PROTOCOL, &dns::MDNS, &dns::LLMNR, &dns::DNS];
+pub static PROTOCOLS: &[&Protocol] = &[&ntp::PROTOCOL, &dns::MDNS, &dns::LLMNR, &dns::DNS, &tls::PROTOCOL];
