@@ -8,11 +8,16 @@
 #![forbid(unsafe_code)]
 
 mod body;
+//dhcp
+mod dns;
 mod json;
 mod ntp;
 mod protocol;
 mod reader;
 mod settings;
+//snmp
+//ssh
+mod tls;
 mod transactions;
 
 pub use body::{Body, BodyState};
@@ -23,7 +28,8 @@ pub use protocol::{
 };
 pub use reader::Reader;
 pub use settings::Settings;
+pub use tls::Session as TlsSession;
 pub use transactions::Transactions;
 
 /// Every protocol there is, in the order in which their probes are asked.
-pub static PROTOCOLS: &[&Protocol] = &[&ntp::PROTOCOL];
+pub static PROTOCOLS: &[&Protocol] = &[&ntp::PROTOCOL, &dns::MDNS, &dns::LLMNR, &dns::DNS, &tls::PROTOCOL];
