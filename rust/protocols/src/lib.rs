@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod body;
+mod http;
 mod json;
 mod ntp;
 mod protocol;
@@ -16,6 +17,7 @@ mod settings;
 mod transactions;
 
 pub use body::{Body, BodyState};
+pub use http::HttpTransaction;
 pub use json::Json;
 pub use protocol::{
     BufferInfo, COMPLETE, Custom, KeywordInfo, MOST_HELD, NumberInfo, ParseError, Parser, Probe, Protocol, RecordInfo,
@@ -26,4 +28,4 @@ pub use settings::Settings;
 pub use transactions::Transactions;
 
 /// Every protocol there is, in the order in which their probes are asked.
-pub static PROTOCOLS: &[&Protocol] = &[&ntp::PROTOCOL];
+pub static PROTOCOLS: &[&Protocol] = &[&ntp::PROTOCOL, &http::PROTOCOL];
