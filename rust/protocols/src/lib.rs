@@ -8,8 +8,8 @@
 #![forbid(unsafe_code)]
 
 mod body;
-//dhcp
 mod dns;
+mod http;
 mod json;
 mod ntp;
 mod protocol;
@@ -21,6 +21,7 @@ mod tls;
 mod transactions;
 
 pub use body::{Body, BodyState};
+pub use http::HttpTransaction;
 pub use json::Json;
 pub use protocol::{
     BufferInfo, COMPLETE, Custom, KeywordInfo, MOST_HELD, NumberInfo, ParseError, Parser, Probe, Protocol, RecordInfo,
@@ -32,4 +33,12 @@ pub use tls::Session as TlsSession;
 pub use transactions::Transactions;
 
 /// Every protocol there is, in the order in which their probes are asked.
-pub static PROTOCOLS: &[&Protocol] = &[&ntp::PROTOCOL, &dns::MDNS, &dns::LLMNR, &dns::DNS, &tls::PROTOCOL];
+pub static PROTOCOLS: &[&Protocol] = &[
+    &ntp::PROTOCOL,
+    &dns::MDNS,
+    &dns::LLMNR,
+    &dns::DNS,
+    &http::PROTOCOL,
+    &tls::PROTOCOL,
+    //
+];
