@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tidegate.ids.inspector import SensorConfig
+    from tidegate.ids.inspector import RuleOutcome, Sensor, SensorConfig
     from tidegate.ids.section import IdsSection
     from tidegate.ids.settings import Setting
 
+REFUSED_STATUS = 3  # as for other data that was rejected
+MAX_REFUSED_SHOWN = 100  # on standard error; `tidegate ids rules check` has all
+MAX_REASON = 160  # of one line for a person; --json has all
 CHECKSUM_SETTINGS = {"none": "no", "auto": "auto", "all": "yes"}
 
 
@@ -127,6 +130,28 @@ def load_section(arguments: argparse.Namespace) -> IdsSection:
 
     text = read_file_bounded(arguments.policy, limit_bytes=MAX_POLICY_BYTES).decode(errors="replace")
     return parse_policy(text, name=str(arguments.policy)).ids or IdsSection()
+
+
+def tell_refused(sensor: Sensor) -> int:
+    """Say on standard error which rules the sensor does not have, and return how many."""
+    report = sensor.rules.report() if sensor.rules is not None else None
+    if report is None or not report.refused:
+        return 0
+    for rule in [rule for rule in report.rules if rule.outcome == "refused"][:MAX_REFUSED_SHOWN]:
+        print(f"refused: {rule_text(rule)}", file=sys.stderr)
+    print(f"{report.refused} rules are refused; `tidegate ids rules check` says which", file=sys.stderr)
+    return report.refused
+
+
+def rule_text(rule: RuleOutcome) -> str:
+    """Return one line about a rule, for a person."""
+    return f"{rule.source}:{rule.line}  sid {rule.sid}  {clip(rule.reason)}"
+
+
+def clip(text: str) -> str:
+    """Return the beginning of a text from outside, without what a terminal would obey."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text[:MAX_REASON])
+    return shown + ("…" if len(text) > MAX_REASON else "")
 
 
 def print_lines(lines: list[str]) -> None:

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import TextIO
 
 from tidegate.base.durable import translate_os_errors
-from tidegate.cli.ids_options import add_sensor_options, load_section, sensor_config, wants_engine
+from tidegate.cli.ids_options import (
+    REFUSED_STATUS,
+    add_sensor_options,
+    load_section,
+    sensor_config,
+    tell_refused,
+    wants_engine,
+)
 from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
 
@@ -29,6 +36,9 @@ def add_to(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--eve", default=None, metavar="FILE", help="write the EVE lines to FILE; '-' is standard output"
     )
     replay.add_argument("--stats", action="store_true", help="print the counters")
+    replay.add_argument(
+        "--fail-on-refused", action="store_true", help="exit status 3 if a rule was refused; the rest is inspected"
+    )
     replay.add_argument("--progress", action="store_true", help="say on standard error how far it is")
     add_sensor_options(replay, flows="all")
     replay.set_defaults(run=run_replay)
@@ -36,7 +46,7 @@ def add_to(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run_replay(arguments: argparse.Namespace, output: Output) -> int:
     """Replay one file and say what was in it; the exit status is 0 whether or not there were alerts."""
-    lines, stats_line = _open_replay(arguments)
+    lines, stats_line, refused = _open_replay(arguments)
     tally = _Tally(progress=arguments.progress)
     with _open_eve(arguments.eve) as eve:
         for line in lines:
@@ -47,29 +57,30 @@ def run_replay(arguments: argparse.Namespace, output: Output) -> int:
         last = stats_line()
         if eve is not None:
             eve.write(last + "\n")
+    status = REFUSED_STATUS if refused and arguments.fail_on_refused else 0
     if arguments.eve == "-":
-        return 0  # the lines are the answer
+        return status  # the lines are the answer
     stats = json.loads(last).get("stats", {})
     _show(output, tally, stats if arguments.stats else None)
     output.result({"events": tally.kinds, "alerts": tally.alerts, "alerts_left_out": tally.left_out, "stats": stats})
-    return 0
+    return status
 
 
-def _open_replay(arguments: argparse.Namespace) -> tuple[Iterator[str], Callable[[], str]]:
-    """Return the EVE lines of the capture to come, and what gives the counters at the end."""
+def _open_replay(arguments: argparse.Namespace) -> tuple[Iterator[str], Callable[[], str], int]:
+    """Return the EVE lines of the capture to come, what gives the counters at the end, the number of refused rules."""
     with translate_os_errors(arguments.capture):
         arguments.capture.stat()
     if wants_engine(arguments):
         from tidegate.ids.inspector import Sensor
 
         sensor = Sensor(sensor_config(arguments))
-        return sensor.replay_lines(arguments.capture), sensor.stats_line
+        return sensor.replay_lines(arguments.capture), sensor.stats_line, tell_refused(sensor)
     from tidegate.ids.section import REPLAY_FLOW_EVENTS_PER_S, plan_sensor
     from tidegate.ids.sensor import Replay
 
     plan = plan_sensor(load_section(arguments), flow_events_per_s=REPLAY_FLOW_EVENTS_PER_S)
     replay = Replay(str(arguments.capture), plan.config_json)
-    return iter(replay), replay.stats_line
+    return iter(replay), replay.stats_line, 0
 
 
 @dataclass(slots=True)

@@ -8,15 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tidegate.cli.ids_options import read_settings
+from tidegate.cli.ids_options import REFUSED_STATUS, clip, read_settings, rule_text
 from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
 
 if TYPE_CHECKING:
-    from tidegate.ids.inspector import RuleOutcome, RuleSet
-
-REFUSED_STATUS = 3  # as for other data that was rejected
-MAX_REASON = 160  # of one line for a person; --json has all
+    from tidegate.ids.inspector import RuleSet
 
 
 def add_to(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -50,11 +47,11 @@ def run_check(arguments: argparse.Namespace, output: Output) -> int:
     report = _load(arguments).report()
     if arguments.summary:
         for reason, count in Counter((rule.outcome, rule.reason) for rule in report.rules).most_common(50):
-            output.line(f"{count:7}  {reason[0]}: {_clip(reason[1])}")
+            output.line(f"{count:7}  {reason[0]}: {clip(reason[1])}")
     else:
         for rule in report.rules:
             if rule.outcome != "loaded":
-                output.line(_text(rule))
+                output.line(f"{rule.outcome}: {rule_text(rule)}")
     output.line(f"{report.loaded} loaded, {report.approximated} approximated, {report.refused} refused")
     output.result(asdict(report))
     return REFUSED_STATUS if report.refused else 0
@@ -69,13 +66,13 @@ def run_budget(arguments: argparse.Namespace, output: Output) -> int:
     rules = _load(arguments)
     answer = parse_budget(rules.budget(question))
     for choice in answer.kept if arguments.output is None else ():
-        output.line(f"{choice.source}:{choice.line}  sid {choice.sid}  {_clip(choice.reason)}")
+        output.line(f"{choice.source}:{choice.line}  sid {choice.sid}  {clip(choice.reason)}")
     if arguments.output is not None:
         write_file_atomic(arguments.output, encode_rules(rules.sources, answer.kept))
         output.line(f"written: {arguments.output}")
     output.line(f"{len(answer.kept)} rules chosen, {len(answer.left_out)} left out")
     for reason, count in Counter(choice.reason for choice in answer.left_out).most_common(10):
-        output.line(f"{count:7}  left out: {_clip(reason)}")
+        output.line(f"{count:7}  left out: {clip(reason)}")
     output.result(asdict(answer))
     return 0
 
@@ -93,12 +90,3 @@ def _load(arguments: argparse.Namespace) -> RuleSet:
 
     settings, rules = read_settings(arguments)
     return RuleSet.load(*rules, settings=settings)
-
-
-def _text(rule: RuleOutcome) -> str:
-    return f"{rule.source}:{rule.line}  sid {rule.sid}  {rule.outcome}: {_clip(rule.reason)}"
-
-
-def _clip(text: str) -> str:
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text[:MAX_REASON])
-    return shown + ("…" if len(text) > MAX_REASON else "")

@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tidegate.base.durable import translate_os_errors
-from tidegate.cli.ids_options import add_sensor_options, load_section, print_lines, sensor_config, wants_engine
+from tidegate.cli.ids_options import (
+    add_sensor_options,
+    load_section,
+    print_lines,
+    sensor_config,
+    tell_refused,
+    wants_engine,
+)
 from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
 
@@ -41,6 +48,7 @@ def _run_engine(arguments: argparse.Namespace, deadline_s: float, write: Callabl
     from tidegate.ids.inspector import Sensor
 
     sensor = Sensor(sensor_config(arguments, interface=arguments.interface))
+    tell_refused(sensor)
     with sensor.open_interface() as capture:
         with contextlib.suppress(KeyboardInterrupt):
             while time.monotonic() < deadline_s:

@@ -1,7 +1,7 @@
 """Which rules a device should carry: the question to the rule engine, and the rule file from its answer. Pure.
 
 The question, as JSON: ``{"services": [{"protocol": "tcp", "port": 502}, {"application": "modbus"}], "limit": 500}``.
-The answer: ``{"kept": [...], "left_out": [...]}``, each entry with ``source``, ``line`` (where the rule begins), ``sid``,
+The answer: ``{"kept": [...], "left_out": [...]}``, each entry with ``source``, ``line`` (of its beginning), ``sid``,
 ``reason``; ``kept`` in order of worth. docs/how-to/detect-intrusions.md says what that order is.
 """
 

@@ -39,7 +39,7 @@ class _Reader:
             raise SettingsInvalid(f"more than {MAX_INCLUDES} files are included", limit=MAX_INCLUDES)
         text = read_file_bounded(path, limit_bytes=MAX_CONFIG_BYTES).decode(errors="replace")
         # A BaseLoader makes texts, lists and mappings only. A class a reader: constructors are kept in the class.
-        loader = type("Loader", (yaml.BaseLoader,), {})
+        loader: Any = type("Loader", (yaml.BaseLoader,), {})
         loader.add_constructor("!include", self._include)
         try:
             document = yaml.load(text, Loader=loader)
