@@ -1,17 +1,18 @@
 //! Rules against one packet, its stretch of stream, and the transactions of its flow.
 
+use std::sync::Mutex;
+
 use protocols::{COMPLETE, View, Way};
 use signatures::{
-    Action, Context, FlowFacts, Found, HostState, Inspection, PacketBuffer, PacketFacts, PayloadScope, RuleSet, Signature,
-    Subject, TransactionTest,
+    Action, Capture, Context, FlowFacts, Found, Inspection, PacketBuffer, PacketFacts, PayloadScope, Regexes, RuleSet,
+    Signature, State, Subject, TransactionTest,
 };
 
 use crate::app::{App, Looked, Tracked};
 use crate::flow::Flow;
 use crate::groups::{BufferGroup, Groups, PacketGroup, test_place, test_way};
+use crate::memory::RuleMemory;
 
-/// Steps that one rule may take with one packet or transaction.
-const STEPS: u32 = 4096;
 /// Buffers of one kind in one transaction that are looked at.
 const MOST_BUFFERS: usize = 1024;
 /// Rules that wait for one transaction to go on.
@@ -25,13 +26,21 @@ pub struct Detector {
     pub rules: RuleSet,
     /// Sorted.
     pub groups: Groups,
+    initial: Mutex<Option<RuleMemory>>,
 }
 
 impl Detector {
     /// Sort the rules of a set.
-    pub fn new(rules: RuleSet) -> Detector {
+    pub fn new(mut rules: RuleSet) -> Detector {
         let groups = Groups::build(&rules);
-        Detector { rules, groups }
+        let initial = Mutex::new(Some(RuleMemory::take(&mut rules)));
+        Detector { rules, groups, initial }
+    }
+
+    /// Data sets, reputation and thresholds as the rules' files have them. They change while packets go by, so the
+    /// first inspector gets them; a second one of the same rules begins with empty ones.
+    pub fn initial(&self) -> RuleMemory {
+        self.initial.lock().ok().and_then(|mut initial| initial.take()).unwrap_or_default()
     }
 }
 
@@ -63,8 +72,11 @@ pub struct Scratch {
     /// What matched.
     pub matches: Vec<Match>,
     candidates: Vec<u32>,
-    captures: signatures::Captures,
-    regexes: signatures::Regexes,
+    captures: Vec<Capture>,
+    regexes: Regexes,
+    /// What the data sets say about values that matched, by rule: name and JSON text.
+    pub contexts: Vec<(u32, String, String)>,
+    pending: Vec<(String, String)>,
 }
 
 impl Scratch {
@@ -76,8 +88,10 @@ impl Scratch {
             buffers: [Vec::new(), Vec::new()],
             matches: Vec::new(),
             candidates: Vec::new(),
-            captures: signatures::Captures::default(),
-            regexes: signatures::Regexes::default(),
+            captures: Vec::new(),
+            regexes: Regexes::default(),
+            contexts: Vec::new(),
+            pending: Vec::new(),
         }
     }
 }
@@ -112,8 +126,8 @@ pub struct Run<'a> {
     pub detector: &'a Detector,
     /// Work space.
     pub scratch: &'a mut Scratch,
-    /// What rules remember about hosts.
-    pub hosts: &'a mut HostState,
+    /// What rules remember.
+    pub memory: &'a mut RuleMemory,
     /// The packet.
     pub job: &'a Job<'a>,
 }
@@ -122,6 +136,7 @@ impl Run<'_> {
     /// Find what matches; `scratch.matches` holds it, in the order of the rules.
     pub fn all(&mut self, mut flow: Option<&mut Flow>) {
         self.scratch.matches.clear();
+        self.scratch.contexts.clear();
         self.packet_rules(flow.as_deref_mut());
         if let Some(flow) = flow
             && !self.job.is_invalid
@@ -182,6 +197,9 @@ impl Run<'_> {
         if !self.passes_gate(rule) {
             return;
         }
+        self.scratch.variables.clear();
+        self.scratch.captures.clear();
+        self.scratch.pending.clear();
         let Some(is_in_stream) = self.payload_matches(rule) else { return };
         for (buffer, inspection) in &rule.packet_buffers {
             let Some(data) = packet_buffer(self.job.packet, *buffer) else { return };
@@ -234,13 +252,14 @@ impl Run<'_> {
     }
 
     fn inspect(&mut self, inspection: &Inspection, view: View<'_>) -> bool {
-        let mut steps = STEPS;
+        let mut steps = Context::STEPS;
         let subject = Subject { data: view.data, start: view.start, is_complete: view.is_complete };
         let mut context = Context {
             variables: &mut self.scratch.variables,
             steps: &mut steps,
             captures: &mut self.scratch.captures,
             regexes: &mut self.scratch.regexes,
+            is_dce_little: false,
         };
         inspection.matches(subject, &mut context)
     }
@@ -248,16 +267,34 @@ impl Run<'_> {
     /// Everything that needs bytes has matched: state decides, then changes.
     fn matched(&mut self, index: u32, rule: &Signature, flow: Option<&mut Flow>, transaction: Option<u64>, is_in_stream: bool) -> bool {
         let packet = self.job.packet;
-        let mut nothing = signatures::FlowState::default();
-        let has_flow = flow.is_some();
-        let state = flow.map_or(&mut nothing, |flow| &mut flow.state);
-        let facts = self.job.flow.as_ref();
-        let scene = signatures::Scene { packet, flow: facts, has_flow };
-        if !rule.flow_tests.iter().all(|test| test.matches(&scene, state, self.hosts)) {
+        let mut flow = flow;
+        let mut state = State {
+            flow: flow.as_deref_mut().map(|flow| &mut flow.state),
+            hosts: &mut self.memory.hosts,
+            datasets: &mut self.memory.datasets,
+            reputation: &self.memory.reputation,
+        };
+        if !rule.flow_tests.iter().all(|test| test.matches(packet, &mut state)) {
             return false;
         }
         for effect in &rule.effects {
-            effect.apply(&scene, state, self.hosts, &mut self.scratch.captures);
+            effect.apply(packet, &mut state);
+        }
+        for test in &rule.flow_tests {
+            if let signatures::FlowTest::Dataset(buffer, test) = test {
+                let is_source = *buffer == PacketBuffer::SourceAddress;
+                let address = if is_source { packet.source } else { packet.destination };
+                let context = test.address_context(&self.memory.datasets, address);
+                self.scratch.pending.extend(context.map(|(name, json)| (name.to_owned(), json.to_owned())));
+            }
+        }
+        for (name, json) in self.scratch.pending.drain(..) {
+            self.scratch.contexts.push((index, name, json));
+        }
+        if let Some(flow) = flow {
+            for capture in self.scratch.captures.drain(..) {
+                flow.keep_capture(capture, &self.detector.rules);
+            }
         }
         self.scratch.captures.clear();
         self.scratch.matches.push(Match { rule: index, transaction, is_in_stream, action: rule.action });
@@ -355,6 +392,8 @@ impl Run<'_> {
             verdict = Verdict::Wait;
         }
         self.scratch.variables.clear();
+        self.scratch.captures.clear();
+        self.scratch.pending.clear();
         for test in &rule.transaction_tests {
             match self.transaction_test(test, transaction, usize::from(protocol), way, progress) {
                 Verdict::Match => {}
@@ -449,7 +488,14 @@ impl Run<'_> {
     }
 
     fn datasets_match(&mut self, test: &signatures::BufferTest, data: &[u8]) -> bool {
-        test.datasets.iter().all(|dataset| dataset.matches(data, self.hosts, &mut self.scratch.captures))
+        for dataset in &test.datasets {
+            if !dataset.matches(&mut self.memory.datasets, data) {
+                return false;
+            }
+            let context = dataset.context(&self.memory.datasets, data);
+            self.scratch.pending.extend(context.map(|(name, json)| (name.to_owned(), json.to_owned())));
+        }
+        true
     }
 }
 

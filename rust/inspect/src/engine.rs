@@ -70,7 +70,7 @@ impl Inspector {
         let rules = detector.as_ref().map_or(0, |detector| detector.rules.signatures.len());
         Inspector {
             lines: Lines::new(budget.output_bytes, config.output.clone()),
-            memory: RuleMemory::new(detector.as_deref()),
+            memory: detector.as_ref().map(|detector| detector.initial()).unwrap_or_default(),
             scratch: Scratch::new(rules),
             flows: FlowTable::new(budget.flows, key, config.uses_vlan),
             defrag: Defrag::new(budget.defrag_bytes, config.stream.overlap),

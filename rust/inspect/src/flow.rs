@@ -74,6 +74,10 @@ pub enum FlowAction {
     Drop,
 }
 
+/// Captured values of a flow, and how much of each is kept.
+const MOST_VARIABLES: usize = 16;
+const MOST_VARIABLE_BYTES: usize = 512;
+
 /// One flow.
 #[derive(Default)]
 #[allow(missing_docs)]
@@ -101,6 +105,10 @@ pub struct Flow {
     pub has_alert: bool,
     pub has_logged_drop: [bool; 2],
     pub policies: Vec<(&'static str, ExceptionPolicy)>,
+    /// What `pcre` captured for the flow: name and value.
+    pub variables: Vec<(Box<str>, Vec<u8>)>,
+    /// Likewise, for the latest packet.
+    pub packet_variables: Vec<(Box<str>, Vec<u8>)>,
     pub ip_only_done: [bool; 2],
     pub app_told: [bool; 2],
     pub is_swapped: bool,
@@ -134,6 +142,23 @@ impl Flow {
             tcp.flags.swap(0, 1);
         }
         self.is_swapped = !self.is_swapped;
+    }
+
+    /// Remember what `pcre` captured, for output and for `flowvar`.
+    pub fn keep_capture(&mut self, capture: signatures::Capture, rules: &signatures::RuleSet) {
+        let list = match capture.scope {
+            signatures::CaptureScope::Flow => &mut self.variables,
+            _ => &mut self.packet_variables,
+        };
+        let value = capture.value.get(..capture.value.len().min(MOST_VARIABLE_BYTES)).unwrap_or_default().to_vec();
+        if let Some(number) = rules.state_names.iter().position(|name| *name == capture.name) {
+            self.state.set_variable(number as u32, &value);
+        }
+        match list.iter_mut().find(|(name, _)| *name == capture.name) {
+            Some((_, known)) => *known = value,
+            None if list.len() < MOST_VARIABLES => list.push((capture.name, value)),
+            None => {}
+        }
     }
 
     /// Both sides have sent something.

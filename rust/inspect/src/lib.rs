@@ -27,6 +27,7 @@ mod stream;
 mod tcp;
 mod tunnel;
 mod verdict;
+mod xff;
 
 pub use budget::Budget;
 pub use detect::Detector;

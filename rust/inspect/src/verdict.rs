@@ -74,14 +74,9 @@ impl Inspector {
         fate: &mut Fate,
     ) -> Option<Action> {
         let layers = scene.layers;
-        let event = signatures::Occurrence {
-            rule: found.rule,
-            source: layers.source,
-            destination: layers.destination,
-            flow_id: flow.map(|flow| flow.id),
-            time_us: scene.time_us,
-        };
-        match self.memory.thresholds.decide(rule, &event) {
+        let flow_id = flow.map(|flow| flow.id);
+        let thresholds = &mut self.memory.thresholds;
+        match thresholds.decide(rule, layers.source, layers.destination, flow_id, scene.time_us) {
             Decision::Alert => Some(found.action),
             Decision::ChangeAction(action) => {
                 if matches!(action, Action::Drop | Action::Reject(_)) {
@@ -187,7 +182,7 @@ impl Inspector {
         if let (true, Some(found), Some(detector)) = (config.drop_alerts, cause, &self.detector)
             && let Some(rule) = detector.rules.signatures.get(found.rule as usize)
         {
-            write_signature(&mut json, rule, &detector.rules.classes, "blocked");
+            write_signature(&mut json, rule, &detector.rules.classes, "blocked", std::iter::empty());
         }
         if config.drop_verdict {
             write_verdict(&mut json, fate, scene);
@@ -215,7 +210,7 @@ impl Inspector {
         let Some(detector) = &self.detector else { return };
         let layers = scene.layers;
         let mut line = String::with_capacity(1024);
-        let ends = self.memory.alert_ends(layers, flow, found, config);
+        let ends = alert_ends(layers, flow, found, config);
         let mut json =
             eve::begin(&mut line, "alert", scene.time_us, scene.number, flow, Some(&ends), layers.vlans(), config);
         eve::write_origin(&mut json, scene, config);
@@ -230,8 +225,9 @@ impl Inspector {
         }
         let is_blocked =
             matches!(found.action, Action::Reject(_)) || found.action == Action::Drop && self.config.is_ips;
-        write_signature(&mut json, rule, &detector.rules.classes, if is_blocked { "blocked" } else { "allowed" });
-        self.memory.write_context(&mut json, rule);
+        let contexts = self.scratch.contexts.iter().filter(|(rule, _, _)| *rule == found.rule);
+        let action = if is_blocked { "blocked" } else { "allowed" };
+        write_signature(&mut json, rule, &detector.rules.classes, action, contexts);
         if let Some(flow) = flow {
             if let Some(id) = transaction {
                 write_transaction(&mut json, flow, id);
@@ -248,7 +244,7 @@ impl Inspector {
                 json.number("dest_port", client.destination.1.into());
             }
             json.close();
-            self.memory.write_metadata(&mut json, flow, &detector.rules);
+            crate::memory::write_metadata(&mut json, flow, &detector.rules);
         }
         let payload = match chunk.filter(|_| found.is_in_stream) {
             Some(chunk) => chunk,
@@ -260,6 +256,11 @@ impl Inspector {
         }
         if config.payload_printable && !payload.is_empty() {
             json.text("payload_printable", eve::printable(payload));
+        }
+        if let (true, false, Some(flow)) = (config.xff.is_enabled, config.xff.overwrites, flow)
+            && let Some(address) = crate::xff::address(flow, found.transaction, &config.xff)
+        {
+            json.plain("xff", eve::AddressText(address, config.ipv6_compress));
         }
         json.number("stream", u64::from(found.is_in_stream));
         if config.packet {
@@ -376,11 +377,25 @@ impl Inspector {
         let mut json = eve::begin(&mut line, "flow", self.now_us, 0, Some(flow), Some(&ends), vlans, config);
         eve::write_flow_record(&mut json, flow, ending, config);
         if let Some(detector) = &self.detector {
-            self.memory.write_metadata(&mut json, flow, &detector.rules);
+            crate::memory::write_metadata(&mut json, flow, &detector.rules);
         }
         eve::end(&mut line);
         self.lines.put(line, false);
     }
+}
+
+/// The ends of an alert's packet; the client's own address stands in for its proxy's where the settings say so.
+fn alert_ends(layers: &crate::layers::Layers<'_>, flow: Option<&Flow>, found: &Match, config: &crate::config::OutputConfig) -> Ends {
+    let mut ends = Ends::of_packet(layers);
+    if !(config.xff.is_enabled && config.xff.overwrites) {
+        return ends;
+    }
+    if let Some(address) = flow.and_then(|flow| crate::xff::address(flow, found.transaction, &config.xff)) {
+        let is_request = flow.is_some_and(|flow| flow.addresses[0] == layers.source);
+        // in a reverse deployment the proxy talks to the server: it is the source of requests
+        if is_request != config.xff.is_forward { ends.source.0 = address } else { ends.destination.0 = address }
+    }
+    ends
 }
 
 fn only_transaction(flow: &Flow) -> Option<u64> {
@@ -394,7 +409,13 @@ fn write_transaction(json: &mut Json<'_>, flow: &Flow, id: u64) {
     }
 }
 
-fn write_signature(json: &mut Json<'_>, rule: &Signature, classes: &[(String, String)], action: &str) {
+fn write_signature<'c>(
+    json: &mut Json<'_>,
+    rule: &Signature,
+    classes: &[(String, String)],
+    action: &str,
+    contexts: impl Iterator<Item = &'c (u32, String, String)>,
+) {
     json.open("alert");
     json.text("action", action);
     json.number("gid", rule.gid.into());
@@ -411,6 +432,14 @@ fn write_signature(json: &mut Json<'_>, rule: &Signature, classes: &[(String, St
             json.text_element(format!("{system}{id}"));
         }
         json.close_array();
+    }
+    let mut contexts = contexts.peekable();
+    if contexts.peek().is_some() {
+        json.open("context");
+        for (_, name, text) in contexts {
+            json.raw(name, text);
+        }
+        json.close();
     }
     json.close();
 }
