@@ -8,15 +8,15 @@
 #![forbid(unsafe_code)]
 
 mod body;
-//dhcp
+mod dhcp;
 mod dns;
 mod json;
 mod ntp;
 mod protocol;
 mod reader;
 mod settings;
-//snmp
-//ssh
+mod snmp;
+mod ssh;
 mod tls;
 mod transactions;
 
@@ -32,4 +32,13 @@ pub use tls::Session as TlsSession;
 pub use transactions::Transactions;
 
 /// Every protocol there is, in the order in which their probes are asked.
-pub static PROTOCOLS: &[&Protocol] = &[&ntp::PROTOCOL, &dns::MDNS, &dns::LLMNR, &dns::DNS, &tls::PROTOCOL];
+pub static PROTOCOLS: &[&Protocol] = &[
+    &ntp::PROTOCOL,
+    &dns::MDNS,
+    &dns::LLMNR,
+    &dns::DNS,
+    &tls::PROTOCOL,
+    &ssh::PROTOCOL,
+    &dhcp::PROTOCOL,
+    &snmp::PROTOCOL,
+];
