@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod body;
+mod dhcp;
 mod dns;
 mod http;
 mod json;
@@ -15,8 +16,8 @@ mod ntp;
 mod protocol;
 mod reader;
 mod settings;
-//snmp
-//ssh
+mod snmp;
+mod ssh;
 mod tls;
 mod transactions;
 
@@ -40,5 +41,7 @@ pub static PROTOCOLS: &[&Protocol] = &[
     &dns::DNS,
     &http::PROTOCOL,
     &tls::PROTOCOL,
-    //
+    &ssh::PROTOCOL,
+    &dhcp::PROTOCOL,
+    &snmp::PROTOCOL,
 ];

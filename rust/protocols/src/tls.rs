@@ -7,8 +7,8 @@
 
 mod certificate;
 mod dates;
-mod der;
-mod fingerprint;
+pub(crate) mod der;
+pub(crate) mod fingerprint;
 mod hello;
 mod keywords;
 mod log;

@@ -114,11 +114,7 @@ impl Tls {
             content::CHANGE_CIPHER_SPEC => self.change_cipher(way),
             content::HEARTBEAT => self.heartbeat(way, body, is_encrypted),
             _ if is_encrypted => {}
-            content::ALERT => {
-                if !matches!(body, [1 | 2, _]) {
-                    session.note(event::INVALID_ALERT);
-                }
-            }
+            content::ALERT if !matches!(body, [1 | 2, _]) => session.note(event::INVALID_ALERT),
             content::HANDSHAKE => return self.handshake(way, body),
             _ => {}
         }
