@@ -7,11 +7,11 @@ STAMPS := build/stamps
 RUST := $(shell find rust -name '*.rs' -not -path '*/target/*' -o -name 'Cargo.*' -not -path '*/target/*' 2>/dev/null)
 ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
-.PHONY: help demo test lint bench fuzz setup setup-test format clean
+.PHONY: help demo test lint bench suricata-verify fuzz setup setup-test format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
 
 demo: setup ## install what is needed, then show a protected device from end to end (root)
 	@$(ROOT) $(BIN)/tidegate demo $(DEMO)
@@ -31,6 +31,9 @@ lint: setup ## ruff, mypy --strict, import contracts, cargo fmt and clippy; warn
 
 bench: setup setup-test ## run the benchmarks of all rooms, or of one: make bench NAME=ids (root)
 	$(ROOT) $(BIN)/python -m bench.run $(NAME)
+
+suricata-verify: setup ## judge the sensor by Suricata's public test suite: make suricata-verify DIR=... [ARGS="--only dns -j 2"]
+	$(BIN)/python -m bench.suricata_verify $(DIR) $(ARGS)
 
 fuzz: ## fuzz the sensor's parsers for a minute each with cargo-fuzz (needs a nightly toolchain)
 	cd rust/fuzz && for target in $$(cargo +nightly fuzz list); do \

@@ -76,6 +76,12 @@ impl<'a> Json<'a> {
         let _ = write!(self.out, "\"{value}\"");
     }
 
+    /// JSON text that is already written.
+    pub fn raw(&mut self, name: &str, value: &str) {
+        self.key(name);
+        self.out.push_str(value);
+    }
+
     /// Begin an object under `name`; end it with [`Json::close`].
     pub fn open(&mut self, name: &str) {
         self.key(name);

@@ -8,14 +8,21 @@
 #![forbid(unsafe_code)]
 
 mod body;
+mod dhcp;
+mod dns;
+mod http;
 mod json;
 mod ntp;
 mod protocol;
 mod reader;
 mod settings;
+mod snmp;
+mod ssh;
+mod tls;
 mod transactions;
 
 pub use body::{Body, BodyState};
+pub use http::HttpTransaction;
 pub use json::Json;
 pub use protocol::{
     BufferInfo, COMPLETE, Custom, KeywordInfo, MOST_HELD, NumberInfo, ParseError, Parser, Probe, Protocol, RecordInfo,
@@ -23,7 +30,18 @@ pub use protocol::{
 };
 pub use reader::Reader;
 pub use settings::Settings;
+pub use tls::Session as TlsSession;
 pub use transactions::Transactions;
 
 /// Every protocol there is, in the order in which their probes are asked.
-pub static PROTOCOLS: &[&Protocol] = &[&ntp::PROTOCOL];
+pub static PROTOCOLS: &[&Protocol] = &[
+    &ntp::PROTOCOL,
+    &dns::MDNS,
+    &dns::LLMNR,
+    &dns::DNS,
+    &http::PROTOCOL,
+    &tls::PROTOCOL,
+    &ssh::PROTOCOL,
+    &dhcp::PROTOCOL,
+    &snmp::PROTOCOL,
+];

@@ -9,6 +9,7 @@ use capture::{CaptureError, CaptureFile, FileEnd, Record, Ring};
 use pyo3::prelude::*;
 
 use crate::core::{Core, Sensor};
+use crate::inspector::Inspector;
 use crate::errors::{Failure, detached, lock};
 
 /// Frames may wait this long in a block that is not full: time must not overtake them.
@@ -21,13 +22,23 @@ pub struct LiveCapture {
     core: Arc<Mutex<Core>>,
 }
 
+/// What a capture can feed.
+#[derive(FromPyObject)]
+enum Feed<'py> {
+    Sensor(PyRef<'py, Sensor>),
+    Inspector(PyRef<'py, Inspector>),
+}
+
 #[pymethods]
 impl LiveCapture {
     #[new]
-    fn new(py: Python<'_>, interface: &str, sensor: &Sensor) -> PyResult<LiveCapture> {
-        let core = Arc::clone(&sensor.core);
+    fn new(py: Python<'_>, interface: &str, sensor: Feed<'_>) -> PyResult<LiveCapture> {
+        let core = match &sensor {
+            Feed::Sensor(sensor) => Arc::clone(&sensor.core),
+            Feed::Inspector(inspector) => Arc::clone(&inspector.core),
+        };
         detached(py, move || {
-            let ring = Ring::open(interface, lock(&core)?.sensor.ring_bytes())?;
+            let ring = Ring::open(interface, lock(&core)?.ring_bytes())?;
             Ok(LiveCapture { ring: Mutex::new(Some(ring)), core })
         })
     }
@@ -39,9 +50,9 @@ impl LiveCapture {
             let ring = guard.as_mut().ok_or_else(Failure::closed)?;
             ring.wait(timeout_ms)?;
             let mut core = lock(&self.core)?;
-            ring.drain(|frame| core.sensor.packet(frame));
+            ring.drain(|frame| core.packet(frame));
             let now_us = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_micros() as u64);
-            core.sensor.tick(now_us.saturating_sub(FRAME_LAG_US));
+            core.tick(now_us.saturating_sub(FRAME_LAG_US));
             let counted = ring.update_statistics()?;
             (core.capture.kernel_packets, core.capture.kernel_drops) = (counted.packets, counted.drops);
             Ok(core.drain(max_lines))
@@ -76,7 +87,7 @@ impl FileReader {
     pub fn read(&mut self, core: &mut Core, count: u64) -> Result<bool, Failure> {
         for _ in 0..count {
             match self.file.next_record()? {
-                Record::Frame(frame) => core.sensor.packet(&frame),
+                Record::Frame(frame) => core.packet(&frame),
                 Record::UnsupportedLink => core.capture.unsupported_link += 1,
                 Record::End(end) => {
                     core.capture.truncated_records += u64::from(end == FileEnd::Truncated);
@@ -111,7 +122,7 @@ impl FileCapture {
             let Some(reader) = guard.as_mut() else { return Ok(None) };
             let mut core = lock(&self.core)?;
             for _ in 0..packets {
-                if core.sensor.is_crowded() {
+                if core.is_crowded() {
                     break;
                 }
                 if reader.read(&mut core, 1)? {

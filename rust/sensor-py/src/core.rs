@@ -1,4 +1,4 @@
-//! The class `Sensor`.
+//! The class `Sensor`, and what it and `Inspector` share: one thing that takes frames and gives lines.
 
 use std::hash::BuildHasher;
 use std::hash::RandomState;
@@ -6,26 +6,102 @@ use std::sync::{Arc, Mutex};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use sensor::{CaptureCounters, SipKey};
+use sensor::{CaptureCounters, Frame, SipKey};
 
 use crate::captures::FileReader;
 use crate::config::parse_config;
 use crate::errors::{Failure, detached, lock};
 
-/// The sensor and what its captures counted.
+/// What looks at frames: the tally of scans and floods, deep inspection, or both.
 pub struct Core {
-    pub sensor: sensor::Sensor,
+    pub tally: Option<sensor::Sensor>,
+    pub inspector: Option<inspect::Inspector>,
     pub capture: CaptureCounters,
 }
 
+/// Return a key that nobody outside can know.
+pub fn random_key() -> SipKey {
+    // the standard library's own random keys come from the kernel's generator; through SipHash they become ours
+    let random = RandomState::new();
+    SipKey([random.hash_one(1_u64), random.hash_one(2_u64)])
+}
+
 impl Core {
+    /// Look at one frame.
+    #[inline]
+    pub fn packet(&mut self, frame: &Frame<'_>) {
+        if let Some(tally) = &mut self.tally {
+            tally.packet(frame);
+        }
+        if let Some(inspector) = &mut self.inspector {
+            inspector.packet(frame);
+        }
+    }
+
+    /// Let time pass.
+    pub fn tick(&mut self, now_us: u64) {
+        if let Some(tally) = &mut self.tally {
+            tally.tick(now_us);
+        }
+        if let Some(inspector) = &mut self.inspector {
+            inspector.tick(now_us);
+        }
+    }
+
+    /// Whether lines should be taken before more frames are looked at.
+    pub fn is_crowded(&self) -> bool {
+        self.tally.as_ref().is_some_and(sensor::Sensor::is_crowded)
+            || self.inspector.as_ref().is_some_and(inspect::Inspector::is_crowded)
+    }
+
+    /// How many bytes the capture may use.
+    pub fn ring_bytes(&self) -> usize {
+        let tally = self.tally.as_ref().map_or(0, sensor::Sensor::ring_bytes);
+        tally.max(self.inspector.as_ref().map_or(0, inspect::Inspector::ring_bytes))
+    }
+
+    /// End what is open, as much as there is room for; return whether more is left.
+    pub fn finish(&mut self) -> bool {
+        let is_left = self.tally.as_mut().is_some_and(sensor::Sensor::finish);
+        self.inspector.as_mut().is_some_and(inspect::Inspector::finish) || is_left
+    }
+
     /// Take up to `most` waiting events as EVE lines.
     pub fn drain(&mut self, most: usize) -> Vec<String> {
         let (mut lines, mut line) = (Vec::new(), String::with_capacity(1024));
-        while lines.len() < most && self.sensor.next_line(&mut line) {
-            lines.push(line.clone());
+        if let Some(tally) = &mut self.tally {
+            while lines.len() < most && tally.next_line(&mut line) {
+                lines.push(line.clone());
+            }
+        }
+        if let Some(inspector) = &mut self.inspector {
+            while lines.len() < most
+                && let Some(line) = inspector.next_line()
+            {
+                lines.push(line);
+            }
         }
         lines
+    }
+
+    /// End open flows and alerts and take the events that this makes; empty once nothing is left.
+    pub fn finish_lines(&mut self) -> Vec<String> {
+        loop {
+            let is_more_left = self.finish();
+            let lines = self.drain(usize::MAX);
+            if !lines.is_empty() || !is_more_left {
+                return lines;
+            }
+        }
+    }
+
+    /// The statistics as an EVE line.
+    pub fn stats_line(&self) -> String {
+        match (&self.inspector, &self.tally) {
+            (Some(inspector), _) => inspector.stats_line(&self.capture),
+            (None, Some(tally)) => tally.stats_line(&self.capture),
+            (None, None) => String::from("{}"),
+        }
     }
 }
 
@@ -40,11 +116,9 @@ impl Sensor {
     #[new]
     fn new(py: Python<'_>, config_json: &str) -> PyResult<Sensor> {
         detached(py, || {
-            // the standard library's own random keys come from the kernel's generator; through SipHash they become ours
-            let random = RandomState::new();
-            let key = SipKey([random.hash_one(1_u64), random.hash_one(2_u64)]);
-            let sensor = sensor::Sensor::new(parse_config(config_json)?, key)?;
-            Ok(Sensor { core: Arc::new(Mutex::new(Core { sensor, capture: CaptureCounters::default() })) })
+            let tally = Some(sensor::Sensor::new(parse_config(config_json)?, random_key())?);
+            let core = Core { tally, inspector: None, capture: CaptureCounters::default() };
+            Ok(Sensor { core: Arc::new(Mutex::new(core)) })
         })
     }
 
@@ -54,7 +128,7 @@ impl Sensor {
             let mut reader = FileReader::open(path)?;
             let mut core = lock(&self.core)?;
             while !reader.read(&mut core, u64::MAX)? {}
-            while core.sensor.finish() {}
+            while core.finish() {}
             Ok(())
         })?;
         self.stats(py)
@@ -67,24 +141,12 @@ impl Sensor {
 
     /// End open flows and alerts and take the events that this makes; call it until it returns none.
     fn finish(&self, py: Python<'_>) -> PyResult<Vec<String>> {
-        detached(py, || {
-            let mut core = lock(&self.core)?;
-            loop {
-                let is_more_left = core.sensor.finish();
-                let lines = core.drain(usize::MAX);
-                if !lines.is_empty() || !is_more_left {
-                    return Ok(lines);
-                }
-            }
-        })
+        detached(py, || Ok(lock(&self.core)?.finish_lines()))
     }
 
     /// Return the statistics as an EVE line.
     fn stats_line(&self, py: Python<'_>) -> PyResult<String> {
-        detached(py, || {
-            let core = lock(&self.core)?;
-            Ok(core.sensor.stats_line(&core.capture))
-        })
+        detached(py, || Ok(lock(&self.core)?.stats_line()))
     }
 
     /// Return the statistics: what stands under `stats` in the EVE line.

@@ -8,6 +8,7 @@ mod config;
 mod core;
 mod errors;
 mod inline;
+mod inspector;
 
 use pyo3::pymodule;
 
@@ -22,4 +23,6 @@ mod _sensor {
     use super::errors::SensorError;
     #[pymodule_export]
     use super::inline::{FieldStream, InlineQueue};
+    #[pymodule_export]
+    use super::inspector::{Inspector, RuleSet};
 }

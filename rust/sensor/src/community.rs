@@ -11,7 +11,8 @@ use crate::decode::{Address, protocol};
 const SEED: [u8; 2] = [0, 0];
 
 /// The fields that go into the identifier.
-pub(crate) struct Tuple {
+#[allow(missing_docs)]
+pub struct Tuple {
     pub source: Address,
     pub destination: Address,
     pub source_port: u16,
@@ -20,7 +21,8 @@ pub(crate) struct Tuple {
     pub icmp: [u8; 2],
 }
 
-pub(crate) fn community_id(tuple: &Tuple) -> String {
+/// Return the identifier of a flow, the same for both ways.
+pub fn community_id(tuple: &Tuple) -> String {
     let (mut ports, mut one_way) = ((tuple.source_port, tuple.destination_port), false);
     if matches!(tuple.protocol, protocol::ICMP | protocol::ICMPV6) {
         (ports, one_way) = icmp_ports(tuple);

@@ -25,6 +25,10 @@ pub enum Link {
     Cooked2,
     /// BSD loopback: the address family in the capturing machine's or in network byte order (0, 108).
     Null,
+    /// PPP, with or without HDLC framing (9, 50).
+    Ppp,
+    /// Cisco HDLC (104).
+    Chdlc,
 }
 
 impl Link {
@@ -33,6 +37,8 @@ impl Link {
         match number {
             0 | 108 => Some(Link::Null),
             1 => Some(Link::Ethernet),
+            9 | 50 => Some(Link::Ppp),
+            104 => Some(Link::Chdlc),
             12 | 14 | 101 | 228 | 229 => Some(Link::RawIp),
             113 => Some(Link::Cooked),
             276 => Some(Link::Cooked2),
@@ -195,6 +201,10 @@ reasons! {
     CookedTooSmall = "decoder.sll.pkt_too_small",
     /// Shorter than the loopback header.
     NullTooSmall = "decoder.null.pkt_too_small",
+    /// Shorter than a PPP header.
+    PppTooSmall = "decoder.ppp.pkt_too_small",
+    /// Shorter than a Cisco HDLC header.
+    ChdlcTooSmall = "decoder.chdlc.pkt_too_small",
     /// Shorter than an ARP message for IPv4 over Ethernet.
     ArpTooSmall = "decoder.arp.pkt_too_small",
     /// No version nibble of IP.
@@ -287,6 +297,28 @@ pub fn decode(frame: &Frame<'_>) -> Result<Decoded, Malformed> {
             decode_ether_type(view.after(20), be16(head[0], head[1]), &mut packet)
         }
         Link::Null => decode_null(view, &mut packet),
+        Link::Ppp => decode_ppp(view, &mut packet),
+        Link::Chdlc => {
+            let head = view.head::<4>(Malformed::ChdlcTooSmall)?;
+            decode_ether_type(view.after(4), be16(head[2], head[3]), &mut packet)
+        }
+    }
+}
+
+fn decode_ppp(mut view: View<'_>, packet: &mut Packet) -> Result<Decoded, Malformed> {
+    if view.data.first_chunk() == Some(&[0xff, 0x03]) {
+        view = view.after(2); // address and control of HDLC
+    }
+    let first = view.head::<1>(Malformed::PppTooSmall)?[0];
+    // an odd first byte is the whole number (RFC 1661 section 6.5)
+    let (kind, rest) = match first & 1 {
+        1 => (u16::from(first), view.after(1)),
+        _ => (be16(first, view.head::<2>(Malformed::PppTooSmall)?[1]), view.after(2)),
+    };
+    match kind {
+        0x21 => decode_ipv4(rest, packet),
+        0x57 => decode_ipv6(rest, packet),
+        _ => Ok(Decoded::Other),
     }
 }
 

@@ -280,7 +280,10 @@ fn direction_name(direction: Direction) -> &'static str {
 }
 
 /// EVE's time: ISO 8601 with microseconds and a numeric offset, always UTC here.
-pub(crate) struct Timestamp(pub u64);
+pub struct Timestamp(
+    /// Microseconds since 1970-01-01 UTC.
+    pub u64,
+);
 
 impl std::fmt::Display for Timestamp {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -25,10 +25,12 @@ mod siphash;
 mod sources;
 
 pub use budget::Budget;
+pub use community::{Tuple, community_id};
 pub use config::{Config, ConfigError, FloodConfig, FlowEvents, ScanConfig};
 pub use counters::{CaptureCounters, Counters};
 pub use decode::{Address, Decoded, Direction, Frame, Link, Malformed, Packet, decode};
 pub use engine::Sensor;
+pub use eve::Timestamp;
 pub use event::{Alert, Anomaly, Detector, Event, FlowEnd, FlowRecord, FlowState, Phase};
 pub use inline::{FieldStream, Filtered, InlineCounters, Inspector, MARK_BITS, QueuedPacket, Verdict};
 pub use siphash::SipKey;

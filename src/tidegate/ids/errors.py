@@ -10,6 +10,33 @@ class ConfigInvalid(Rejected):
     advice = "Correct the named field of the [ids] or [watch] section; its bounds stand in the message."
 
 
+class SettingsInvalid(Rejected):
+    code = "ids.settings.invalid"
+    advice = (
+        "Correct the named setting or the line of the configuration file; names are Suricata's, as in suricata.yaml."
+    )
+
+
+class YamlMissing(Fault):
+    code = "ids.yaml.missing"
+    advice = "Reading a suricata.yaml needs PyYAML: `pip install 'tidegate[suricata]'`; or give settings with --set."
+
+
+class BaselineInvalid(Rejected):
+    code = "ids.baseline.invalid"
+    advice = "Give a file that `tidegate ids baseline learn` wrote, or learn again."
+
+
+class EveInvalid(Rejected):
+    code = "ids.eve.invalid"
+    advice = "Give a file of EVE JSON lines, as the sensor or Suricata writes them."
+
+
+class BudgetInvalid(Rejected):
+    code = "ids.budget.invalid"
+    advice = "Name services as in `tcp/502` or `modbus`, and a limit of at least one rule."
+
+
 class CapturePermission(Fault):
     code = "ids.capture.permission"
     advice = "Run as root or with CAP_NET_RAW; the worker drops it once its ring is open."

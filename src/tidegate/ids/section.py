@@ -7,11 +7,13 @@ import json
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
 from tidegate.ids.errors import ConfigInvalid
+from tidegate.ids.settings import Setting, merge_settings
 
 # The bounds of rust/sensor/src/config.rs and budget.rs; a test compares the defaults.
 MIN_MEMORY_BYTES = 2 << 20
@@ -19,12 +21,19 @@ MAX_MEMORY_BYTES = 1 << 30
 LIVE_FLOW_EVENTS_PER_S = 200  # a record is some 600 bytes: 120 kB a second at most into the event log
 REPLAY_FLOW_EVENTS_PER_S = 1_000_000  # nobody waits behind a replay
 MAX_INTERFACES = 16  # a worker process each
+DEFAULT_MEMORY = "8MiB"  # scans and floods; with the agent below 60 MB in all (bench/agent.py)
+RULES_MEMORY = "24MiB"  # some 5,000 rules, and the streams and protocol states that they look at
+MAX_RULE_FILES = 64  # large public sets come in some 60 categories
+MAX_SECTION_SETTINGS = 256  # a device changes a handful of Suricata's defaults
 MAX_ALLOWED = 1024  # compared one by one, for a handful of alerts a second
 
 _MEMORY = re.compile(r"([1-9][0-9]{0,9})(KiB|MiB)")
 _UNITS = {"KiB": 1 << 10, "MiB": 1 << 20}
 
 Interface = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}\Z")]  # IFNAMSIZ
+RuleFile = Annotated[str, Meta(pattern=r"^/[^\0]{0,4094}\Z")]
+SettingName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._#-]{0,127}\Z")]
+SettingValue = Annotated[str, Meta(max_length=4096)]
 Rate = Annotated[int, Meta(ge=0, le=10_000_000)]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -43,6 +52,13 @@ class FlowEvents(StrEnum):
     OFF = "off"
     ANSWERED = "answered"  # both sides took part
     ALL = "all"
+
+
+class Detectors(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which of the sensor's own detectors run beside the rules."""
+
+    scan: bool = True
+    flood: bool = True
 
 
 class Scan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -74,7 +90,13 @@ class IdsSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     enabled: bool = True
     interfaces: Annotated[tuple[Interface, ...], Meta(max_length=MAX_INTERFACES)] = ()
-    memory: Annotated[str, Meta(max_length=16)] = "8MiB"  # with the agent below 60 MB in all (bench/agent.py)
+    memory: Annotated[str, Meta(max_length=16)] | None = None  # DEFAULT_MEMORY, with rules RULES_MEMORY
+    rules: Annotated[tuple[RuleFile, ...], Meta(max_length=MAX_RULE_FILES)] = ()
+    settings: Annotated[dict[SettingName, SettingValue], Meta(max_length=MAX_SECTION_SETTINGS)] = field(
+        default_factory=dict
+    )
+    home_net: Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=MAX_ALLOWED)] = ()
+    detectors: Detectors = field(default_factory=Detectors)
     scan: Scan = field(default_factory=Scan)
     flood: Flood = field(default_factory=Flood)
     flow_events: FlowEvents = FlowEvents.ANSWERED
@@ -92,11 +114,16 @@ class WatchSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SensorPlan:
-    """What a valid section means: the memory number, prefixes never banned, the worker's configuration line."""
+    """What a valid section means: the memory number, prefixes never banned, the worker's configuration line.
+
+    ``rules`` and ``settings`` are for the sensor with rules (``inspector.py``).
+    """
 
     memory_bytes: int
     allow: tuple[Network, ...]
     config_json: str
+    rules: tuple[Path, ...] = ()
+    settings: tuple[Setting, ...] = ()
 
 
 def plan_sensor(section: IdsSection, *, flow_events_per_s: int = LIVE_FLOW_EVENTS_PER_S) -> SensorPlan:
@@ -104,7 +131,7 @@ def plan_sensor(section: IdsSection, *, flow_events_per_s: int = LIVE_FLOW_EVENT
 
     msgspec has checked each field's type and range; this checks what a type cannot say.
     """
-    memory_bytes = parse_memory(section.memory)
+    memory_bytes = parse_memory(section.memory or (RULES_MEMORY if section.rules else DEFAULT_MEMORY))
     if section.flood.low_per_s >= section.flood.high_per_s:
         raise ConfigInvalid("flood.low_per_s must be below flood.high_per_s", field="flood.low_per_s")
     document = {
@@ -118,7 +145,22 @@ def plan_sensor(section: IdsSection, *, flow_events_per_s: int = LIVE_FLOW_EVENT
         memory_bytes=memory_bytes,
         allow=parse_prefixes(section.allow),
         config_json=json.dumps(document, separators=(",", ":")),
+        rules=tuple(Path(name) for name in section.rules),
+        settings=_plan_settings(section),
     )
+
+
+def _plan_settings(section: IdsSection) -> tuple[Setting, ...]:
+    """Return the section as settings; what ``settings`` itself says wins."""
+    planned: list[Setting] = [
+        ("tidegate.detectors.scan", "yes" if section.detectors.scan else "no"),
+        ("tidegate.detectors.flood", "yes" if section.detectors.flood else "no"),
+        ("tidegate.flow-events", section.flow_events.value),
+    ]
+    if section.home_net:
+        networks = parse_prefixes(section.home_net, field="home_net")
+        planned.append(("vars.address-groups.HOME_NET", f"[{','.join(map(str, networks))}]"))
+    return merge_settings(planned, section.settings.items())
 
 
 def parse_memory(text: str) -> int:
@@ -130,12 +172,12 @@ def parse_memory(text: str) -> int:
     return size_bytes
 
 
-def parse_prefixes(texts: tuple[str, ...]) -> tuple[Network, ...]:
+def parse_prefixes(texts: tuple[str, ...], *, field: str = "allow") -> tuple[Network, ...]:
     """Return the prefixes of ``texts`` (a bare address is one), or raise ``ids.config.invalid``."""
     networks = []
     for text in texts:
         try:
             networks.append(ipaddress.ip_network(text))
         except ValueError as error:
-            raise ConfigInvalid(f"allow: {error}", field="allow") from error
+            raise ConfigInvalid(f"{field}: {error}", field=field) from error
     return tuple(networks)

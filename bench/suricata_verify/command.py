@@ -1,0 +1,36 @@
+"""The command that is judged: what an operator would type. The one place where it is built. Pure."""
+
+from __future__ import annotations
+
+import sys
+
+from bench.suricata_verify.cases import Invocation
+
+PROGRAM = (sys.executable, "-m", "tidegate.cli.main")
+_CHECKSUMS = {"none": "none", "all": "all"}
+
+
+def build_command(plan: Invocation, program: tuple[str, ...] = PROGRAM) -> list[str]:
+    """Return the argument list that prints the EVE lines of a case on standard output.
+
+    A refused rule is fatal, as in the suite's own runner, but the capture is inspected all the same, so that the checks
+    that do not need it are judged. Without a capture, the rules are checked alone.
+    """
+    if plan.capture is None:
+        command = [*program, "ids", "rules", "check", *map(str, plan.rules)]
+    else:
+        command = [*program, "ids", "replay", str(plan.capture), "--eve", "-", "--fail-on-refused"]
+        for path in plan.rules:
+            command += ["--rules", str(path)]
+        command += ["--checksums", _CHECKSUMS.get(plan.checksums, "auto")]
+        if plan.simulate_ips:
+            command.append("--simulate-ips")
+        if plan.bpf:
+            command += ["--filter", " ".join(plan.bpf)]
+    if plan.config is not None:
+        command += ["--config", str(plan.config)]
+        if not plan.rules:
+            command += ["--set", "rule-files="]  # the suite's runner switches detection off
+    for setting in plan.settings:
+        command += ["--set", setting]
+    return command

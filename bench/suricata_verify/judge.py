@@ -1,0 +1,106 @@
+"""Runs one case and judges it. Touches: processes, temporary folders."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.suricata_verify.cases import Case, Invocation, plan_invocation
+from bench.suricata_verify.checks import CheckResult, Verdict, judge_checks
+from bench.suricata_verify.command import PROGRAM, build_command
+from bench.suricata_verify.groups import Group, group_of
+from bench.suricata_verify.requirements import reason_in_skip_list, reason_to_skip
+
+TIMEOUT_S = 60
+MAX_SAID = 300  # characters of what a command said, in a reason
+
+
+@dataclass(slots=True, kw_only=True)
+class CaseResult:
+    """What became of a case: not passed if its command or any of its checks did not pass."""
+
+    name: str
+    group: Group = Group.OTHER
+    verdict: Verdict = Verdict.PASSED
+    reasons: list[str] = field(default_factory=list)
+    checks: list[CheckResult] = field(default_factory=list)
+    command: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def fail(self, reason: str) -> None:
+        self.verdict = Verdict.FAILED
+        self.reasons.append(reason)
+
+
+def judge_case(case: Case, program: tuple[str, ...] = PROGRAM) -> CaseResult:
+    """Run the case's command and judge its checks; a case that does not apply to us is skipped with the reason."""
+    result = CaseResult(name=case.name)
+    skip = reason_to_skip(case.requires) or reason_in_skip_list(case.document.get("skip"))
+    if skip:
+        result.verdict = Verdict.SKIPPED
+        result.reasons.append(skip)
+        return result
+    with tempfile.TemporaryDirectory(prefix="suricata-verify-") as name:
+        output = Path(name)
+        plan = Invocation()
+        try:
+            plan = plan_invocation(case, output)
+        except (OSError, ValueError, TypeError) as error:
+            result.fail(f"the case cannot be read: {error}")
+        _judge_planned(case, plan, output, result, program)
+    return result
+
+
+def _judge_planned(case: Case, plan: Invocation, output: Path, result: CaseResult, program: tuple[str, ...]) -> None:
+    result.group = group_of(path.read_text(errors="replace") for path in plan.rules if path.is_file())
+    problem = case.problem or _problem(plan)
+    if problem:
+        result.fail(problem)
+    else:
+        result.command = build_command(plan, program)
+        reason = _run(result.command, case, output)
+        if reason:
+            result.fail(reason)
+    result.checks = judge_checks(case.checks, case.folder, output)
+    result.reasons += plan.notes
+    for check in result.checks:
+        if check.verdict is Verdict.FAILED:
+            result.fail(check.reason)
+
+
+def _problem(plan: Invocation) -> str | None:
+    if plan.capture is None:
+        return None if plan.rules else "there is neither a capture nor a rule file"
+    if plan.capture.is_dir():
+        return "the capture is a folder"
+    missing = next((path for path in (plan.capture, *plan.rules) if not path.is_file()), None)
+    return f"{missing.name} is missing" if missing is not None else None
+
+
+def _run(command: list[str], case: Case, output: Path) -> str | None:
+    """Run the command with the EVE lines into the output folder; return why the case is lost, or None."""
+    environment = {**os.environ, "TZ": "UTC", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    eve, said = output / "eve.json", output / "stderr"
+    try:
+        with eve.open("wb") as out, said.open("wb") as err:
+            done = subprocess.run(
+                command,
+                cwd=case.folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                timeout=TIMEOUT_S,
+                check=False,
+            )
+    except subprocess.TimeoutExpired:
+        return f"longer than {TIMEOUT_S} s"
+    words = " ".join(said.read_text(errors="replace").split())[:MAX_SAID]
+    if done.returncode not in (0, 3):
+        return f"exit status {done.returncode}: {words}"
+    if bool(done.returncode) != bool(case.exit_code):  # Suricata has one status for everything that it refuses
+        return f"exit status {done.returncode} instead of {case.exit_code}: {words}"
+    return None

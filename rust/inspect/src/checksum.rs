@@ -1,0 +1,51 @@
+//! The internet checksum (RFC 1071) of IP, TCP, UDP and ICMP.
+
+use crate::layers::{Layers, ip};
+
+/// Add 16-bit words to a running sum; an odd last byte is the upper half of a word.
+pub(crate) fn sum(data: &[u8], start: u32) -> u32 {
+    let (words, rest) = data.as_chunks::<2>();
+    let mut total = u64::from(start);
+    for word in words {
+        total += u64::from(u16::from_be_bytes(*word));
+    }
+    if let [last] = rest {
+        total += u64::from(*last) << 8;
+    }
+    while total > 0xffff_ffff {
+        total = (total & 0xffff_ffff) + (total >> 32);
+    }
+    total as u32
+}
+
+/// Fold a sum into 16 bits.
+pub(crate) fn fold(mut total: u32) -> u16 {
+    while total > 0xffff {
+        total = (total & 0xffff) + (total >> 16);
+    }
+    total as u16
+}
+
+/// Return whether the transport checksum (and, in IPv4, that of the header) is right.
+pub(crate) fn is_right(layers: &Layers<'_>) -> bool {
+    if layers.version == 4 {
+        let header = layers.network.get(..layers.network_header_bytes).unwrap_or_default();
+        if fold(sum(header, 0)) != 0xffff {
+            return false;
+        }
+    }
+    let length = layers.transport.len() as u32;
+    let pseudo = || {
+        let addresses = match layers.version {
+            4 => layers.network.get(12..20),
+            _ => layers.network.get(8..40),
+        };
+        sum(addresses.unwrap_or_default(), u32::from(layers.protocol) + (length & 0xffff) + (length >> 16))
+    };
+    match layers.protocol {
+        ip::UDP if layers.transport.get(6..8) == Some(&[0, 0]) => layers.version == 4, // RFC 768: none was computed
+        ip::TCP | ip::UDP | ip::ICMPV6 => fold(sum(layers.transport, pseudo())) == 0xffff,
+        ip::ICMP => fold(sum(layers.transport, 0)) == 0xffff,
+        _ => true,
+    }
+}

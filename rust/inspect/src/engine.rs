@@ -1,0 +1,843 @@
+//! The inspector: each frame goes through decoding, defragmentation, its flow, its stream, its application's parser and
+//! the rules; what is found becomes lines.
+//!
+//! Order of one packet, which is Suricata's: what a tunnel carries first; then flow, stream, parser, rules, verdict,
+//! alerts, records of transactions.
+
+use std::sync::Arc;
+
+use protocols::{Settings, Transport, Way};
+use sensor::{CaptureCounters, Frame, Link, SipKey};
+use signatures::{FlowFacts, PacketFacts};
+
+use crate::app::FlowHint;
+use crate::budget::Budget;
+use crate::checksum;
+use crate::config::{ExceptionPolicy, InspectConfig};
+use crate::counters::Counters;
+use crate::defrag::Defrag;
+use crate::detect::{Chunk, Detector, Job, Run, Scratch};
+use crate::eve::{Origin, Scene};
+use crate::flow::{Ending, Flow, FlowAction, FlowTable, Stage};
+use crate::layers::{self, Layers, Step, ip};
+use crate::memory::RuleMemory;
+use crate::output::Lines;
+use crate::tcp::{Outcome, Segment, Session, State, flag};
+
+/// Tunnels in tunnels; deeper ones are an attack on decoders.
+const MAX_DEPTH: u8 = 4;
+/// Time alone is looked at this often.
+const TICK_US: u64 = 250_000;
+/// Flows that end in one tick; the rest waits for the next.
+const MOST_ENDED: usize = 512;
+/// A parser is shown what one packet brought at most in this many pieces.
+const MOST_FEEDS: usize = 64;
+
+/// Deep inspection of packets. See the crate's documentation for what is promised.
+pub struct Inspector {
+    pub(crate) config: InspectConfig,
+    pub(crate) settings: Settings,
+    pub(crate) detector: Option<Arc<Detector>>,
+    pub(crate) counters: Counters,
+    pub(crate) lines: Lines,
+    pub(crate) memory: RuleMemory,
+    pub(crate) scratch: Scratch,
+    budget: Budget,
+    flows: FlowTable,
+    defrag: Defrag,
+    held: usize,
+    pub(crate) number: u64,
+    pub(crate) now_us: u64,
+    first_us: u64,
+    next_tick_us: u64,
+}
+
+/// Where a packet stands among others: what is the same for all that it goes through.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub link: Link,
+    pub origin: Origin,
+    pub outer: Option<&'a Layers<'a>>,
+    pub parent: Option<u64>,
+    pub depth: u8,
+}
+
+impl Inspector {
+    /// Return an inspector that holds at most `memory_bytes` besides the rules.
+    pub fn new(settings: Settings, detector: Option<Arc<Detector>>, memory_bytes: usize, key: SipKey) -> Inspector {
+        let config = InspectConfig::from_settings(&settings);
+        let budget = Budget::divide(memory_bytes);
+        let rules = detector.as_ref().map_or(0, |detector| detector.rules.signatures.len());
+        Inspector {
+            lines: Lines::new(budget.output_bytes, config.output.clone()),
+            memory: detector.as_ref().map(|detector| detector.initial()).unwrap_or_default(),
+            scratch: Scratch::new(rules),
+            flows: FlowTable::new(budget.flows, key, config.uses_vlan),
+            defrag: Defrag::new(budget.defrag_bytes, config.stream.overlap),
+            counters: Counters::default(),
+            budget,
+            held: 0,
+            number: 0,
+            now_us: 0,
+            first_us: 0,
+            next_tick_us: 0,
+            settings,
+            detector,
+            config,
+        }
+    }
+
+    /// Look at one frame. Never panics, whatever it holds.
+    pub fn packet(&mut self, frame: &Frame<'_>) {
+        self.number += 1;
+        self.now_us = frame.time_us.max(if self.number == 1 { 0 } else { self.now_us.min(frame.time_us) });
+        if self.first_us == 0 {
+            self.first_us = frame.time_us;
+        }
+        if self.now_us >= self.next_tick_us || self.next_tick_us > self.now_us.saturating_add(60_000_000) {
+            self.tick(self.now_us);
+        }
+        self.counters.packets += 1;
+        self.counters.bytes += u64::from(frame.wire_bytes);
+        let layers = layers::decode(frame.data, frame.link);
+        let place = Place { link: frame.link, origin: Origin::Wire, outer: None, parent: None, depth: 0 };
+        self.process(&layers, &place);
+    }
+
+    /// Let time pass: flows end that were silent for too long.
+    pub fn tick(&mut self, now_us: u64) {
+        self.now_us = self.now_us.max(now_us);
+        self.next_tick_us = now_us.saturating_add(TICK_US);
+        for _ in 0..MOST_ENDED {
+            let Some(slot) = self.flows.expired(now_us) else { return };
+            self.end_flow(slot, Ending::TimedOut);
+        }
+    }
+
+    /// End flows because nothing more will come, until output is crowded; return whether any are left.
+    pub fn finish(&mut self) -> bool {
+        while let Some(slot) = self.flows.any() {
+            self.end_flow(slot, Ending::Shutdown);
+            if self.lines.is_crowded() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Take the next line; `None` if there is none.
+    pub fn next_line(&mut self) -> Option<String> {
+        self.lines.take()
+    }
+
+    /// Return whether lines should be read before more is looked at, lest they be refused.
+    pub fn is_crowded(&self) -> bool {
+        self.lines.is_crowded()
+    }
+
+    /// How many flows there are, and bytes of streams, parsers and fragments.
+    pub fn live(&self) -> (usize, usize, usize) {
+        (self.flows.live(), self.held, self.defrag.live())
+    }
+
+    /// Return the statistics as one EVE line.
+    pub fn stats_line(&self, capture: &CaptureCounters) -> String {
+        crate::stats::line(self, self.now_us.saturating_sub(self.first_us) / 1_000_000, &self.budget, capture)
+    }
+
+    /// Return how many bytes the capture may use.
+    pub fn ring_bytes(&self) -> usize {
+        self.budget.ring_bytes
+    }
+
+    /// Return data sets that rules say are to be kept: name of the file and its bytes.
+    pub fn kept_files(&self) -> Vec<(String, Vec<u8>)> {
+        self.memory.kept_files()
+    }
+
+    fn process(&mut self, layers: &Layers<'_>, place: &Place<'_>) {
+        for step in layers.steps() {
+            if let Some(counter) = self.counters.steps.get_mut(*step as usize) {
+                *counter += 1;
+            }
+        }
+        if layers.is_invalid {
+            self.counters.invalid += 1;
+        }
+        for event in layers.events() {
+            *self.counters.events.entry(event).or_default() += 1;
+        }
+        if let Some(tunnel) = layers.tunnel.filter(|_| place.depth < MAX_DEPTH && !layers.is_invalid) {
+            let inner = layers::decode_inner(&tunnel);
+            if !(tunnel.is_guess && inner.is_invalid) {
+                let origin = tunnel_origin(layers);
+                let inside = Place { origin, outer: Some(layers), depth: place.depth + 1, ..*place };
+                self.process(&inner, &inside);
+            }
+        }
+        if layers.fragment.is_some() {
+            return self.fragment(layers, place);
+        }
+        let has_flow = matches!(layers.protocol, ip::TCP | ip::UDP | ip::SCTP | ip::ICMP | ip::ICMPV6 | ip::ESP)
+            && layers.version != 0
+            && !layers.is_invalid;
+        if has_flow {
+            self.with_flow(layers, place);
+        } else {
+            self.without_flow(layers, place, layers.events());
+        }
+    }
+
+    fn fragment(&mut self, layers: &Layers<'_>, place: &Place<'_>) {
+        let is_refused = self.config.failing_defrag_packet == self.number;
+        let name = if layers.version == 4 { "ipv4.fragments" } else { "ipv6.fragments" };
+        *self.counters.defrag.entry(name).or_default() += 1;
+        if is_refused {
+            self.counters.policy("defrag_memcap", self.config.defrag_memcap_policy);
+            return;
+        }
+        let told = self.defrag.add(layers, self.now_us);
+        let mut events: Vec<&'static str> = layers.events().to_vec();
+        events.extend(told.event);
+        for event in told.event {
+            *self.counters.events.entry(event).or_default() += 1;
+        }
+        self.without_flow(layers, place, &events);
+        if let Some(frame) = told.frame {
+            let name = if layers.version == 4 { "ipv4.reassembled" } else { "ipv6.reassembled" };
+            *self.counters.defrag.entry(name).or_default() += 1;
+            let whole = if place.depth == 0 { layers::decode(&frame, place.link) } else { layers::decode_ip(&frame) };
+            if whole.fragment.is_none() {
+                let origin = if place.depth == 0 { Origin::Defrag } else { place.origin };
+                self.process(&whole, &Place { origin, ..*place });
+            }
+        }
+    }
+
+    /// A packet without a flow: only rules.
+    fn without_flow(&mut self, layers: &Layers<'_>, place: &Place<'_>, events: &[&'static str]) {
+        let facts = packet_facts(layers, self.now_us, self.number, events);
+        let job = Job {
+            packet: &facts,
+            flow: None,
+            chunk: None,
+            is_invalid: layers.is_invalid,
+            is_inline: self.config.stream.is_inline,
+            has_app_news: false,
+        };
+        self.detect(&job, None);
+        let scene = self.scene(layers, place, Way::ToServer, None);
+        self.verdict(&scene, None, None);
+    }
+
+    fn with_flow(&mut self, layers: &Layers<'_>, place: &Place<'_>) {
+        let key = self.flows.flow_key(layers, place.depth);
+        let mut slot = self.flows.find(&key);
+        if let Some(old) = slot
+            && self.flows.get(old).is_some_and(|flow| begins_anew(flow, layers))
+        {
+            self.end_flow(old, Ending::Reused);
+            slot = None;
+        }
+        if slot.is_none() {
+            slot = self.new_flow(key, layers, place);
+        }
+        let Some(slot) = slot else { return self.refused_flow(layers, place) };
+        let Some(mut flow) = self.flows.take(slot) else { return };
+        self.in_flow(layers, place, &mut flow);
+        self.account(&mut flow);
+        self.flows.put(slot, flow);
+        self.relieve();
+    }
+
+    fn refused_flow(&mut self, layers: &Layers<'_>, place: &Place<'_>) {
+        self.counters.flows_refused += 1;
+        let policy = self.config.flow_memcap_policy;
+        self.counters.policy("flow_memcap", packet_level(policy));
+        if matches!(policy, ExceptionPolicy::DropFlow | ExceptionPolicy::DropPacket) {
+            let scene = self.scene(layers, place, Way::ToServer, None);
+            return self.drop_packet(&scene, "flow memcap", None);
+        }
+        if policy == ExceptionPolicy::Ignore {
+            self.without_flow(layers, place, layers.events());
+        }
+    }
+
+    fn new_flow(&mut self, key: crate::flow::FlowKey, layers: &Layers<'_>, place: &Place<'_>) -> Option<u32> {
+        if crate::icmp::quoted(layers).is_some() || self.config.failing_flow_packet == self.number {
+            return None;
+        }
+        if self.flows.is_full() {
+            let victim = self.flows.victim()?;
+            self.end_flow(victim, Ending::Forced);
+        }
+        let name = match (layers.protocol, layers.version) {
+            (ip::TCP, _) => "tcp",
+            (ip::UDP, _) => "udp",
+            (ip::ICMP, _) => "icmpv4",
+            (ip::ICMPV6, _) => "icmpv6",
+            _ => "other",
+        };
+        *self.counters.flows.entry(name).or_default() += 1;
+        let flow = Flow {
+            addresses: [layers.source, layers.destination],
+            ports: [layers.source_port, layers.destination_port],
+            protocol: layers.protocol,
+            version: layers.version,
+            vlan: layers.vlan,
+            vlan_count: layers.vlan_count,
+            first_us: self.now_us,
+            last_us: self.now_us,
+            parent: place.parent,
+            icmp: [layers.icmp, [0, 0]],
+            ..Flow::default()
+        };
+        Some(self.flows.insert(key, Box::new(flow)))
+    }
+
+    fn in_flow(&mut self, layers: &Layers<'_>, place: &Place<'_>, flow: &mut Flow) {
+        let way = match crate::icmp::quoted(layers) {
+            Some((quoted, _, _)) if quoted == (flow.addresses[0], flow.ports[0]) => Way::ToClient,
+            Some(_) => Way::ToServer,
+            None => flow.way(layers),
+        };
+        let is_first = flow.packets == [0, 0];
+        flow.last_us = flow.last_us.max(self.now_us);
+        flow.packets[way as usize] += 1;
+        flow.bytes[way as usize] += layers.frame.len() as u64;
+        flow.icmp[way as usize] = layers.icmp;
+        if flow.protocol != ip::TCP && flow.is_answered() && flow.stage == Stage::New {
+            flow.stage = Stage::Established;
+        }
+        if flow.stage == Stage::Bypassed {
+            return;
+        }
+        if flow.action == Some(FlowAction::Drop) && self.config.is_ips {
+            let reason = if flow.is_dropped_by_policy { "exception policy flow drop" } else { "flow drop" };
+            let scene = self.scene(layers, place, way, None);
+            return self.drop_packet(&scene, reason, Some(flow));
+        }
+        let mut step = FlowStep { way, is_first, events: layers.events().to_vec(), ..FlowStep::default() };
+        match layers.protocol {
+            ip::TCP => {
+                if let Some(reason) = self.tcp(layers, flow, &mut step) {
+                    let scene = self.scene(layers, place, step.way, None);
+                    self.drop_packet(&scene, reason, Some(flow));
+                    return self.after_packet(flow, false);
+                }
+            }
+            ip::UDP if !layers.payload.is_empty() && crate::icmp::quoted(layers).is_none() => {
+                self.feed_datagram(layers, flow, &mut step);
+            }
+            _ => {}
+        }
+        if step.is_broken && self.app_error(layers, place, flow, &step) {
+            return self.after_packet(flow, false);
+        }
+        self.look(layers, place, flow, &step);
+        self.after_packet(flow, false);
+    }
+
+    /// Rules, verdict, alerts.
+    fn look(&mut self, layers: &Layers<'_>, place: &Place<'_>, flow: &mut Flow, step: &FlowStep) {
+        if flow.action == Some(FlowAction::Pass) || self.detector.is_none() {
+            self.counters.accepted += u64::from(self.config.is_ips);
+            return;
+        }
+        let mut facts = packet_facts(layers, self.now_us, self.number, &step.events);
+        facts.is_in_stream = step.is_in_stream;
+        facts.is_pseudo = place.origin == Origin::FlowEnd;
+        facts.is_reassembled = place.origin == Origin::Defrag;
+        let chunk = self.chunk(flow, step, facts.is_pseudo);
+        let flow_facts = self.flow_facts(flow, step);
+        let job = Job {
+            packet: &facts,
+            flow: Some(flow_facts),
+            chunk: chunk.as_deref().map(|data| Chunk { data }),
+            is_invalid: false,
+            is_inline: self.config.stream.is_inline,
+            has_app_news: step.has_app_news,
+        };
+        self.detect(&job, Some(flow));
+        let scene = self.scene(layers, place, step.way, None);
+        self.verdict(&scene, Some(flow), chunk.as_deref());
+        if chunk.is_some()
+            && let Some(tcp) = &mut flow.tcp
+        {
+            let keep = if self.config.stream.is_inline { self.config.stream.chunk[step.way as usize] } else { 0 };
+            let stream = &mut tcp.side(step.way).stream;
+            let limit = raw_limit(stream, self.config.stream.is_inline, facts.is_pseudo);
+            stream.raw = stream.raw.max(limit.saturating_sub(keep));
+            stream.is_triggered = false;
+        }
+    }
+
+    pub(crate) fn detect(&mut self, job: &Job<'_>, flow: Option<&mut Flow>) {
+        self.scratch.matches.clear();
+        let Some(detector) = self.detector.clone() else { return };
+        let mut run = Run { detector: &detector, scratch: &mut self.scratch, memory: &mut self.memory, job };
+        run.all(flow);
+    }
+
+    /// The stretch of stream that rules about raw streams look at with this packet.
+    fn chunk(&self, flow: &Flow, step: &FlowStep, is_pseudo: bool) -> Option<Vec<u8>> {
+        let tcp = flow.tcp.as_ref()?;
+        let stream = &tcp.sides[step.way as usize].stream;
+        let is_inline = self.config.stream.is_inline;
+        let limit = raw_limit(stream, is_inline, is_pseudo);
+        let data = stream.contiguous(stream.raw, limit);
+        if data.is_empty() || (is_inline && !step.is_in_stream && !is_pseudo) {
+            return None;
+        }
+        let is_enough = data.len() as u64 >= self.config.stream.chunk[step.way as usize];
+        let is_due = is_enough || is_inline || is_pseudo || stream.is_triggered || stream.has_gap || stream.is_deep;
+        is_due.then(|| data.to_vec())
+    }
+
+    fn flow_facts(&self, flow: &Flow, step: &FlowStep) -> FlowFacts {
+        let stream_bytes = |side: usize| flow.tcp.as_ref().map_or(0, |tcp| tcp.sides[side].stream.end);
+        FlowFacts {
+            way: step.way,
+            is_established: step.is_established || (flow.protocol != ip::TCP && flow.is_answered()),
+            age_us: self.now_us.saturating_sub(flow.first_us),
+            packets: flow.packets,
+            bytes: flow.bytes,
+            stream_bytes: [stream_bytes(0), stream_bytes(1)],
+            app: flow.app.protocol,
+            apps: app_views(flow),
+            has_app_failed: flow.app.is_unknown_for_good() || flow.app.has_failed[step.way as usize],
+            is_first_packet: step.is_first,
+        }
+    }
+
+    pub(crate) fn scene<'a>(
+        &self,
+        layers: &'a Layers<'a>,
+        place: &Place<'a>,
+        way: Way,
+        flow: Option<&'a Flow>,
+    ) -> Scene<'a> {
+        Scene {
+            time_us: self.now_us,
+            number: if place.origin == Origin::FlowEnd { 0 } else { self.number },
+            layers,
+            outer: place.outer,
+            origin: place.origin,
+            link: place.link,
+            way,
+            flow,
+        }
+    }
+
+    /// Bring the connection up to date; return a reason where the packet is to be dropped.
+    fn tcp(&mut self, layers: &Layers<'_>, flow: &mut Flow, step: &mut FlowStep) -> Option<&'static str> {
+        if self.config.stream.checks_checksums && !checksum::is_right(layers) {
+            *self.counters.tcp.entry("invalid_checksum").or_default() += 1;
+            step.events.push(if layers.version == 4 { "tcpv4.invalid_checksum" } else { "tcpv6.invalid_checksum" });
+            return None;
+        }
+        let mut tcp = flow.tcp.take().unwrap_or_default();
+        let before = tcp.state;
+        let segment = Segment { tcp: layers.tcp, payload: layers.payload, way: step.way };
+        let is_refused = self.config.stream.failing_packet == self.number && !layers.payload.is_empty();
+        let outcome = tcp.packet(&segment, &self.config.stream);
+        self.count_tcp(&outcome, before, &tcp, layers);
+        if outcome.is_reversed {
+            flow.swap();
+            step.way = step.way.reverse();
+        }
+        step.events.extend(outcome.event);
+        for event in outcome.event {
+            *self.counters.events.entry(event).or_default() += 1;
+        }
+        step.is_established = before >= State::Established || (tcp.state >= State::Established && flow.stage == Stage::New && before == State::SynRecv);
+        step.is_in_stream = outcome.inserted.is_kept;
+        let state = tcp.state;
+        flow.tcp = Some(tcp);
+        if outcome.is_pickup && self.note_midstream(flow) || outcome.lacks_session {
+            let verdict = self.midstream(flow, &outcome);
+            if verdict.is_some() || flow.action.is_some() || flow.stage == Stage::Bypassed {
+                return verdict;
+            }
+        }
+        flow.stage = match state {
+            State::Closed => Stage::Closed,
+            state if state >= State::Established => Stage::Established,
+            _ => flow.stage,
+        };
+        if is_refused {
+            return self.out_of_memory(flow);
+        }
+        if outcome.is_valid {
+            let ways = if self.config.stream.is_inline { [step.way, step.way.reverse()] } else { [step.way.reverse(), step.way] };
+            for way in ways {
+                self.feed_stream(flow, way, step);
+            }
+        }
+        None
+    }
+
+    fn count_tcp(&mut self, outcome: &Outcome, before: State, tcp: &Session, layers: &Layers<'_>) {
+        let flags = layers.tcp.flags & (flag::SYN | flag::ACK | flag::RST);
+        let name = match flags {
+            flag::SYN => Some("syn"),
+            flags if flags & (flag::SYN | flag::ACK) == flag::SYN | flag::ACK => Some("synack"),
+            flags if flags & flag::RST != 0 => Some("rst"),
+            _ => None,
+        };
+        for name in name {
+            *self.counters.tcp.entry(name).or_default() += 1;
+        }
+        if before == State::None && tcp.state != State::None {
+            *self.counters.tcp.entry("sessions").or_default() += 1;
+        }
+        if outcome.is_pickup {
+            *self.counters.tcp.entry("midstream_pickups").or_default() += 1;
+        }
+        if outcome.inserted.has_overlap {
+            *self.counters.tcp.entry("overlap").or_default() += 1;
+        }
+        if outcome.inserted.has_conflict {
+            *self.counters.tcp.entry("overlap_diff_data").or_default() += 1;
+        }
+    }
+
+    /// Remember that pick-up in the middle was met; return whether that changes what happens.
+    fn note_midstream(&mut self, flow: &mut Flow) -> bool {
+        let policy = self.config.stream.midstream_policy;
+        flow.policies.push(("stream_midstream", policy));
+        self.counters.policy("stream_midstream", policy);
+        policy != ExceptionPolicy::Ignore
+    }
+
+    fn midstream(&mut self, flow: &mut Flow, outcome: &Outcome) -> Option<&'static str> {
+        let policy = self.config.stream.midstream_policy;
+        if policy == ExceptionPolicy::Ignore {
+            return None;
+        }
+        if !outcome.is_pickup {
+            if !flow.policies.iter().any(|(target, _)| *target == "stream_midstream") {
+                flow.policies.push(("stream_midstream", policy));
+            }
+            self.counters.policy("stream_midstream", policy);
+        }
+        self.apply_policy(flow, policy, "stream midstream")
+    }
+
+    fn out_of_memory(&mut self, flow: &mut Flow) -> Option<&'static str> {
+        let policy = self.config.stream.memcap_policy;
+        self.counters.policy("stream_reassembly", policy);
+        if policy != ExceptionPolicy::Ignore {
+            flow.policies.push(("stream_reassembly", policy));
+        }
+        self.apply_policy(flow, policy, "stream reassembly")
+    }
+
+    /// Do what an exception policy says; return a reason where the packet at hand is to be dropped.
+    pub(crate) fn apply_policy(&mut self, flow: &mut Flow, policy: ExceptionPolicy, reason: &'static str) -> Option<&'static str> {
+        match policy {
+            ExceptionPolicy::Ignore | ExceptionPolicy::PassPacket => None,
+            ExceptionPolicy::PassFlow => {
+                flow.action = Some(FlowAction::Pass);
+                flow.app.drop_all();
+                None
+            }
+            ExceptionPolicy::Bypass => {
+                flow.stage = Stage::Bypassed;
+                flow.app.drop_all();
+                None
+            }
+            ExceptionPolicy::DropPacket => self.config.is_ips.then_some(reason),
+            ExceptionPolicy::DropFlow | ExceptionPolicy::Reject => {
+                flow.action = Some(FlowAction::Drop);
+                flow.is_dropped_by_policy = true;
+                flow.app.drop_all();
+                self.config.is_ips.then_some(reason)
+            }
+        }
+    }
+
+    /// Show the parser what one way's stream has; skip what is missing.
+    fn feed_stream(&mut self, flow: &mut Flow, way: Way, step: &mut FlowStep) {
+        let Some(mut tcp) = flow.tcp.take() else { return };
+        let is_over = tcp.is_over(way);
+        for _ in 0..MOST_FEEDS {
+            let is_all = self.config.stream.is_inline || step.is_last;
+            let stream = &mut tcp.side(way).stream;
+            if !flow.app.is_interested() || flow.action.is_some() {
+                stream.app = stream.app.max(if is_all { stream.end } else { stream.acked });
+                break;
+            }
+            let limit = if is_all { stream.end } else { stream.acked.min(stream.end) };
+            let at = stream.app;
+            let missing = stream.gap_at(at).min(limit.saturating_sub(at));
+            let is_lost = !is_all || step.is_last;
+            if missing > 0 && is_lost || stream.is_deep && stream.contiguous(at, limit).is_empty() && limit > at {
+                let missing = if missing > 0 { missing } else { limit - at };
+                stream.has_gap = true;
+                stream.app += missing;
+                stream.raw = stream.raw.max(stream.app.min(stream.raw + missing));
+                flow.app.gap(way, missing);
+                step.events.push("stream.reassembly_seq_gap");
+                continue;
+            }
+            let data = stream.contiguous(at, limit);
+            let is_end = (is_over || step.is_last) && at + data.len() as u64 >= stream.end;
+            if data.is_empty() && !(is_end && step.is_last) {
+                break;
+            }
+            let length = data.len();
+            let hint = hint(flow.ports, Transport::Tcp, &self.settings, &self.config);
+            let fed = flow.app.feed(way, data, is_end, &hint);
+            stream.app += fed.consumed as u64;
+            if fed.consumed == length && length > 0 || fed.has_failed {
+                stream.is_triggered = true;
+            }
+            self.note_fed(flow, &fed, way, step);
+            if fed.is_reversed {
+                flow.tcp = Some(tcp);
+                flow.swap();
+                step.way = step.way.reverse();
+                return;
+            }
+            if fed.consumed == 0 || fed.consumed == length {
+                break;
+            }
+        }
+        for side in &mut tcp.sides {
+            side.stream.release();
+        }
+        flow.tcp = Some(tcp);
+    }
+
+    fn note_fed(&mut self, flow: &mut Flow, fed: &crate::app::Fed, way: Way, step: &mut FlowStep) {
+        if fed.is_found
+            && let Some(protocol) = flow.app.protocol
+        {
+            Counters::add(&mut self.counters.app_flows, protocol, 1);
+            step.has_app_news = true;
+        }
+        if fed.has_failed {
+            step.has_app_news = true;
+            if flow.app.is_unknown_for_good() {
+                self.counters.app_failed[usize::from(flow.protocol != ip::TCP)] += 1;
+            }
+        }
+        if fed.has_broken {
+            step.is_broken = true;
+            step.broken_way = Some(way);
+            if let Some(protocol) = flow.app.protocol {
+                Counters::add(&mut self.counters.app_errors, protocol, 1);
+            }
+        }
+    }
+
+    fn feed_datagram(&mut self, layers: &Layers<'_>, flow: &mut Flow, step: &mut FlowStep) {
+        if !flow.app.is_interested() || flow.action.is_some() {
+            return;
+        }
+        let hint = hint(flow.ports, Transport::Udp, &self.settings, &self.config);
+        let fed = flow.app.feed(step.way, layers.payload, true, &hint);
+        self.note_fed(flow, &fed, step.way, step);
+        if fed.is_reversed {
+            flow.swap();
+            step.way = step.way.reverse();
+        }
+    }
+
+    /// A parser gave up: what the exception policy says. Returns whether the packet is done with.
+    fn app_error(&mut self, layers: &Layers<'_>, place: &Place<'_>, flow: &mut Flow, step: &FlowStep) -> bool {
+        let policy = self.config.app_error_policy;
+        self.counters.policy("app_layer_error", policy);
+        if policy != ExceptionPolicy::Ignore {
+            flow.policies.push(("app_layer_error", policy));
+        }
+        match self.apply_policy(flow, policy, "applayer error") {
+            Some(reason) => {
+                let scene = self.scene(layers, place, step.way, None);
+                self.drop_packet(&scene, reason, Some(flow));
+                true
+            }
+            None => policy == ExceptionPolicy::PassPacket || flow.action.is_some() || flow.stage == Stage::Bypassed,
+        }
+    }
+
+    /// Log what has become complete; forget what nobody needs any more.
+    fn after_packet(&mut self, flow: &mut Flow, is_end: bool) {
+        self.log_transactions(flow, is_end);
+        if let Some(tcp) = &mut flow.tcp {
+            let has_rules = self.detector.is_some();
+            for side in &mut tcp.sides {
+                if !has_rules || flow.action.is_some() {
+                    side.stream.raw = side.stream.raw.max(side.stream.app);
+                }
+                side.stream.release();
+            }
+        }
+        flow.app.begin_anew();
+    }
+
+    fn end_flow(&mut self, slot: u32, ending: Ending) {
+        let Some(mut flow) = self.flows.take(slot) else { return };
+        if flow.stage != Stage::Bypassed && flow.action != Some(FlowAction::Drop) {
+            self.flush(&mut flow);
+        }
+        self.held = self.held.saturating_sub(flow.accounted);
+        flow.accounted = 0;
+        let flow = self.flows.remove(slot, flow);
+        *self.counters.flow_ends.entry(ending.name()).or_default() += 1;
+        self.log_flow(&flow, ending);
+    }
+
+    /// Look at everything that was not confirmed in time, as if it had been.
+    fn flush(&mut self, flow: &mut Flow) {
+        let mut step = FlowStep { is_last: true, is_established: true, ..FlowStep::default() };
+        if flow.tcp.is_some() {
+            for way in Way::BOTH {
+                self.feed_stream(flow, way, &mut step);
+            }
+        }
+        let hint = hint(flow.ports, Transport::Tcp, &self.settings, &self.config);
+        flow.app.finish(&hint);
+        for way in Way::BOTH {
+            step.way = way;
+            step.is_established = flow.tcp.as_ref().is_none_or(|tcp| tcp.state >= State::Established);
+            let has_stream = flow.tcp.as_ref().is_some_and(|tcp| {
+                let stream = &tcp.sides[way as usize].stream;
+                !stream.contiguous(stream.raw, u64::MAX).is_empty()
+            });
+            if has_stream || flow.app.count > 0 {
+                let layers = pseudo_layers(flow, way);
+                let place = Place { link: Link::RawIp, origin: Origin::FlowEnd, outer: None, parent: None, depth: 0 };
+                self.look(&layers, &place, flow, &step);
+            }
+        }
+        self.after_packet(flow, true);
+    }
+
+    fn account(&mut self, flow: &mut Flow) {
+        let streams = flow.tcp.as_ref().map_or(0, |tcp| tcp.held() + size_of::<Session>());
+        let now = streams + flow.app.heap_bytes() + flow.state.heap_bytes();
+        self.held = (self.held + now).saturating_sub(flow.accounted);
+        flow.accounted = now;
+    }
+
+    /// When streams and parsers hold more than their share, the flow that is needed least ends.
+    fn relieve(&mut self) {
+        while self.held > self.budget.stream_bytes {
+            let Some(victim) = self.flows.victim() else { return };
+            self.counters.memory_refused += 1;
+            self.end_flow(victim, Ending::Forced);
+        }
+    }
+}
+
+/// What one packet does to its flow.
+pub(crate) struct FlowStep {
+    pub way: Way,
+    pub is_first: bool,
+    pub is_established: bool,
+    pub is_in_stream: bool,
+    pub is_last: bool,
+    pub is_broken: bool,
+    pub broken_way: Option<Way>,
+    pub has_app_news: bool,
+    pub events: Vec<&'static str>,
+}
+
+impl Default for FlowStep {
+    fn default() -> FlowStep {
+        FlowStep {
+            way: Way::ToServer,
+            is_first: false,
+            is_established: false,
+            is_in_stream: false,
+            is_last: false,
+            is_broken: false,
+            broken_way: None,
+            has_app_news: false,
+            events: Vec::new(),
+        }
+    }
+}
+
+fn raw_limit(stream: &crate::stream::Stream, is_inline: bool, is_pseudo: bool) -> u64 {
+    let limit = if is_inline || is_pseudo { stream.end } else { stream.acked.min(stream.end) };
+    stream.raw + stream.contiguous(stream.raw, limit).len() as u64
+}
+
+fn hint<'a>(ports: [u16; 2], transport: Transport, settings: &'a Settings, config: &InspectConfig) -> FlowHint<'a> {
+    FlowHint {
+        transport,
+        client_port: ports[0],
+        server_port: ports[1],
+        settings,
+        failing_offset: config.failing_app_offset,
+    }
+}
+
+fn app_views(flow: &Flow) -> [Option<u8>; 2] {
+    [0, 1].map(|side| if flow.app.has_failed[side] && flow.app.found[side].is_none() { None } else { flow.app.protocol })
+}
+
+fn begins_anew(flow: &Flow, layers: &Layers<'_>) -> bool {
+    let is_syn = layers.protocol == ip::TCP && layers.tcp.flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN;
+    is_syn && flow.tcp.as_ref().is_some_and(|tcp| tcp.state == State::Closed || tcp.state == State::TimeWait || tcp.state == State::LastAck)
+}
+
+fn packet_level(policy: ExceptionPolicy) -> ExceptionPolicy {
+    match policy {
+        ExceptionPolicy::DropFlow => ExceptionPolicy::DropPacket,
+        ExceptionPolicy::PassFlow | ExceptionPolicy::Bypass => ExceptionPolicy::PassPacket,
+        other => other,
+    }
+}
+
+fn tunnel_origin(layers: &Layers<'_>) -> Origin {
+    match layers.steps().last() {
+        Some(Step::Gre | Step::Erspan) => Origin::Gre,
+        Some(Step::Ipv6InIpv4 | Step::Ipv6InIpv6) => Origin::Ipv6Tunnel,
+        Some(Step::Teredo) => Origin::Teredo,
+        Some(Step::Vxlan) => Origin::Vxlan,
+        Some(Step::Geneve) => Origin::Geneve,
+        _ => Origin::Ipv4Tunnel,
+    }
+}
+
+fn packet_facts<'a>(layers: &'a Layers<'a>, time_us: u64, number: u64, events: &'a [&'static str]) -> PacketFacts<'a> {
+    PacketFacts {
+        time_us,
+        link: layers.link,
+        network: layers.network,
+        network_header_bytes: layers.network_header_bytes,
+        transport: layers.transport,
+        payload: layers.payload,
+        protocol: layers.protocol,
+        source: layers.source,
+        destination: layers.destination,
+        source_port: layers.source_port,
+        destination_port: layers.destination_port,
+        vlan: layers.vlans(),
+        events,
+        is_in_stream: false,
+        is_pseudo: false,
+        is_reassembled: false,
+        is_fragment: layers.fragment.is_some(),
+        number,
+    }
+}
+
+/// Layers of a packet that was never sent, for a flow that is over.
+fn pseudo_layers(flow: &Flow, way: Way) -> Layers<'static> {
+    let (from, to) = (way as usize, way.reverse() as usize);
+    let network: &'static [u8] = if flow.version == 4 { &[0x45] } else { &[0x60] };
+    let mut layers = layers::decode_ip(&[]);
+    layers.is_invalid = false;
+    layers.version = flow.version;
+    layers.network = network;
+    layers.protocol = flow.protocol;
+    (layers.source, layers.source_port) = (flow.addresses[from], flow.ports[from]);
+    (layers.destination, layers.destination_port) = (flow.addresses[to], flow.ports[to]);
+    (layers.vlan, layers.vlan_count) = (flow.vlan, flow.vlan_count);
+    layers
+}

@@ -1,0 +1,35 @@
+//! Deep inspection: streams, application protocols, signature rules, EVE records.
+//!
+//! Promises: no packet makes it panic; flows, streams, parsers, fragments and output stay within the shares of one
+//! memory number, and whatever finds no room is counted. It reads no clock, no randomness, no file and no socket.
+//! Leaves to others: capturing (crate `capture`), scans and floods (crate `sensor`), protocols (crate `protocols`),
+//! the rule language (crate `signatures`).
+//! Read first: `engine.rs`, then `detect.rs`.
+#![forbid(unsafe_code)]
+
+mod app;
+mod budget;
+mod checksum;
+mod config;
+mod counters;
+mod defrag;
+mod detect;
+mod engine;
+mod eve;
+mod flow;
+mod groups;
+mod icmp;
+mod layers;
+mod memory;
+mod output;
+mod stats;
+mod stream;
+mod tcp;
+mod tunnel;
+mod verdict;
+mod xff;
+
+pub use budget::Budget;
+pub use detect::Detector;
+pub use engine::Inspector;
+pub use layers::{Layers, decode};

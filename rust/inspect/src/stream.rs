@@ -1,0 +1,269 @@
+//! One way of a TCP connection: bytes in order, whatever the order in which they came.
+//!
+//! Offsets are 64 bits wide and count from the byte behind the SYN. Two readers go along the bytes on their own: the
+//! application's parser and the rules about raw streams. What both have passed is let go of.
+
+use std::collections::BTreeMap;
+
+use crate::defrag::{Overlap, without};
+
+/// Stretches that wait for a gap before them; the peer's window holds no more segments than this in practice.
+const MAX_BLOCKS: usize = 256;
+
+/// Bytes in order.
+#[derive(Debug, Default)]
+pub struct Stream {
+    blocks: BTreeMap<u64, Vec<u8>>,
+    held: usize,
+    /// The parser's place.
+    pub app: u64,
+    /// The place of rules about raw streams.
+    pub raw: u64,
+    /// The other side has confirmed everything before this.
+    pub acked: u64,
+    /// The highest byte seen, plus one.
+    pub end: u64,
+    /// Bytes are missing for good.
+    pub has_gap: bool,
+    /// Bytes behind the depth limit are not kept.
+    pub is_deep: bool,
+    /// Nothing is kept any more.
+    pub is_off: bool,
+    /// The most blocks there were at once: EVE's `tcp.ts_max_regions`.
+    pub most_blocks: usize,
+    /// Rules are to look at what there is now, however little.
+    pub is_triggered: bool,
+}
+
+/// What happened to a segment's bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Inserted {
+    /// They were kept, at least in part.
+    pub is_kept: bool,
+    /// Bytes were there already …
+    pub has_overlap: bool,
+    /// … and were different.
+    pub has_conflict: bool,
+}
+
+impl Stream {
+    /// Bytes held.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Put a segment in. `depth` (0: none) is where the sensor stops looking.
+    pub fn insert(&mut self, offset: u64, data: &[u8], policy: Overlap, depth: u64) -> Inserted {
+        let mut result = Inserted::default();
+        if self.is_off || data.is_empty() {
+            return result;
+        }
+        self.end = self.end.max(offset + data.len() as u64);
+        let base = self.app.min(self.raw);
+        let mut range = (offset.max(base), offset + data.len() as u64);
+        if depth > 0 && range.1 > depth {
+            self.is_deep = true;
+            range.1 = depth;
+        }
+        if range.0 >= range.1 {
+            result.has_overlap = offset < base;
+            return result;
+        }
+        let piece = |from: u64, to: u64| data.get((from - offset) as usize..(to - offset) as usize).unwrap_or_default();
+        // nearly always: right behind the last block
+        let last = self.blocks.last_key_value().map(|(at, block)| *at + block.len() as u64);
+        match last {
+            Some(last) if last == range.0 => {
+                if let Some(mut block) = self.blocks.last_entry() {
+                    block.get_mut().extend_from_slice(piece(range.0, range.1));
+                    self.held += (range.1 - range.0) as usize;
+                    result.is_kept = true;
+                    return result;
+                }
+            }
+            Some(last) if range.0 < last => {
+                self.insert_slowly(range, (offset, offset + data.len() as u64), &piece, policy, &mut result);
+                return result;
+            }
+            _ => {}
+        }
+        if self.blocks.len() >= MAX_BLOCKS {
+            return result;
+        }
+        self.held += (range.1 - range.0) as usize;
+        self.blocks.insert(range.0, piece(range.0, range.1).to_vec());
+        self.most_blocks = self.most_blocks.max(self.blocks.len());
+        result.is_kept = true;
+        result
+    }
+
+    fn insert_slowly<'d>(
+        &mut self,
+        range: (u64, u64),
+        segment: (u64, u64),
+        piece: &dyn Fn(u64, u64) -> &'d [u8],
+        policy: Overlap,
+        result: &mut Inserted,
+    ) {
+        let mut gaps = vec![range];
+        let old: Vec<(u64, u64)> = self.blocks.iter().map(|(at, block)| (*at, *at + block.len() as u64)).collect();
+        for block in old {
+            let common = (block.0.max(range.0), block.1.min(range.1));
+            if common.0 >= common.1 {
+                continue;
+            }
+            result.has_overlap = true;
+            let new = piece(common.0, common.1);
+            let Some(held) = self.blocks.get_mut(&block.0) else { continue };
+            let Some(there) = held.get_mut((common.0 - block.0) as usize..(common.1 - block.0) as usize) else { continue };
+            if there != new {
+                result.has_conflict = true;
+                if policy.prefers_new(segment, block) {
+                    there.copy_from_slice(new);
+                }
+            }
+            gaps = gaps.into_iter().flat_map(|gap| without(gap, block)).collect();
+        }
+        for (from, to) in gaps {
+            if self.blocks.len() >= MAX_BLOCKS {
+                return;
+            }
+            self.held += (to - from) as usize;
+            self.blocks.insert(from, piece(from, to).to_vec());
+            result.is_kept = true;
+        }
+        self.most_blocks = self.most_blocks.max(self.blocks.len());
+        self.join();
+    }
+
+    /// Make one block of those that touch.
+    fn join(&mut self) {
+        let starts: Vec<u64> = self.blocks.keys().copied().collect();
+        let Some(mut current) = starts.first().copied() else { return };
+        for start in starts.into_iter().skip(1) {
+            let end = self.blocks.get(&current).map_or(0, |block| current + block.len() as u64);
+            if end == start
+                && let Some(next) = self.blocks.remove(&start)
+            {
+                if let Some(block) = self.blocks.get_mut(&current) {
+                    block.extend_from_slice(&next);
+                }
+            } else {
+                current = start;
+            }
+        }
+    }
+
+    /// Return the bytes from `from` on that are there without a gap, up to `to`.
+    pub fn contiguous(&self, from: u64, to: u64) -> &[u8] {
+        let Some((at, block)) = self.blocks.range(..=from).next_back() else { return &[] };
+        let skip = (from - at) as usize;
+        let most = to.saturating_sub(from);
+        let rest = block.get(skip..).unwrap_or_default();
+        rest.get(..usize::try_from(most).unwrap_or(usize::MAX)).unwrap_or(rest)
+    }
+
+    /// Return how many bytes are missing at `from`, if something behind them is there; else 0.
+    pub fn gap_at(&self, from: u64) -> u64 {
+        if !self.contiguous(from, u64::MAX).is_empty() {
+            return 0;
+        }
+        self.blocks.range(from..).next().map_or(0, |(at, _)| at - from)
+    }
+
+    /// Let go of what both readers have passed.
+    pub fn release(&mut self) {
+        let base = if self.is_off { u64::MAX } else { self.app.min(self.raw) };
+        while let Some(mut first) = self.blocks.first_entry() {
+            let start = *first.key();
+            let length = first.get().len() as u64;
+            if start + length <= base {
+                self.held -= length as usize;
+                first.remove();
+                continue;
+            }
+            // a copy of the rest costs as much as it frees: only when half is over
+            if base > start && (base - start) * 2 >= length {
+                let mut block = first.remove();
+                let over = (base - start) as usize;
+                block.drain(..over);
+                self.held -= over;
+                self.blocks.insert(base, block);
+            }
+            return;
+        }
+    }
+
+    /// Keep nothing any more.
+    pub fn stop(&mut self) {
+        self.is_off = true;
+        self.blocks.clear();
+        self.held = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(stream: &mut Stream, offset: u64, data: &[u8]) -> Inserted {
+        stream.insert(offset, data, Overlap::Bsd, 0)
+    }
+
+    #[test]
+    fn any_order_gives_the_same_bytes() {
+        let whole = b"abcdefghijkl";
+        for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2], [2, 0, 3, 1]] {
+            let mut stream = Stream::default();
+            for part in order {
+                put(&mut stream, part * 3, &whole[part as usize * 3..part as usize * 3 + 3]);
+            }
+            assert_eq!(stream.contiguous(0, u64::MAX), whole);
+        }
+    }
+
+    #[test]
+    fn who_wins_an_overlap_is_the_policys_business() {
+        let rows = [
+            (Overlap::Bsd, 2, b"aaaabb"),
+            (Overlap::Last, 2, b"aabbbb"),
+            (Overlap::First, 2, b"aaaabb"),
+            (Overlap::OldLinux, 0, b"bbbb__"),
+        ];
+        for (policy, at, expected) in rows {
+            let mut stream = Stream::default();
+            stream.insert(0, b"aaaa", policy, 0);
+            let told = stream.insert(at, b"bbbb", policy, 0);
+            assert!(told.has_conflict);
+            let mut bytes = stream.contiguous(0, u64::MAX).to_vec();
+            bytes.resize(6, b'_');
+            assert_eq!(&bytes, expected, "{policy:?}");
+        }
+        let mut stream = Stream::default();
+        put(&mut stream, 2, b"aaaa");
+        put(&mut stream, 0, b"bbbb");
+        assert_eq!(stream.contiguous(0, u64::MAX), b"bbbbaa");
+    }
+
+    #[test]
+    fn what_both_readers_passed_is_let_go_of() {
+        let mut stream = Stream::default();
+        put(&mut stream, 0, &[1; 100]);
+        (stream.app, stream.raw) = (100, 60);
+        stream.release();
+        assert_eq!((stream.held(), stream.contiguous(60, u64::MAX).len()), (40, 40));
+        stream.raw = 100;
+        stream.release();
+        assert_eq!(stream.held(), 0);
+        assert!(!put(&mut stream, 50, &[2; 50]).is_kept);
+        put(&mut stream, 110, &[3; 5]);
+        assert_eq!((stream.gap_at(100), stream.gap_at(110)), (10, 0));
+    }
+
+    #[test]
+    fn the_depth_is_where_looking_ends() {
+        let mut stream = Stream::default();
+        stream.insert(0, &[1; 30], Overlap::Bsd, 20);
+        assert_eq!((stream.held(), stream.is_deep), (20, true));
+    }
+}

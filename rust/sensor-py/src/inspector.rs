@@ -1,0 +1,186 @@
+//! The classes `RuleSet` and `Inspector`.
+
+use std::sync::{Arc, Mutex};
+
+use inspect::{Detector, Inspector as Deep};
+use protocols::Settings;
+use pyo3::prelude::*;
+use sensor::CaptureCounters;
+use serde_json::json;
+use signatures::{Environment, Files, Outcome, Source};
+
+use crate::captures::FileReader;
+use crate::config::parse_config;
+use crate::core::{Core, random_key};
+use crate::errors::{Failure, detached, lock};
+
+/// The part of the memory number that goes to detectors of scans and floods, where both run.
+const TALLY_PERCENT: usize = 25;
+
+fn settings_from(pairs: &[(String, String)]) -> Settings {
+    let mut settings = Settings::default();
+    for (name, value) in pairs {
+        settings.set(name, value);
+    }
+    settings
+}
+
+/// Files that rules name, given out by Python.
+struct NamedFiles<'py> {
+    callback: Bound<'py, PyAny>,
+}
+
+impl Files for NamedFiles<'_> {
+    fn read(&self, name: &str) -> Result<Vec<u8>, String> {
+        let bytes = self.callback.call1((name,)).map_err(|error| error.value(self.callback.py()).to_string())?;
+        bytes.extract::<Vec<u8>>().map_err(|error| error.to_string())
+    }
+}
+
+/// Rules, sorted and ready.
+#[pyclass(frozen, module = "tidegate.ids._sensor")]
+pub struct RuleSet {
+    detector: Arc<Detector>,
+}
+
+#[pymethods]
+impl RuleSet {
+    /// Read rule files, given as name and bytes. What a rule names is read through `files`.
+    #[new]
+    fn new(
+        sources: Vec<(String, Vec<u8>)>,
+        settings: Vec<(String, String)>,
+        files: Bound<'_, PyAny>,
+    ) -> PyResult<RuleSet> {
+        let settings = settings_from(&settings);
+        let named = NamedFiles { callback: files };
+        let text = |name: &str| settings.text(name).map(str::to_owned);
+        let read = |setting: &str| -> String {
+            let bytes = text(setting).and_then(|name| named.read(&name).ok()).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        let (classification, reference, thresholds) =
+            (read("classification-file"), read("reference-config-file"), read("threshold-file"));
+        let environment = Environment {
+            settings: &settings,
+            classification: &classification,
+            reference: &reference,
+            thresholds: &thresholds,
+            files: &named,
+        };
+        let sources: Vec<Source<'_>> = sources.iter().map(|(name, text)| Source { name, text }).collect();
+        let rules = signatures::RuleSet::load(&sources, &environment);
+        Ok(RuleSet { detector: Arc::new(Detector::new(rules)) })
+    }
+
+    /// Return the load report as JSON: totals, and each rule that was not loaded as written.
+    fn report(&self) -> String {
+        let rules = &self.detector.rules;
+        let (mut approximated, mut refused) = (0, 0);
+        let entries: Vec<_> = rules
+            .report
+            .iter()
+            .map(|entry| {
+                let (outcome, reason) = match &entry.outcome {
+                    Outcome::Loaded => ("loaded", ""),
+                    Outcome::Approximated(reason) => {
+                        approximated += 1;
+                        ("approximated", reason.as_str())
+                    }
+                    Outcome::Refused(reason) => {
+                        refused += 1;
+                        ("refused", reason.as_str())
+                    }
+                };
+                json!({"source": entry.source, "line": entry.line, "sid": entry.sid, "outcome": outcome, "reason": reason})
+            })
+            .collect();
+        let (loaded, bytes) = (rules.loaded, self.detector.groups.heap_bytes());
+        json!({"loaded": loaded, "approximated": approximated, "refused": refused, "matcher_bytes": bytes, "rules": entries})
+            .to_string()
+    }
+
+    /// Return which rules fit a device, as JSON; the question is JSON too (docs/how-to/detect-intrusions.md).
+    fn budget(&self, config_json: &str) -> PyResult<String> {
+        signatures::budget_json(&self.detector.rules, config_json).map_err(|error| Failure::config(error).into())
+    }
+}
+
+/// Deep inspection of a capture file or an interface.
+#[pyclass(frozen, module = "tidegate.ids._sensor")]
+pub struct Inspector {
+    pub core: Arc<Mutex<Core>>,
+    reader: Mutex<Option<FileReader>>,
+    has_begun: Mutex<bool>,
+}
+
+#[pymethods]
+impl Inspector {
+    /// `settings` have Suricata's names. With `detectors.enabled`, scans and floods are looked for as well.
+    #[new]
+    fn new(
+        py: Python<'_>,
+        rules: Option<&RuleSet>,
+        settings: Vec<(String, String)>,
+        memory_bytes: usize,
+    ) -> PyResult<Inspector> {
+        let detector = rules.map(|rules| Arc::clone(&rules.detector));
+        detached(py, move || {
+            let settings = settings_from(&settings);
+            let mut left = memory_bytes;
+            let tally = match settings.flag("detectors.enabled", false) {
+                true => {
+                    let share = memory_bytes / 100 * TALLY_PERCENT;
+                    left -= share;
+                    let mut config = parse_config(settings.text("detectors.config").unwrap_or("{}"))?;
+                    config.memory_bytes = share;
+                    config.flow_events = sensor::FlowEvents::Off;
+                    Some(sensor::Sensor::new(config, random_key())?)
+                }
+                false => None,
+            };
+            let inspector = Some(Deep::new(settings, detector, left, random_key()));
+            let core = Core { tally, inspector, capture: CaptureCounters::default() };
+            Ok(Inspector { core: Arc::new(Mutex::new(core)), reader: Mutex::new(None), has_begun: Mutex::new(false) })
+        })
+    }
+
+    /// Read on in a capture file; return EVE lines, at least `most_lines` unless it ends, or None when it has ended.
+    fn replay(&self, py: Python<'_>, path: &str, most_lines: usize) -> PyResult<Option<Vec<String>>> {
+        detached(py, || {
+            let mut guard = lock(&self.reader)?;
+            if !std::mem::replace(&mut *lock(&self.has_begun)?, true) {
+                *guard = Some(FileReader::open(path)?);
+            }
+            let Some(reader) = guard.as_mut() else { return Ok(None) };
+            let mut core = lock(&self.core)?;
+            let mut lines = Vec::new();
+            while lines.len() < most_lines {
+                if reader.read(&mut core, 1)? {
+                    guard.take(); // what is still open comes with finish
+                    break;
+                }
+                if core.is_crowded() {
+                    lines.append(&mut core.drain(usize::MAX));
+                }
+            }
+            lines.append(&mut core.drain(usize::MAX));
+            Ok(Some(lines))
+        })
+    }
+
+    /// End open flows and take the events that this makes; call it until it returns none.
+    fn finish(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        detached(py, || Ok(lock(&self.core)?.finish_lines()))
+    }
+
+    /// Return the statistics as an EVE line.
+    fn stats_line(&self, py: Python<'_>) -> PyResult<String> {
+        detached(py, || Ok(lock(&self.core)?.stats_line()))
+    }
+
+    /// Return data sets that rules say are to be kept: name of the file and its bytes.
+    fn kept_files(&self, py: Python<'_>) -> PyResult<Vec<(String, Vec<u8>)>> {
+        detached(py, || Ok(lock(&self.core)?.inspector.as_ref().map(Deep::kept_files).unwrap_or_default()))
+    }
+}
