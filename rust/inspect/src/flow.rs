@@ -115,9 +115,9 @@ pub struct Flow {
     pub parent: Option<u64>,
     /// Bytes of streams and parsers that were counted against the budget.
     pub accounted: usize,
-    older: u32,
-    younger: u32,
-    list: u8,
+    pub(crate) older: u32,
+    pub(crate) younger: u32,
+    pub(crate) list: u8,
 }
 
 impl Flow {

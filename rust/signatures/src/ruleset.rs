@@ -105,9 +105,9 @@ impl RuleSet {
         environment: &Environment<'_>,
     ) -> RuleSet {
         let mut loader = Loader::new(protocols, environment);
-        for source in sources {
+        for (index, source) in sources.iter().enumerate() {
             for (line, text) in rule_lines(source.text) {
-                loader.rule(source.name, line, &text);
+                loader.rule(source.name, index, line, &text);
             }
         }
         loader.finish(environment)
@@ -146,9 +146,12 @@ impl<'a> Loader<'a> {
         Loader { compiler, rules: Vec::new(), places: HashMap::new(), set }
     }
 
-    fn rule(&mut self, source: &str, line: u32, text: &str) {
-        let result =
-            parse_rule(text).and_then(|rule| self.compiler.compile(&rule)).and_then(|compiled| self.add(compiled));
+    fn rule(&mut self, source: &str, index: usize, line: u32, text: &str) {
+        let compiled = parse_rule(text).and_then(|rule| self.compiler.compile(&rule));
+        let result = compiled.and_then(|mut compiled| {
+            compiled.signature.origin = (u16::try_from(index).unwrap_or(u16::MAX), line);
+            self.add(compiled)
+        });
         match result {
             Ok((_, notes)) if notes.is_empty() => self.set.loaded = self.set.loaded.saturating_add(1),
             Ok((sid, notes)) => self.set.note(source, line, sid, Outcome::Approximated(notes.join("; "))),
