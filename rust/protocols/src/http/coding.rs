@@ -289,13 +289,16 @@ fn choose(held: &[u8], is_end: bool) -> Option<Option<Choice>> {
     let mut best = None;
     for offset in offsets.into_iter().flatten() {
         let Some(data) = held.get(offset..) else { continue };
-        let (is_clean, written) = trial(data);
-        if is_clean {
-            return Some(Some(Choice { offset, is_gzip }));
-        }
-        // a stream that breaks later is still one, if its header says so
-        if written > 0 && offset > 0 && best.is_none() {
-            best = Some(Choice { offset, is_gzip });
+        match trial(data) {
+            Trial::Sound => return Some(Some(Choice { offset, is_gzip })),
+            Trial::Open if is_end => {} // nothing came out, and nothing will
+            Trial::Open if held.len() < MOST_TRIAL => return None,
+            Trial::Open if offset > 0 => return Some(Some(Choice { offset, is_gzip })),
+            // a stream that breaks later is still one, if its header says so
+            Trial::Broken { has_output: true } if offset > 0 && best.is_none() => {
+                best = Some(Choice { offset, is_gzip });
+            }
+            _ => {}
         }
     }
     Some(best)
@@ -323,14 +326,32 @@ fn gzip_header(data: &[u8]) -> Option<usize> {
     (at <= data.len()).then_some(at)
 }
 
-/// Return whether the beginning of `data` inflates without an error, and how many bytes came out.
-fn trial(data: &[u8]) -> (bool, usize) {
+/// Bytes that are inflated to see whether they can be: tables and some data.
+const MOST_TRIAL: usize = 512;
+
+/// What became of inflating the beginning of something.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trial {
+    /// Something came out, or it is a whole stream without content.
+    Sound,
+    /// Nothing was wrong, and nothing came out.
+    Open,
+    /// It is no such data, from some point on.
+    Broken { has_output: bool },
+}
+
+fn trial(data: &[u8]) -> Trial {
     let mut state = InflateState::new_boxed(DataFormat::Raw);
     let mut out = [0; STEP];
-    let data = data.get(..data.len().min(ENOUGH * 4)).unwrap_or_default();
-    let result = inflate(&mut state, data, &mut out, MZFlush::None);
-    let is_clean = matches!(result.status, Ok(_) | Err(MZError::Buf));
-    (is_clean && !data.is_empty(), result.bytes_written)
+    let result =
+        inflate(&mut state, data.get(..data.len().min(MOST_TRIAL)).unwrap_or_default(), &mut out, MZFlush::None);
+    let has_output = result.bytes_written > 0;
+    match result.status {
+        Ok(MZStatus::StreamEnd) => Trial::Sound,
+        Ok(_) | Err(MZError::Buf) if has_output => Trial::Sound,
+        Ok(_) | Err(MZError::Buf) => Trial::Open,
+        Err(_) => Trial::Broken { has_output },
+    }
 }
 
 /// What LZMA puts out, between two looks.

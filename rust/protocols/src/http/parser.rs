@@ -111,6 +111,10 @@ impl Http {
             Way::ToServer => is_no_request(data),
             Way::ToClient => is_content(data),
         };
+        let transaction = self.transactions.get_mut(self.ids[way as usize]).unwrap_or(&mut self.nobody);
+        if data.is_empty() && way == Way::ToClient && transaction.headers[1].is_length_ambiguous() {
+            return Step::More; // it may not have been all
+        }
         if data.is_empty() || trim(data).is_empty() || is_rest != Some(true) {
             self.complete(way, BodyState::Closed);
             return Step::Read(0);
@@ -256,6 +260,7 @@ impl Http {
         let parsed = StatusLine::parse(line.text, &mut events);
         let transaction = self.answered()?;
         events.into_iter().for_each(|event| transaction.raise(event));
+        transaction.forget_response(); // of a 100 before this one
         transaction.status = parsed;
         transaction.advance(Way::ToClient, progress::LINE);
         self.states[1] = State::Header;
@@ -266,7 +271,9 @@ impl Http {
     fn begin_content(&mut self) -> Result<Step, ParseError> {
         self.answered()?;
         let transaction = self.transactions.get_mut(self.ids[1]).unwrap_or(&mut self.nobody);
-        self.sides[1].begin_body(transaction, Framing::Rest, false, &self.config);
+        transaction.advance(Way::ToClient, progress::HEADERS);
+        let is_file = !transaction.status.text.is_empty(); // content right behind a 100
+        self.sides[1].begin_body(transaction, Framing::Rest, is_file, &self.config);
         self.states[1] = State::Body;
         Ok(Step::Read(0))
     }
@@ -283,7 +290,6 @@ impl Http {
                 transaction.raise(Event::SecondContinue);
             }
             self.has_continued = true;
-            transaction.forget_response();
             self.states[1] = State::FirstLine;
             return;
         }
