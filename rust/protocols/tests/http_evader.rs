@@ -58,19 +58,19 @@ fn streams(capture: &[u8]) -> [Vec<u8>; 2] {
     })
 }
 
-fn http() -> &'static Protocol {
-    PROTOCOLS.iter().find(|protocol| protocol.name == "http").expect("HTTP is registered")
+fn http() -> Result<&'static Protocol, String> {
+    PROTOCOLS.iter().copied().find(|protocol| protocol.name == "http").ok_or("HTTP is not registered".to_owned())
 }
 
-fn feed(parser: &mut dyn Parser, way: Way, stream: &[u8], step: usize) {
-    let mut at = 0;
-    let mut shown = 0;
-    while shown < stream.len() {
+fn feed(parser: &mut dyn Parser, way: Way, stream: &[u8], step: usize) -> Result<(), String> {
+    let (mut at, mut shown) = (0, 0);
+    loop {
         shown = (shown + step).min(stream.len());
-        at += parser.parse(way, &stream[at..shown], shown == stream.len()).expect("nothing here makes it give up");
-    }
-    if stream.is_empty() {
-        parser.parse(way, &[], true).expect("an end is no error");
+        let read = parser.parse(way, &stream[at..shown], shown == stream.len());
+        at += read.map_err(|error| error.0.to_owned())?;
+        if shown == stream.len() {
+            return Ok(());
+        }
     }
 }
 
@@ -83,11 +83,11 @@ fn check(folder: &Path, step: usize) -> Result<(), String> {
     for option in expected.split_whitespace().filter_map(|word| word.split_once('=')) {
         settings.set(option.0, option.1);
     }
-    let mut parser = (http().parser)(&settings, Transport::Tcp);
-    feed(parser.as_mut(), Way::ToServer, &request, step);
-    feed(parser.as_mut(), Way::ToClient, &response, step);
+    let mut parser = (http()?.parser)(&settings, Transport::Tcp);
+    feed(parser.as_mut(), Way::ToServer, &request, step)?;
+    feed(parser.as_mut(), Way::ToClient, &response, step)?;
     let transaction = parser.transaction(0).ok_or("no transaction")?;
-    let file_data = http().buffers.iter().position(|buffer| buffer.keyword == "file.data").ok_or("no file.data")?;
+    let file_data = http()?.buffers.iter().position(|buffer| buffer.keyword == "file.data").ok_or("no file.data")?;
     let body = transaction.buffer(file_data, Way::ToClient, 0).ok_or("no body")?;
     for wanted in WANTED {
         if !body.data.windows(wanted.len()).any(|part| part == wanted) {

@@ -112,10 +112,11 @@ impl Http {
             Way::ToClient => is_content(data),
         };
         let transaction = self.transactions.get_mut(self.ids[way as usize]).unwrap_or(&mut self.nobody);
+        let is_tunnel = way == Way::ToServer && transaction.line.method() == b"CONNECT";
         if data.is_empty() && way == Way::ToClient && transaction.headers[1].is_length_ambiguous() {
             return Step::More; // it may not have been all
         }
-        if data.is_empty() || trim(data).is_empty() || is_rest != Some(true) {
+        if is_tunnel || data.is_empty() || trim(data).is_empty() || is_rest != Some(true) {
             self.complete(way, BodyState::Closed);
             return Step::Read(0);
         }
@@ -303,6 +304,9 @@ impl Http {
         if is_connect && self.states[0] == State::Connect {
             self.states[0] = State::FirstLine; // refused: it stays HTTP
         }
+        if code == 206 && transaction.headers[1].get(b"content-range").is_some_and(|range| !is_range(range)) {
+            transaction.raise(Event::RangeInvalid);
+        }
         let is_head = transaction.line.method() == b"HEAD";
         let is_bare = matches!(code, 100..=199 | 204 | 304) && !is_framed;
         let framing = if is_head || is_bare { Framing::Length(0) } else { response_framing(transaction) };
@@ -329,6 +333,15 @@ impl Http {
             State::Body | State::Trailer | State::Tail => self.complete(way, state),
         }
     }
+}
+
+/// Return whether a text is a range of bytes (RFC 9110 section 14.4).
+fn is_range(text: &[u8]) -> bool {
+    let text = text.get(..6).filter(|unit| unit.eq_ignore_ascii_case(b"bytes ")).and_then(|_| text.get(6..));
+    let mut parts = text.unwrap_or_default().split(|byte| matches!(byte, b'-' | b'/'));
+    let mut next = || parts.next().map(trim).filter(|part| !part.is_empty() && part.iter().all(u8::is_ascii_digit));
+    let ends = next().and_then(number).zip(next().and_then(number));
+    ends.is_some_and(|(start, end)| start <= end)
 }
 
 /// Return whether a `Transfer-Encoding` names chunks somewhere. NULs in it are passed over, as browsers do.
