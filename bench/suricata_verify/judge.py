@@ -51,6 +51,10 @@ def judge_case(case: Case, program: tuple[str, ...] = PROGRAM) -> CaseResult:
             plan = plan_invocation(case, output)
         except (OSError, ValueError, TypeError) as error:
             result.fail(f"the case cannot be read: {error}")
+        if plan.capture is not None and not plan.capture.exists():
+            result.verdict = Verdict.SKIPPED
+            result.reasons.append("the corpus lacks the capture")
+            return result
         _judge_planned(case, plan, output, result, program)
     return result
 
@@ -60,7 +64,7 @@ def _judge_planned(case: Case, plan: Invocation, output: Path, result: CaseResul
     problem = case.problem or _problem(plan)
     is_refused = False
     if not problem:
-        result.command = build_command(plan, program)
+        result.command = build_command(plan, output, program)
         problem, is_refused = _run(result.command, case, output)
     checks = judge_checks(case.checks, case.folder, output)
     if problem and not is_refused:

@@ -91,7 +91,7 @@ def flatten_config(document: object) -> tuple[Setting, ...]:
     ``document`` has mappings, lists, texts and None, as a YAML reader without types gives them. Raises
     ``ids.settings.invalid`` for anything else, and beyond ``MAX_SETTINGS`` and ``MAX_DEPTH``.
     """
-    if document is None:
+    if document is None or document == "":  # a file of comments
         return ()
     if not isinstance(document, Mapping):
         raise SettingsInvalid("the configuration is no mapping of names to values")
@@ -148,6 +148,6 @@ def _named(item: object) -> tuple[str | None, object]:
         return item, None
     if isinstance(item, Mapping) and len(item) == 1:
         ((key, below),) = item.items()
-        if isinstance(key, str) and (below is None or isinstance(below, Mapping)):
-            return key, below
+        if isinstance(key, str) and (not below or isinstance(below, Mapping)):
+            return key, below or None
     return None, None

@@ -224,7 +224,7 @@ args:
     ]
     assert (plan.checksums, plan.simulate_ips, plan.bpf) == ("none", True, ["port", "22"])
     assert plan.notes == ["option --unheard-of=1 is not known"]
-    command = build_command(plan, ("tidegate",))
+    command = build_command(plan, Path("/out"), ("tidegate",))
     assert command[:6] == ["tidegate", "ids", "replay", str(folder / "input.pcap"), "--eve", "-"]
     assert command[command.index("--config") + 1] == str(folder / "suricata.yaml")
     assert command[command.index("--filter") + 1] == "port 22"
@@ -265,9 +265,15 @@ def test_a_case_that_cannot_be_read_is_not_passed(tmp_path, program, text):
     assert judge(tmp_path, program).verdict is Verdict.FAILED
 
 
-def test_a_missing_capture_is_not_passed(tmp_path, program):
+def test_a_missing_capture_is_the_corpus_fault(tmp_path, program):
     make(tmp_path, "pcap: ../absent.pcap\n", capture=False)
-    assert "missing" in judge(tmp_path, program).reasons[0]
+    result = judge(tmp_path, program)
+    assert (result.verdict, result.reasons) == (Verdict.SKIPPED, ["the corpus lacks the capture"])
+
+
+def test_neither_capture_nor_rules_is_not_passed(tmp_path, program):
+    make(tmp_path, "requires: {pcap: false}\n", capture=False, rules=None)
+    assert judge(tmp_path, program).verdict is Verdict.FAILED
 
 
 @pytest.mark.parametrize(

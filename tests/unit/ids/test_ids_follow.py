@@ -13,6 +13,7 @@ from tidegate.cli.main import main
 from tidegate.ids.aggregate import MANY, MAX_GROUPS, Aggregator, event_of_finding
 from tidegate.ids.baseline import Baseline, compare_baselines, encode_baseline, learn_baseline, parse_baseline
 from tidegate.ids.evefile import MAX_LINE_BYTES, EveTail, read_eve
+from tidegate.ids.fastlog import encode_fast
 from tidegate.ids.talkers import MAX_ROWS, Talkers
 
 
@@ -133,6 +134,18 @@ def test_a_finding_becomes_the_event_of_our_own_sensor():
     assert event.attributes["finding_info"] == {"uid": "2013028", "title": "rule 2013028"}
     assert event.occurred_ms == 1767323045000
     assert event.data["state"] == "start"
+
+
+def test_an_alert_is_a_line_of_text():
+    event = {**alert(7), "src_port": 1, "dest_port": 2, "proto": "TCP"}
+    event["alert"]["signature"] = "seven\x1b"
+    assert encode_fast(event) == (
+        "01/02/2026-03:04:00.000000  [**] [1:7:0] seven? [**] [Classification: c] [Priority: 1] {TCP} "
+        "192.0.2.1:1 -> 192.0.2.9:2"
+    )
+    event["alert"]["action"] = "blocked"
+    assert "  [Drop] [**] [1:7:0]" in str(encode_fast(event))
+    assert encode_fast(flow()) is None
 
 
 @pytest.mark.parametrize("event", [{}, {"event_type": "alert"}, {"event_type": "alert", "alert": 3}, flow()])

@@ -28,7 +28,8 @@ outputs:
         - anomaly: {enabled: no}
         - dns:
             types: [a, aaaa]
-        - flow
+        - flow:
+        - http
   - eve-log: {enabled: yes, filename: second.json}
 af-packet:
   - interface: eth0
@@ -51,7 +52,7 @@ def test_the_rules_of_the_module(tmp_path):
         "outputs.eve-log.types.alert.payload": "yes",
         "outputs.eve-log.types.anomaly.enabled": "no",
         "outputs.eve-log.types.dns.types": "a,aaaa",
-        "outputs.eve-log.enabled-types": "alert,dns,flow",
+        "outputs.eve-log.enabled-types": "alert,dns,flow,http",
         "outputs.eve-log#2.enabled": "yes",
         "outputs.eve-log#2.filename": "second.json",
         "af-packet.0.interface": "eth0",
@@ -59,6 +60,12 @@ def test_the_rules_of_the_module(tmp_path):
         "stream.reassembly.depth": "0x10",
         "stream.reassembly.empty": "",
     }
+
+
+def test_a_file_of_comments_says_nothing(tmp_path):
+    pytest.importorskip("yaml", reason="PyYAML is not installed")
+    (tmp_path / "a.yaml").write_text("%YAML 1.1\n---\n# nothing\n")
+    assert read_suricata_config(tmp_path / "a.yaml") == ()
 
 
 def test_files_are_included(tmp_path):
