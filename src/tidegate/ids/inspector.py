@@ -223,6 +223,14 @@ class LiveCapture:
             lines = self._capture.poll(timeout_ms, max_lines)
         return list(self._sensor.with_findings(lines))
 
+    def finish(self) -> list[str]:
+        """End every open flow and return its EVE lines."""
+        return list(self._sensor.finish_lines())
+
+    def stats_line(self) -> str:
+        """Return the counters so far as one EVE line."""
+        return self._sensor.stats_line()
+
     def __enter__(self) -> Self:
         return self
 

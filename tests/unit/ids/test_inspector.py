@@ -9,9 +9,10 @@ from tests.unit.ids import fakesensor
 
 from tidegate.base.errors import TidegateError
 from tidegate.cli.main import main
-from tidegate.ids import inspector, sensor
+from tidegate.ids import inspector, sensor, worker
 from tidegate.ids.inspector import Finding, RuleSet, Sensor, SensorConfig
 from tidegate.ids.rulebudget import encode_rules, parse_budget, plan_budget
+from tidegate.ids.section import IdsSection, plan_sensor
 
 
 @pytest.fixture(autouse=True)
@@ -205,6 +206,25 @@ def test_run_polls_and_ends_with_the_counters(rules, capfd):
     kinds = [json.loads(line)["event_type"] for line in out.splitlines()]
     assert (kinds[0], kinds[-1]) == ("flow", "stats")
     assert "refused" in err
+
+
+def test_the_worker_runs_rules_where_the_policy_has_some(rules):
+    plan = plan_sensor(IdsSection(rules=(str(rules),), memory="10MiB"))
+    with worker.open_sensor("eth9", plan.config_json) as opened:
+        assert [json.loads(line)["event_type"] for line in opened.poll(0, max_lines=5)] == ["flow"]
+        assert [json.loads(line)["event_type"] for line in opened.finish()] == ["alert"]
+        assert json.loads(opened.stats_line())["event_type"] == "stats"
+    (made,) = fakesensor.Inspector.made
+    assert made.memory_bytes == 10 << 20
+    assert dict(made.settings)["tidegate.detectors.scan"] == "yes"
+    assert "settings" not in json.loads(plan_sensor(IdsSection()).config_json)
+
+
+@pytest.mark.parametrize("line", ["", "{", "nothing"])
+def test_the_worker_refuses_a_line_that_is_no_configuration(line):
+    with pytest.raises(TidegateError) as caught:
+        worker.open_sensor("eth9", line)
+    assert caught.value.code == "ids.config.invalid"
 
 
 def test_top_of_an_interface(capsys):
