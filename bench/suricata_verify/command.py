@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.suricata_verify.cases import Invocation
 
 PROGRAM = (sys.executable, "-m", "tidegate.cli.main")
-_CHECKSUMS = {"none": "none", "all": "all"}
+_CHECKSUMS = frozenset({"none", "all", "auto"})
 
 
 def build_command(plan: Invocation, output: Path, program: tuple[str, ...] = PROGRAM) -> list[str]:
@@ -24,7 +24,8 @@ def build_command(plan: Invocation, output: Path, program: tuple[str, ...] = PRO
         command += ["--fast", str(output / "fast.log")]
         for path in plan.rules:
             command += ["--rules", str(path)]
-        command += ["--checksums", _CHECKSUMS.get(plan.checksums, "auto")]
+        if plan.checksums in _CHECKSUMS:
+            command += ["--checksums", plan.checksums]
         if plan.simulate_ips:
             command.append("--simulate-ips")
         if plan.bpf:

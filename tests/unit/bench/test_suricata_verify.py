@@ -207,6 +207,8 @@ def test_filters_match_as_the_suite_says(wanted, is_found):
 
 def test_arguments_become_options(tmp_path):
     text = """
+env:
+  SURICATA_EVE_DNS_VERSION: 2
 args:
   - -k none --set stream.midstream=true
   - --set threshold-file=${TEST_DIR}/threshold.config --runmode=single -vvv
@@ -218,6 +220,7 @@ args:
     (case,) = find_cases(tmp_path / "cases")
     plan = plan_invocation(case, Path("/out"))
     assert plan.settings == [
+        "outputs.eve-log.types.dns.version=2",
         "stream.midstream=true",
         f"threshold-file={folder}/threshold.config",
         "default-data-dir=/out",
@@ -226,6 +229,7 @@ args:
     assert plan.notes == ["option --unheard-of=1 is not known"]
     command = build_command(plan, Path("/out"), ("tidegate",))
     assert command[:6] == ["tidegate", "ids", "replay", str(folder / "input.pcap"), "--eve", "-"]
+    assert command[command.index("--checksums") + 1] == "none"
     assert command[command.index("--config") + 1] == str(folder / "suricata.yaml")
     assert command[command.index("--filter") + 1] == "port 22"
 
