@@ -58,6 +58,30 @@ DEFAULTS: tuple[Setting, ...] = (
     ("vars.port-groups.SIP_PORTS", "[5060, 5061]"),
 )
 
+# What an EVE output writes where no configuration says it: as Suricata's own file, and the industrial protocols besides.
+_EVE_DEFAULT_TYPES = (
+    "alert anomaly http dns tls files smtp websocket ftp rdp nfs smb tftp ike dcerpc krb5 bittorrent-dht snmp rfb sip "
+    "quic ldap pop3 dhcp ssh mqtt http2 doh2 modbus dnp3 enip stats flow"
+)
+DEFAULT_OUTPUTS: tuple[Setting, ...] = (
+    ("outputs.eve-log.enabled", "yes"),
+    ("outputs.eve-log.enabled-types", ",".join(_EVE_DEFAULT_TYPES.split())),
+    ("outputs.eve-log.types.alert.tagged-packets", "yes"),
+    ("outputs.eve-log.types.anomaly.enabled", "yes"),
+    ("outputs.eve-log.types.anomaly.types.decode", "no"),
+    ("outputs.eve-log.types.anomaly.types.stream", "no"),
+    ("outputs.eve-log.types.anomaly.types.applayer", "yes"),
+    ("outputs.eve-log.types.http.extended", "yes"),
+    ("outputs.eve-log.types.tls.extended", "yes"),
+    ("outputs.eve-log.types.dhcp.extended", "no"),
+)
+
+
+def with_defaults(settings: Sequence[Setting]) -> tuple[Setting, ...]:
+    """Return settings behind the built-in variables and, unless they choose event types, the built-in output."""
+    chosen = any(name == "outputs.eve-log.enabled-types" for name, _ in settings)
+    return merge_settings(DEFAULTS, () if chosen else DEFAULT_OUTPUTS, settings)
+
 
 def parse_setting(text: str) -> Setting:
     """Return ``"NAME=VALUE"`` as a pair, without positions in lists of outputs and types (rule 3).

@@ -8,7 +8,7 @@ import pytest
 
 from tidegate.base.errors import TidegateError
 from tidegate.ids import settings
-from tidegate.ids.settings import flag, flatten_config, merge_settings, parse_setting
+from tidegate.ids.settings import flag, flatten_config, merge_settings, parse_setting, with_defaults
 from tidegate.ids.suricatayaml import MAX_INCLUDES, read_suricata_config
 
 YAML = """%YAML 1.1
@@ -136,6 +136,15 @@ def test_what_is_no_setting_is_refused(text):
     with pytest.raises(TidegateError) as caught:
         parse_setting(text)
     assert caught.value.code == "ids.settings.invalid"
+
+
+def test_the_built_in_output_gives_way_to_a_chosen_one():
+    assert "modbus" in dict(with_defaults(()))["outputs.eve-log.enabled-types"].split(",")
+    more = dict(with_defaults([("outputs.eve-log.types.alert.payload", "yes")]))
+    assert more["outputs.eve-log.types.http.extended"] == "yes"
+    chosen = dict(with_defaults([("outputs.eve-log.enabled-types", "alert,http")]))
+    assert "outputs.eve-log.types.http.extended" not in chosen
+    assert chosen["vars.port-groups.HTTP_PORTS"] == "80"
 
 
 def test_the_last_wins():
