@@ -27,7 +27,6 @@ MAX_DEPTH = 32  # Suricata's own file has 9
 MAX_NAME = 512  # names are made of keys; the longest known has 90 characters
 MAX_VALUE = 65_536  # a HOME_NET of 3,000 prefixes
 
-_YES = frozenset({"yes", "true", "on", "1"})
 _NO = frozenset({"no", "false", "off", "0"})
 _EVE_TYPES = re.compile(r"outputs\.eve-log(#[0-9]+)?\.types\Z")
 _POSITION = re.compile(r"(?<=\.)(outputs|types)\.[0-9]+\.|\A(outputs|types)\.[0-9]+\.")
@@ -58,7 +57,7 @@ DEFAULTS: tuple[Setting, ...] = (
     ("vars.port-groups.SIP_PORTS", "[5060, 5061]"),
 )
 
-# What an EVE output writes where no configuration says it: as Suricata's own file, and the industrial protocols besides.
+# What an EVE output writes where no configuration says it: as Suricata's own file, and industrial protocols besides.
 _EVE_DEFAULT_TYPES = (
     "alert anomaly http dns tls files smtp websocket ftp rdp nfs smb tftp ike dcerpc krb5 bittorrent-dht snmp rfb sip "
     "quic ldap pop3 dhcp ssh mqtt http2 doh2 modbus dnp3 enip stats flow"
@@ -101,12 +100,6 @@ def merge_settings(*groups: Iterable[Setting]) -> tuple[Setting, ...]:
     for group in groups:
         merged.update(group)
     return tuple(merged.items())
-
-
-def flag(settings: Sequence[Setting], name: str, *, default: bool) -> bool:
-    """Return a setting as yes or no, ``default`` where it is absent or neither."""
-    text = dict(settings).get(name, "").lower()
-    return True if text in _YES else False if text in _NO else default
 
 
 def flatten_config(document: object) -> tuple[Setting, ...]:

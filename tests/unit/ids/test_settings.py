@@ -8,7 +8,7 @@ import pytest
 
 from tidegate.base.errors import TidegateError
 from tidegate.ids import settings
-from tidegate.ids.settings import flag, flatten_config, merge_settings, parse_setting, with_defaults
+from tidegate.ids.settings import flatten_config, merge_settings, parse_setting, with_defaults
 from tidegate.ids.suricatayaml import MAX_INCLUDES, read_suricata_config
 
 YAML = """%YAML 1.1
@@ -150,6 +150,3 @@ def test_the_built_in_output_gives_way_to_a_chosen_one():
 def test_the_last_wins():
     merged = merge_settings([("a", "1"), ("b", "2")], [("a", "3")])
     assert merged == (("a", "3"), ("b", "2"))
-    assert flag([("x", "Yes")], "x", default=False)
-    assert not flag([("x", "off")], "x", default=True)
-    assert flag([("x", "perhaps")], "x", default=True)
