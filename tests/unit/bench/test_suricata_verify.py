@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("yaml", reason="PyYAML is not installed")
 
-from bench.suricata_verify.__main__ import summarise
+from bench.suricata_verify.__main__ import main, summarise
 from bench.suricata_verify.cases import find_cases, plan_invocation
 from bench.suricata_verify.checks import Verdict, judge_checks, reason_not_to_run
 from bench.suricata_verify.command import build_command
@@ -319,6 +319,12 @@ def test_a_damaged_line_fails_the_check(tmp_path):
 )
 def test_rules_decide_the_group(rules, group):
     assert group_of([rules]) is group
+
+
+def test_a_folder_without_cases_is_an_error(tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path)])
+    assert caught.value.code == 2
 
 
 def test_the_totals_come_last(tmp_path, program):
