@@ -99,6 +99,23 @@ fn an_answer_is_logged_in_both_formats() {
 }
 
 #[test]
+fn settings_choose_types_and_sides() {
+    for (name, value, is_logged) in [
+        ("types", "[aaaa, a]", true),
+        ("types", "[aaaa, mx]", false),
+        ("custom.0", "a", true),
+        ("requests", "no", false),
+        ("responses", "no", true),
+    ] {
+        let mut settings = Settings::default();
+        settings.set(&format!("outputs.eve-log.types.dns.{name}"), value);
+        let mut parser = (DNS.parser)(&settings, Transport::Udp);
+        assert!(parser.parse(Way::ToServer, &question(), false).is_ok());
+        assert_eq!(parser.transaction(0).map(|message| message.is_logged(0)), Some(is_logged), "{name}: {value}");
+    }
+}
+
+#[test]
 fn each_fault_has_its_event() {
     let bent = |at: usize, value: u8| {
         let mut data = question();
