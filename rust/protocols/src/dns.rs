@@ -18,6 +18,9 @@ use crate::{BufferInfo, COMPLETE, NumberInfo, Probe, Protocol, RecordInfo, Setti
 use message::Message;
 use parser::Dns;
 
+/// A first message on an unusual port that is waited for: what EDNS commonly announces (RFC 6891 section 6.2.5).
+const MOST_AWAITED: usize = 4096;
+
 /// Which of the three it is; they differ in names, in who may say what, and in how they are logged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
@@ -215,9 +218,17 @@ fn framed<'a>(start: &Start<'a>) -> Result<(&'a [u8], bool), Probe> {
     match rest.get(..length) {
         _ if length < message::HEADER_BYTES => Err(Probe::No),
         Some(message) => Ok((message, true)),
-        None if rest.len() < message::HEADER_BYTES || !start.is_usual_port => Err(Probe::More),
+        None if rest.len() < message::HEADER_BYTES => Err(Probe::More),
+        // elsewhere all of it is needed; a flow of another protocol must not wait for as much as its first bytes say
+        None if !start.is_usual_port && length <= MOST_AWAITED && is_maybe_dns(rest) => Err(Probe::More),
+        None if !start.is_usual_port => Err(Probe::No),
         None => Ok((rest, false)),
     }
+}
+
+/// The header of a plain query or of its answer.
+fn is_maybe_dns(data: &[u8]) -> bool {
+    message::Header::read(data).is_some_and(|header| header.opcode() == 0 && header.counts[0] == 1)
 }
 
 /// One well-formed question in the Internet class and nothing behind the last record: no other protocol looks like
@@ -229,7 +240,7 @@ fn is_surely_dns(data: &[u8]) -> bool {
     let is_netbios = name.len() >= 32 && name.iter().take(32).all(|byte| (b'A'..=b'P').contains(byte));
     message.events.is_empty()
         && message.is_exact
-        && message.header.flags >> 11 & 0xf == 0
+        && message.header.opcode() == 0
         && query.class == 1
         && types::rrtype_name(query.rrtype).is_some()
         && !is_netbios

@@ -187,6 +187,11 @@ fn probes_know_their_own() {
     assert_eq!((DNS.probe)(&start(&question, false, Way::ToServer)), Probe::Yes);
     assert_eq!((DNS.probe)(&start(&question[..25], false, Way::ToServer)), Probe::No);
     assert_eq!((DNS.probe)(&start(b"GET / HTTP/1.1\r\n", true, Way::ToServer)), Probe::No);
+    let stream = |data| Start { data, way: Way::ToServer, transport: Transport::Tcp, is_usual_port: false };
+    let framed = [&(question.len() as u16).to_be_bytes()[..], &question].concat();
+    assert_eq!((DNS.probe)(&stream(&framed)), Probe::Yes);
+    assert_eq!((DNS.probe)(&stream(&framed[..20])), Probe::More);
+    assert_eq!((DNS.probe)(&stream(b"GET / HTTP/1.1\r\n")), Probe::No, "it must not wait for 18 thousand bytes");
     assert_eq!((MDNS.probe)(&start(&answer, true, Way::ToServer)), Probe::Yes);
     assert_eq!((MDNS.probe)(&start(&answer, false, Way::ToServer)), Probe::No);
 }

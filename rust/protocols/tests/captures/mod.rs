@@ -32,6 +32,8 @@ struct Segment {
 /// One flow of a capture and what `protocol` has made of it.
 pub struct Flow {
     pub parser: Box<dyn Parser>,
+    /// The capture began with an answer.
+    is_reversed: bool,
 }
 
 struct Stream {
@@ -74,14 +76,16 @@ pub fn play(path: &Path, protocol: &Protocol, settings: &Settings) -> Vec<Flow> 
             let flow = &mut flows[stream.flow];
             if flow.is_none() {
                 match (protocol.probe)(&start) {
-                    Probe::Yes | Probe::YesReversed => {
-                        *flow = Some(Flow { parser: (protocol.parser)(settings, transport) });
+                    probe @ (Probe::Yes | Probe::YesReversed) => {
+                        let is_reversed = probe == Probe::YesReversed;
+                        *flow = Some(Flow { parser: (protocol.parser)(settings, transport), is_reversed });
                     }
                     _ if is_tcp => continue,
                     _ => stream.held.clear(),
                 }
             }
             if let Some(flow) = flow {
+                let way = if flow.is_reversed { way.reverse() } else { way };
                 let used = flow.parser.parse(way, &stream.held, false).unwrap_or(stream.held.len());
                 stream.held.drain(..used);
             }
