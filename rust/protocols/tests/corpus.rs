@@ -43,58 +43,55 @@ fn counts(list: &[String], part: &str) -> usize {
     list.iter().filter(|text| text.contains(part)).count()
 }
 
+/// Capture, server name, JA3, JA4.
+const FINGERPRINTS: &[[&str; 4]] = &[
+    [
+        "latest.pcapng",
+        "pdx-col.eum-appdynamics.com",
+        "8883b2acda8ceb1a4f416c16d9b6c42f",
+        "t13d1516h2_8daaf6152771_e5627efa2ab1",
+    ],
+    [
+        "latest.pcapng",
+        "discovery.cem.cloud.us",
+        "a0e9f5d64349fb13191bc781f81f42e1",
+        "t12d190800_d83cc789557e_7af1ed941c26",
+    ],
+    ["latest.pcapng", "app.slack.com", "d81fcba3f82df97ae9971d938da5caa6", "t13d1516h2_8daaf6152771_9b887d9acb53"],
+    [
+        "macos_tcp_flags.pcap",
+        "venarisecurity.com",
+        "6fa3244afc6bb6f9fad207b6b52af26b",
+        "t13d2613h2_2802a3db6c62_845d286b0d67",
+    ],
+    [
+        "tls-alpn-h2.pcap",
+        "www.cloudflare.com",
+        "3faa4ad39f690c4ef1c3160caa375465",
+        "t12d4605h2_85626a9a5f7f_aaf95bb78ec9",
+    ],
+    [
+        "tls-sni.pcapng",
+        "lp-push-server-452.lastpass.com",
+        "bee6dc22161d532d945e0daa64213c43",
+        "t13d1516h1_8daaf6152771_e5627efa2ab1",
+    ],
+    ["tls-sni.pcapng", "mtalk.google.com", "bfc66ad4d55e0c1a1847863d4d5c301a", "t13d151400_8daaf6152771_de4a06bb82e3"],
+    [
+        "tls-sni.pcapng",
+        "edge-chat.facebook.com",
+        "e2ce5351e791ab3c3f63764919302aca",
+        "t13d1517h1_8daaf6152771_6cdcb247c39b",
+    ],
+];
+
 #[test]
 fn client_hellos_have_the_fingerprints_that_others_compute() {
     let custom = [("outputs.eve-log.types.tls.custom", "sni, ja3, ja4")];
-    let files = [
-        (
-            "latest.pcapng",
-            "pdx-col.eum-appdynamics.com",
-            "8883b2acda8ceb1a4f416c16d9b6c42f",
-            "t13d1516h2_8daaf6152771_e5627efa2ab1",
-        ),
-        (
-            "latest.pcapng",
-            "discovery.cem.cloud.us",
-            "a0e9f5d64349fb13191bc781f81f42e1",
-            "t12d190800_d83cc789557e_7af1ed941c26",
-        ),
-        ("latest.pcapng", "app.slack.com", "d81fcba3f82df97ae9971d938da5caa6", "t13d1516h2_8daaf6152771_9b887d9acb53"),
-        (
-            "macos_tcp_flags.pcap",
-            "venarisecurity.com",
-            "6fa3244afc6bb6f9fad207b6b52af26b",
-            "t13d2613h2_2802a3db6c62_845d286b0d67",
-        ),
-        (
-            "tls-alpn-h2.pcap",
-            "www.cloudflare.com",
-            "3faa4ad39f690c4ef1c3160caa375465",
-            "t12d4605h2_85626a9a5f7f_aaf95bb78ec9",
-        ),
-        (
-            "tls-sni.pcapng",
-            "lp-push-server-452.lastpass.com",
-            "bee6dc22161d532d945e0daa64213c43",
-            "t13d1516h1_8daaf6152771_e5627efa2ab1",
-        ),
-        (
-            "tls-sni.pcapng",
-            "mtalk.google.com",
-            "bfc66ad4d55e0c1a1847863d4d5c301a",
-            "t13d151400_8daaf6152771_de4a06bb82e3",
-        ),
-        (
-            "tls-sni.pcapng",
-            "edge-chat.facebook.com",
-            "e2ce5351e791ab3c3f63764919302aca",
-            "t13d1517h1_8daaf6152771_6cdcb247c39b",
-        ),
-    ];
     let Some(folder) = corpora("ja4") else { return };
     let mut all = Settings::default();
     custom.iter().for_each(|(name, value)| all.set(name, value));
-    for (file, sni, ja3, ja4) in files {
+    for &[file, sni, ja3, ja4] in FINGERPRINTS {
         let flows = play(&folder.join(file), protocol("tls"), &all);
         // these captures hold little more than greetings, so what counts is what an alert would carry
         let texts: Vec<String> = flows

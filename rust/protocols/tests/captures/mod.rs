@@ -20,6 +20,7 @@ pub fn corpora(part: &str) -> Option<PathBuf> {
 }
 
 type Key = (Vec<u8>, u16, Vec<u8>, u16);
+type Streams = HashMap<(Key, bool), Stream>;
 
 struct Segment {
     key: Key,
@@ -46,24 +47,16 @@ struct Stream {
 
 /// Play a capture to `protocol`: all its flows that the probe takes.
 pub fn play(path: &Path, protocol: &Protocol, settings: &Settings) -> Vec<Flow> {
-    let mut streams: HashMap<(Key, bool), Stream> = HashMap::new();
+    let mut streams = Streams::new();
     let mut flows: Vec<Option<Flow>> = Vec::new();
     for segment in segments(&std::fs::read(path).unwrap_or_default()) {
         if !protocol.transports.contains(&segment.transport) || segment.data.is_empty() && !segment.is_syn {
             continue;
         }
         let is_tcp = segment.transport == Transport::Tcp;
-        let (a, b, c, d) = segment.key.clone();
-        let (own, other) = ((segment.key.clone(), is_tcp), ((c, d, a, b), is_tcp));
+        let own = (segment.key.clone(), is_tcp);
         if !streams.contains_key(&own) {
-            let (flow, way) = match streams.get(&other) {
-                Some(stream) => (stream.flow, stream.way.reverse()),
-                None => {
-                    flows.push(None);
-                    (flows.len() - 1, Way::ToServer)
-                }
-            };
-            let stream = Stream { flow, way, next: None, waiting: BTreeMap::new(), held: Vec::new() };
+            let stream = begun(&segment.key, is_tcp, &streams, &mut flows);
             streams.insert(own.clone(), stream);
         }
         let Some(stream) = streams.get_mut(&own) else { continue };
@@ -94,6 +87,19 @@ pub fn play(path: &Path, protocol: &Protocol, settings: &Settings) -> Vec<Flow> 
     let mut flows: Vec<Flow> = flows.into_iter().flatten().collect();
     flows.iter_mut().for_each(|flow| flow.parser.finish());
     flows
+}
+
+/// Begin a way of a flow, and the flow where the other way is not known either.
+fn begun(key: &Key, is_tcp: bool, streams: &Streams, flows: &mut Vec<Option<Flow>>) -> Stream {
+    let (a, b, c, d) = key.clone();
+    let (flow, way) = match streams.get(&((c, d, a, b), is_tcp)) {
+        Some(stream) => (stream.flow, stream.way.reverse()),
+        None => {
+            flows.push(None);
+            (flows.len() - 1, Way::ToServer)
+        }
+    };
+    Stream { flow, way, next: None, waiting: BTreeMap::new(), held: Vec::new() }
 }
 
 /// What a segment makes readable, in order.
