@@ -176,15 +176,15 @@ pub static LLMNR: Protocol = Protocol {
 
 /// On the usual port a header whose counts fit is enough. Elsewhere the whole message must read without a fault.
 fn probe_dns(start: &Start<'_>) -> Probe {
-    let (message, is_whole) = match framed(start) {
+    let (message, length) = match framed(start) {
         Ok(found) => found,
         Err(answer) => return answer,
     };
     let Some(header) = message::Header::read(message) else { return Probe::No };
     let is_ours = if start.is_usual_port {
-        header.is_plausible(message.len(), is_whole)
+        header.is_plausible(length)
     } else {
-        is_whole && is_surely_dns(message)
+        message.len() == length && is_surely_dns(message)
     };
     match (is_ours, header.is_response(), start.way) {
         (false, ..) => Probe::No,
@@ -200,29 +200,29 @@ fn probe_multicast(start: &Start<'_>) -> Probe {
     }
     match framed(start) {
         Err(answer) => answer,
-        Ok((message, is_whole)) => match message::Header::read(message) {
-            Some(header) if header.is_plausible(message.len(), is_whole) => Probe::Yes,
+        Ok((message, length)) => match message::Header::read(message) {
+            Some(header) if header.is_plausible(length) => Probe::Yes,
             _ => Probe::No,
         },
     }
 }
 
-/// Return the first message, as much of it as is there, and whether that is all of it.
-fn framed<'a>(start: &Start<'a>) -> Result<(&'a [u8], bool), Probe> {
+/// Return the first message, as much of it as is there, and how long it is said to be.
+fn framed<'a>(start: &Start<'a>) -> Result<(&'a [u8], usize), Probe> {
     let data = start.data;
     if start.transport == Transport::Udp {
-        return if data.len() < message::HEADER_BYTES { Err(Probe::No) } else { Ok((data, true)) };
+        return if data.len() < message::HEADER_BYTES { Err(Probe::No) } else { Ok((data, data.len())) };
     }
     let Some((length, rest)) = data.split_first_chunk::<2>() else { return Err(Probe::More) };
     let length = usize::from(u16::from_be_bytes(*length));
     match rest.get(..length) {
         _ if length < message::HEADER_BYTES => Err(Probe::No),
-        Some(message) => Ok((message, true)),
+        Some(message) => Ok((message, length)),
         None if rest.len() < message::HEADER_BYTES => Err(Probe::More),
         // elsewhere all of it is needed; a flow of another protocol must not wait for as much as its first bytes say
         None if !start.is_usual_port && length <= MOST_AWAITED && is_maybe_dns(rest) => Err(Probe::More),
         None if !start.is_usual_port => Err(Probe::No),
-        None => Ok((rest, false)),
+        None => Ok((rest, length)),
     }
 }
 

@@ -74,8 +74,7 @@ impl Dns {
             let header = data.get(2..).and_then(Header::read);
             let length = data.first_chunk::<2>().map_or(0, |length| usize::from(u16::from_be_bytes(*length)));
             let is_response = way == Way::ToClient;
-            *lost =
-                !header.is_some_and(|header| header.is_response() == is_response && header.is_plausible(length, true));
+            *lost = !header.is_some_and(|header| header.is_response() == is_response && header.is_plausible(length));
         }
         !*lost
     }

@@ -192,6 +192,9 @@ fn probes_know_their_own() {
     assert_eq!((DNS.probe)(&stream(&framed)), Probe::Yes);
     assert_eq!((DNS.probe)(&stream(&framed[..20])), Probe::More);
     assert_eq!((DNS.probe)(&stream(b"GET / HTTP/1.1\r\n")), Probe::No, "it must not wait for 18 thousand bytes");
+    let usual = |data| Start { is_usual_port: true, ..stream(data) };
+    assert_eq!((DNS.probe)(&usual(&framed[..20])), Probe::Yes);
+    assert_eq!((DNS.probe)(&usual(b"GET / HTTP/1.1\r\n")), Probe::No);
     assert_eq!((MDNS.probe)(&start(&answer, true, Way::ToServer)), Probe::Yes);
     assert_eq!((MDNS.probe)(&start(&answer, false, Way::ToServer)), Probe::No);
 }
