@@ -151,6 +151,8 @@ def _read_words(plan: Invocation, folder: Path, words: list[str]) -> None:
             continue
         if name == "--simulate-ips":
             plan.simulate_ips = True
+        elif name.startswith("--simulate-") and has_value:
+            plan.settings.append(f"{name.removeprefix('--')}={value}")
         elif name in _TAKES_VALUE or name in _VALUED_WITHOUT_MEANING:
             if not has_value:
                 value = left.pop(0) if left else ""
