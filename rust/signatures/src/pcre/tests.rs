@@ -57,7 +57,7 @@ fn means_what_pcre_means() {
         ("/(?:ab|a)++b/", b"abab", None),
         ("/(?i)a(?-i)b/", b"Ab aB", Some((0, 2))),
         ("/a(?i:b)c/", b"aBc", Some((0, 3))),
-        ("/(?:a(?i)b|c)d/", b"CD", Some((0, 2))),
+        ("/(?:a(?i)b|c)d/", b"Cd", Some((0, 2))),
         ("/\\Qa.b\\E+/", b"a.bb", Some((0, 4))),
         ("/a\\Kb/", b"ab", Some((1, 2))),
         ("/(a)?(?(1)b|c)/", b"xc", Some((1, 2))),
