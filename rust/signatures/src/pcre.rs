@@ -276,11 +276,12 @@ impl Regexes {
     /// Make sure that the expression is compiled, and others are forgotten where that takes too much.
     fn prepare(&mut self, pcre: &Pcre) -> Option<()> {
         self.clock += 1;
-        if let Some(entry) = self.entries.get_mut(&pcre.key) {
-            if entry.pattern == pcre.pattern && entry.flags == pcre.flags {
-                entry.used = self.clock;
-                return Some(());
-            }
+        if let Some(entry) = self.entries.get_mut(&pcre.key)
+            && entry.pattern == pcre.pattern
+            && entry.flags == pcre.flags
+        {
+            entry.used = self.clock;
+            return Some(());
         }
         while self.entries.len() >= self.most || self.bytes > self.most_bytes {
             let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| *key);

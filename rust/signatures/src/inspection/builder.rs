@@ -80,10 +80,11 @@ impl Builder {
     /// Read one option: `content`, a modifier of the latest content, `pcre`, `byte_test`, … After an error the
     /// builder is of no use.
     pub fn option(&mut self, name: &str, value: Option<&str>, names: &mut Names) -> Result<(), String> {
-        if self.is_in_decoded && name != "base64_decode" {
-            if let Some(decoded) = &mut self.decoded {
-                return decoded.option(name, value, names);
-            }
+        if self.is_in_decoded
+            && name != "base64_decode"
+            && let Some(decoded) = &mut self.decoded
+        {
+            return decoded.option(name, value, names);
         }
         let needed = || value.ok_or_else(|| format!("{name} needs a value"));
         let condition = match name {

@@ -268,11 +268,11 @@ impl Run<'_> {
     fn forget_choices(&mut self, base: usize) {
         let mut kept = base;
         for index in base..self.frames.len() {
-            if let Some(frame @ Frame::Slot { .. }) = self.frames.get(index).copied() {
-                if let Some(place) = self.frames.get_mut(kept) {
-                    *place = frame;
-                    kept += 1;
-                }
+            if let Some(frame @ Frame::Slot { .. }) = self.frames.get(index).copied()
+                && let Some(place) = self.frames.get_mut(kept)
+            {
+                *place = frame;
+                kept += 1;
             }
         }
         self.frames.truncate(kept);

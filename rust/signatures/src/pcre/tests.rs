@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used)] // a test may panic
+
 use super::*;
 
 fn find_with(regexes: &mut Regexes, value: &str, data: &[u8]) -> Option<(usize, usize)> {
@@ -11,9 +13,12 @@ fn find(value: &str, data: &[u8]) -> Option<(usize, usize)> {
     find_with(&mut Regexes::default(), &format!("\"{value}\""), data)
 }
 
+/// Pattern, data, the match's ends.
+type Row = (&'static str, &'static [u8], Option<(usize, usize)>);
+
 #[test]
 fn means_what_pcre_means() {
-    let rows: &[(&str, &[u8], Option<(usize, usize)>)] = &[
+    let rows: &[Row] = &[
         ("/abc/", b"xabcx", Some((1, 4))),
         ("/ABC/i", b"xabcx", Some((1, 4))),
         ("/a.c/", b"a\nc", None),

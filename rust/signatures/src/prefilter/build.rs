@@ -207,10 +207,10 @@ impl Table {
             let length = usize::from(literal.length);
             let place = at.checked_sub(usize::from(literal.back)).and_then(|start| data.get(start..)?.get(..length));
             let bytes = self.bytes.get(literal.at as usize..literal.at as usize + length);
-            if let (Some(place), Some(bytes)) = (place, bytes) {
-                if place.eq_ignore_ascii_case(bytes) {
-                    rules.iter().for_each(|rule| found.add(*rule));
-                }
+            if let (Some(place), Some(bytes)) = (place, bytes)
+                && place.eq_ignore_ascii_case(bytes)
+            {
+                rules.iter().for_each(|rule| found.add(*rule));
             }
         }
     }
