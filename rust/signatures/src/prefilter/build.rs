@@ -4,10 +4,10 @@ use std::collections::{HashMap, HashSet};
 
 use super::{Found, rarity};
 
-/// The bit table has that many bits for each literal: one position in 16 is looked at closer for nothing …
-const BITS_PER_LITERAL: usize = 16;
-/// … up to as many as half of a small processor's first cache (16 KiB of 32).
-const MOST_BITS: u32 = 17;
+/// The bit table has that many bits for each literal: one position in 32 is looked at closer for nothing …
+const BITS_PER_LITERAL: usize = 32;
+/// … up to 32 KiB, a small processor's first cache: 8,000 literals.
+const MOST_BITS: u32 = 18;
 const LEAST_BITS: u32 = 8;
 
 /// One literal, all of whose cases are meant.
@@ -186,9 +186,17 @@ impl Table {
         }
         let mut seen = [false; 256];
         data.iter().for_each(|byte| seen[usize::from(*byte)] = true);
-        for byte in (0..=u8::MAX).filter(|byte| seen[usize::from(*byte)]) {
-            self.compare(&[byte], 0, gram(&[byte]), found);
+        for literal in &self.literals {
+            let Some(byte) = self.bytes.get(literal.at as usize) else { continue };
+            if seen[usize::from(*byte)] || seen[usize::from(byte.to_ascii_uppercase())] {
+                self.rules_of(literal).iter().for_each(|rule| found.add(*rule));
+            }
         }
+    }
+
+    fn rules_of(&self, literal: &Literal) -> &[u32] {
+        let rules = literal.rules as usize..(literal.rules + literal.count) as usize;
+        self.rules.get(rules).unwrap_or_default()
     }
 
     #[inline]
@@ -199,8 +207,7 @@ impl Table {
             if literal.gram != gram {
                 continue;
             }
-            let rules = literal.rules as usize..(literal.rules + literal.count) as usize;
-            let rules = self.rules.get(rules).unwrap_or_default();
+            let rules = self.rules_of(literal);
             if literal.is_only && rules.first().is_some_and(|rule| found.contains(*rule)) {
                 continue;
             }
