@@ -93,8 +93,8 @@ impl Builder {
                 let flags = if is_negated { flag::NEGATED } else { 0 };
                 return self.push(Part::Content(Draft { bytes, flags, ..Draft::default() }));
             }
-            "isdataat" => Condition::IsDataAt(IsDataAt::parse(needed()?, names)?),
-            "bsize" => Condition::Bsize(Bsize::parse(needed()?, names)?),
+            "isdataat" => Condition::IsDataAt(Box::new(IsDataAt::parse(needed()?, names)?)),
+            "bsize" => Condition::Bsize(Box::new(Bsize::parse(needed()?, names)?)),
             "pcre" => Condition::Pcre(Box::new(Pcre::parse(needed()?)?)),
             "byte_test" => Condition::ByteTest(Box::new(ByteTest::parse(needed()?, names)?)),
             "byte_jump" => Condition::ByteJump(Box::new(ByteJump::parse(needed()?, names)?)),
