@@ -8,11 +8,16 @@
 #![forbid(unsafe_code)]
 
 mod body;
+mod framed;
 mod json;
+mod modbus;
+mod mqtt;
 mod ntp;
 mod protocol;
 mod reader;
 mod settings;
+#[cfg(test)]
+mod testing;
 mod transactions;
 
 pub use body::{Body, BodyState};
@@ -26,4 +31,4 @@ pub use settings::Settings;
 pub use transactions::Transactions;
 
 /// Every protocol there is, in the order in which their probes are asked.
-pub static PROTOCOLS: &[&Protocol] = &[&ntp::PROTOCOL];
+pub static PROTOCOLS: &[&Protocol] = &[&ntp::PROTOCOL, &modbus::PROTOCOL, &mqtt::PROTOCOL];
