@@ -33,6 +33,8 @@ pub(crate) trait Dialect: Send + 'static {
     type Unit: Unit;
     /// The event that says that too many requests were without an answer.
     const FLOODED: Option<u8>;
+    /// A message's beginning can be told from any other bytes, so reading may go on after a gap.
+    const FINDS_BEGINNING: bool = false;
 
     /// Say how long the message in front is. Never 0.
     fn frame(&mut self, way: Way, data: &[u8]) -> Result<Frame, ParseError>;
@@ -147,7 +149,11 @@ impl<D: Dialect> Parser for Framed<D> {
     }
 
     fn gap(&mut self, way: Way, bytes: u64) -> Result<(), ParseError> {
-        if self.pass_over(way, bytes) == bytes { Ok(()) } else { Err(ParseError("bytes are missing")) }
+        if self.pass_over(way, bytes) == bytes || D::FINDS_BEGINNING {
+            Ok(())
+        } else {
+            Err(ParseError("bytes are missing"))
+        }
     }
 
     fn range(&self) -> (u64, u64) {

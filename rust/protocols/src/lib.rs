@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod body;
+mod dnp3;
 mod framed;
 mod json;
 mod modbus;
@@ -31,4 +32,4 @@ pub use settings::Settings;
 pub use transactions::Transactions;
 
 /// Every protocol there is, in the order in which their probes are asked.
-pub static PROTOCOLS: &[&Protocol] = &[&ntp::PROTOCOL, &modbus::PROTOCOL, &mqtt::PROTOCOL];
+pub static PROTOCOLS: &[&Protocol] = &[&ntp::PROTOCOL, &modbus::PROTOCOL, &mqtt::PROTOCOL, &dnp3::PROTOCOL];
