@@ -8,17 +8,21 @@
 #![forbid(unsafe_code)]
 
 mod body;
+mod coap;
 mod dnp3;
+mod enip;
 mod framed;
 mod json;
 mod modbus;
 mod mqtt;
 mod ntp;
+mod pair;
 mod protocol;
 mod reader;
 mod settings;
 #[cfg(test)]
 mod testing;
+mod tftp;
 mod transactions;
 
 pub use body::{Body, BodyState};
@@ -32,4 +36,12 @@ pub use settings::Settings;
 pub use transactions::Transactions;
 
 /// Every protocol there is, in the order in which their probes are asked.
-pub static PROTOCOLS: &[&Protocol] = &[&ntp::PROTOCOL, &modbus::PROTOCOL, &mqtt::PROTOCOL, &dnp3::PROTOCOL];
+pub static PROTOCOLS: &[&Protocol] = &[
+    &ntp::PROTOCOL,
+    &modbus::PROTOCOL,
+    &mqtt::PROTOCOL,
+    &dnp3::PROTOCOL,
+    &enip::PROTOCOL,
+    &coap::PROTOCOL,
+    &tftp::PROTOCOL,
+];
