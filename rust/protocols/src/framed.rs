@@ -111,7 +111,7 @@ impl<D: Dialect> Framed<D> {
 
     fn message(&mut self, way: Way, rest: &[u8]) -> Result<usize, ParseError> {
         let Frame::Message(length) = self.dialect.frame(way, rest)? else { return Ok(0) };
-        let head = usize::try_from(length).unwrap_or(usize::MAX).min(MOST_HEAD).max(1);
+        let head = usize::try_from(length).unwrap_or(usize::MAX).clamp(1, MOST_HEAD);
         let Some(message) = rest.get(..head) else { return Ok(0) };
         if !self.make_place() {
             return Ok(0);

@@ -7,18 +7,22 @@
 //! Read first: `protocol.rs`, then one protocol, `ntp.rs`.
 #![forbid(unsafe_code)]
 
+mod bacnet;
 mod body;
 mod coap;
 mod dnp3;
 mod enip;
 mod framed;
+mod iec104;
 mod json;
 mod modbus;
 mod mqtt;
 mod ntp;
+mod opcua;
 mod pair;
 mod protocol;
 mod reader;
+mod s7comm;
 mod settings;
 #[cfg(test)]
 mod testing;
@@ -43,5 +47,9 @@ pub static PROTOCOLS: &[&Protocol] = &[
     &dnp3::PROTOCOL,
     &enip::PROTOCOL,
     &coap::PROTOCOL,
+    &bacnet::PROTOCOL,
+    &s7comm::PROTOCOL,
+    &iec104::PROTOCOL,
+    &opcua::PROTOCOL,
     &tftp::PROTOCOL,
 ];

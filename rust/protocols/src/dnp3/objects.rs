@@ -41,7 +41,7 @@ impl Object {
         let mut object =
             Object { group, variation, qualifier, start: 0, stop: 0, count: 0, from: 0, to: 0, has_points: false };
         match object.range_code() {
-            code @ (0..=2 | 3..=5) => {
+            code @ 0..=5 => {
                 let width = 1 << (code % 3);
                 (object.start, object.stop) = (little(reader, width)?, little(reader, width)?);
                 object.count = object.stop.checked_sub(object.start)?.checked_add(1)?;
