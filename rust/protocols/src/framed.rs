@@ -33,8 +33,8 @@ pub(crate) trait Dialect: Send + 'static {
     type Unit: Unit;
     /// The event that says that too many requests were without an answer.
     const FLOODED: Option<u8>;
-    /// A message's beginning can be told from any other bytes, so reading may go on after a gap.
-    const FINDS_BEGINNING: bool = false;
+    /// Reading may go on after a gap, at bytes that [`Dialect::begins`] takes for the beginning of a message.
+    const RESUMES: bool = false;
 
     /// Say how long the message in front is. Never 0.
     fn frame(&mut self, way: Way, data: &[u8]) -> Result<Frame, ParseError>;
@@ -47,6 +47,14 @@ pub(crate) trait Dialect: Send + 'static {
         is_cut: bool,
         units: &mut Transactions<Self::Unit>,
     ) -> Result<(), ParseError>;
+
+    /// Return whether a message may begin here; only asked after a gap. Segments of these protocols mostly begin one.
+    fn begins(&self, _data: &[u8]) -> bool {
+        true
+    }
+
+    /// Bytes are missing: forget what is half read.
+    fn lose(&mut self, _way: Way) {}
 
     /// Bytes on the heap besides the transactions.
     fn heap_bytes(&self) -> usize {
@@ -70,6 +78,7 @@ pub(crate) struct Framed<D: Dialect> {
     units: Transactions<D::Unit>,
     transport: Transport,
     passing_over: [u64; 2],
+    is_lost: [bool; 2],
     /// Bytes that the transactions hold at most; an exact sum is only made when it comes near the limit.
     held: usize,
 }
@@ -77,7 +86,14 @@ pub(crate) struct Framed<D: Dialect> {
 impl<D: Dialect> Framed<D> {
     /// Begin.
     pub(crate) fn new(dialect: D, transport: Transport) -> Framed<D> {
-        Framed { dialect, units: Transactions::new(MOST_UNITS), transport, passing_over: [0; 2], held: 0 }
+        Framed {
+            dialect,
+            units: Transactions::new(MOST_UNITS),
+            transport,
+            passing_over: [0; 2],
+            is_lost: [false; 2],
+            held: 0,
+        }
     }
 
     /// Make place for one more transaction. False: what is held is complete and waits to be looked at: reading pauses.
@@ -110,6 +126,12 @@ impl<D: Dialect> Framed<D> {
     }
 
     fn message(&mut self, way: Way, rest: &[u8]) -> Result<usize, ParseError> {
+        if let Some(is_lost) = self.is_lost.get_mut(way as usize).filter(|is_lost| **is_lost) {
+            if !self.dialect.begins(rest) {
+                return Ok(rest.len());
+            }
+            *is_lost = false;
+        }
         let Frame::Message(length) = self.dialect.frame(way, rest)? else { return Ok(0) };
         let head = usize::try_from(length).unwrap_or(usize::MAX).clamp(1, MOST_HEAD);
         let Some(message) = rest.get(..head) else { return Ok(0) };
@@ -149,11 +171,14 @@ impl<D: Dialect> Parser for Framed<D> {
     }
 
     fn gap(&mut self, way: Way, bytes: u64) -> Result<(), ParseError> {
-        if self.pass_over(way, bytes) == bytes || D::FINDS_BEGINNING {
-            Ok(())
-        } else {
-            Err(ParseError("bytes are missing"))
+        if self.pass_over(way, bytes) == bytes {
+            return Ok(());
         }
+        let is_lost =
+            self.is_lost.get_mut(way as usize).filter(|_| D::RESUMES).ok_or(ParseError("bytes are missing"))?;
+        *is_lost = true;
+        self.dialect.lose(way);
+        Ok(())
     }
 
     fn range(&self) -> (u64, u64) {

@@ -73,6 +73,11 @@ struct Iec104;
 impl Dialect for Iec104 {
     type Unit = Pair<Apdu>;
     const FLOODED: Option<u8> = Some(event::FLOODED);
+    const RESUMES: bool = true;
+
+    fn begins(&self, data: &[u8]) -> bool {
+        matches!(data, [START, LEAST_LENGTH..=MOST_LENGTH, ..])
+    }
 
     fn frame(&mut self, _way: Way, data: &[u8]) -> Result<Frame, ParseError> {
         match data {

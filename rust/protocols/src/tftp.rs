@@ -33,7 +33,8 @@ pub static PROTOCOL: Protocol = Protocol {
 };
 
 fn probe(start: &Start<'_>) -> Probe {
-    let is_request = start.way == Way::ToServer && Request::read(start.data).is_some();
+    let is_request =
+        start.way == Way::ToServer && Request::read(start.data).is_some_and(|request| !request.file.is_empty());
     // file, mode and both their ends are evidence on any port, but a name that nobody can type is none
     if is_request { Probe::Yes } else { Probe::No }
 }
@@ -75,7 +76,7 @@ impl Request {
         let mut parts = reader.rest().split(|byte| *byte == 0);
         let (file, mode) = (parts.next()?, parts.next()?);
         parts.next()?; // the zero behind the mode
-        let is_name = !file.is_empty() && file.iter().all(|byte| *byte >= b' ' && *byte != 0x7f);
+        let is_name = file.iter().all(|byte| *byte >= b' ' && *byte != 0x7f);
         let is_mode = MODES.iter().any(|known| known.eq_ignore_ascii_case(mode));
         (is_name && is_mode).then(|| Request { opcode, file: cut(file, MOST_REQUEST), mode: mode.to_vec() })
     }

@@ -128,7 +128,7 @@ struct Assembly {
 impl Dialect for Dnp3 {
     type Unit = Fragment;
     const FLOODED: Option<u8> = Some(event::FLOODED);
-    const FINDS_BEGINNING: bool = true;
+    const RESUMES: bool = true;
 
     fn frame(&mut self, _way: Way, data: &[u8]) -> Result<Frame, ParseError> {
         match data {
@@ -169,6 +169,12 @@ impl Dialect for Dnp3 {
             user.extend_from_slice(block.get(..block.len().saturating_sub(2)).unwrap_or_default());
         }
         self.transport(way, link, &user, is_right, units)
+    }
+
+    fn lose(&mut self, way: Way) {
+        if let Some(slot) = self.open.get_mut(way as usize) {
+            *slot = None;
+        }
     }
 
     fn heap_bytes(&self) -> usize {

@@ -94,6 +94,12 @@ struct Enip;
 impl Dialect for Enip {
     type Unit = Exchange;
     const FLOODED: Option<u8> = Some(event::TOO_MANY_TRANSACTIONS);
+    const RESUMES: bool = true;
+
+    fn begins(&self, data: &[u8]) -> bool {
+        Message::read(Way::ToServer, data).is_some_and(|message| message::is_known_status(message.status))
+            && data.first_chunk().is_some_and(|code| command::is_known(u16::from_le_bytes(*code)))
+    }
 
     fn frame(&mut self, _way: Way, data: &[u8]) -> Result<Frame, ParseError> {
         let length = data.get(2..4).and_then(|bytes| Reader::new(bytes).le16());

@@ -88,6 +88,12 @@ struct Modbus;
 impl Dialect for Modbus {
     type Unit = Exchange;
     const FLOODED: Option<u8> = Some(event::FLOODED);
+    const RESUMES: bool = true;
+
+    fn begins(&self, data: &[u8]) -> bool {
+        // the unit may be split off; zeros and a small length may not
+        matches!(data, [_, _, 0, 0, 0, length, ..] if (LEAST_LENGTH..=MOST_LENGTH).contains(&u16::from(*length)))
+    }
 
     fn frame(&mut self, _way: Way, data: &[u8]) -> Result<Frame, ParseError> {
         let length = data.get(4..6).and_then(|bytes| Reader::new(bytes).be16());

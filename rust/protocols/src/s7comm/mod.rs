@@ -144,6 +144,7 @@ struct S7 {
 impl Dialect for S7 {
     type Unit = Pair<Message>;
     const FLOODED: Option<u8> = Some(event::FLOODED);
+    const RESUMES: bool = true;
 
     fn frame(&mut self, _way: Way, data: &[u8]) -> Result<Frame, ParseError> {
         let Some(length) = data.get(2..4).and_then(|bytes| Reader::new(bytes).be16()) else { return Ok(Frame::More) };
@@ -175,6 +176,16 @@ impl Dialect for S7 {
         open.clear();
         let problem = (!message.is_right).then_some(event::MALFORMED);
         sort(units, way, message, problem)
+    }
+
+    fn begins(&self, data: &[u8]) -> bool {
+        matches!(data, [3, 0, _, _, 2, 0xf0, _, 0x32 | 0x72, ..])
+    }
+
+    fn lose(&mut self, way: Way) {
+        if let Some(open) = self.open.get_mut(way as usize) {
+            open.clear();
+        }
     }
 
     fn heap_bytes(&self) -> usize {
