@@ -13,8 +13,11 @@ mod coap;
 mod dnp3;
 mod enip;
 mod framed;
+mod ftp;
+mod ftp_data;
 mod iec104;
 mod json;
+mod lines;
 mod modbus;
 mod mqtt;
 mod ntp;
@@ -24,6 +27,7 @@ mod protocol;
 mod reader;
 mod s7comm;
 mod settings;
+mod telnet;
 #[cfg(test)]
 mod testing;
 mod tftp;
@@ -52,4 +56,7 @@ pub static PROTOCOLS: &[&Protocol] = &[
     &iec104::PROTOCOL,
     &opcua::PROTOCOL,
     &tftp::PROTOCOL,
+    &ftp::PROTOCOL,
+    &ftp_data::PROTOCOL,
+    &telnet::PROTOCOL,
 ];

@@ -93,7 +93,9 @@ fn network(link: u32, frame: &[u8]) -> Option<&[u8]> {
 }
 
 /// Protocol, addresses, and what the IP packet carries.
-fn transport(packet: &[u8]) -> Option<(u8, Vec<u8>, Vec<u8>, &[u8])> {
+type Carried<'a> = (u8, Vec<u8>, Vec<u8>, &'a [u8]);
+
+fn transport(packet: &[u8]) -> Option<Carried<'_>> {
     match packet.first()? >> 4 {
         4 => {
             let header = usize::from(packet.first()? & 15) * 4;
