@@ -27,6 +27,7 @@ mod protocol;
 mod reader;
 mod s7comm;
 mod settings;
+mod smtp;
 mod telnet;
 #[cfg(test)]
 mod testing;
@@ -58,5 +59,6 @@ pub static PROTOCOLS: &[&Protocol] = &[
     &tftp::PROTOCOL,
     &ftp::PROTOCOL,
     &ftp_data::PROTOCOL,
+    &smtp::PROTOCOL,
     &telnet::PROTOCOL,
 ];
