@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use protocols::{Json, PROTOCOLS, Parser, Protocol, Settings, Transaction, Way};
+use protocols::{Json, PROTOCOLS, Parser, Probe, Protocol, Settings, Start, Transaction, Way};
 
 mod captures;
 
@@ -180,8 +180,10 @@ const EXPECTED: &[(&str, &str, &str, &str)] = &[
     ("ndpi-pcap/tftp.pcap", "tftp", "tftp.opcode", "1:3 2:2"),
 ];
 
+/// The folder of public captures: `TIDEGATE_CORPORA`, or `shared/corpora` beside the repository.
 fn corpora() -> PathBuf {
-    std::env::var_os("TIDEGATE_CORPORA").map_or_else(|| PathBuf::from("/work/shared/corpora"), PathBuf::from)
+    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/corpora");
+    std::env::var_os("TIDEGATE_CORPORA").map_or_else(|| PathBuf::from(beside), PathBuf::from)
 }
 
 /// Feed a flow as the sensor would, looking at transactions after each piece and then removing them.
@@ -264,5 +266,68 @@ fn counts_are_those_of_tshark() {
             wrong.push(format!("{file} {what}\n  expected {expected}\n  found    {}", found.join(" ")));
         }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Whose probes are judged here.
+const OURS: &[&str] =
+    &["modbus", "mqtt", "dnp3", "enip", "coap", "bacnet", "s7comm", "iec104", "opcua", "tftp", "ftp", "smtp", "telnet"];
+
+/// Captures in which our protocols are spoken, by a part of their names.
+const SPOKEN: &[(&str, &[&str])] = &[
+    ("bacnet", &["bacnet"]),
+    ("coap_mqtt", &["coap", "mqtt"]),
+    ("fuzz-2006-06-26-2594", &["ftp"]),
+    ("mqtt", &["mqtt"]),
+    ("opc-ua", &["opcua"]),
+    ("s7comm", &["s7comm"]),
+    ("smtps", &["smtp"]),
+    ("tftp", &["tftp"]),
+    ("umas", &["modbus"]),
+];
+
+/// The protocol that claims the beginning of a flow, as the sensor asks: each way's first bytes, in turn.
+fn claimed(flow: &captures::Flow) -> Option<&'static str> {
+    let mut begun = [Vec::new(), Vec::new()];
+    for (way, piece) in flow.pieces.iter().take(6) {
+        let captures::Piece::Data(piece) = piece else { return None };
+        let data = &mut begun[*way as usize];
+        if data.is_empty() || flow.transport == protocols::Transport::Tcp {
+            data.extend_from_slice(piece);
+        }
+        let fits =
+            |protocol: &&&Protocol| OURS.contains(&protocol.name) && protocol.transports.contains(&flow.transport);
+        for protocol in PROTOCOLS.iter().filter(fits) {
+            let is_usual_port = protocol.ports.contains(&flow.server_port);
+            let start = Start { data, way: *way, transport: flow.transport, is_usual_port };
+            if !data.is_empty() && matches!((protocol.probe)(&start), Probe::Yes | Probe::YesReversed) {
+                return Some(protocol.name);
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn probes_claim_only_their_own() {
+    let folder = corpora().join("ndpi-pcap");
+    let Ok(files) = std::fs::read_dir(&folder) else {
+        println!("skipped: no folder ndpi-pcap in TIDEGATE_CORPORA");
+        return;
+    };
+    let mut wrong = Vec::new();
+    for file in files.flatten() {
+        let name = file.file_name().to_string_lossy().into_owned();
+        let Ok(bytes) = std::fs::read(file.path()) else { continue };
+        for flow in captures::flows(&bytes, &[]) {
+            let Some(claim) = claimed(&flow) else { continue };
+            let is_right = SPOKEN.iter().any(|(part, claims)| name.contains(part) && claims.contains(&claim));
+            if !is_right {
+                wrong.push(format!("{name}: port {} is taken for {claim}", flow.server_port));
+            }
+        }
+    }
+    wrong.sort();
+    wrong.dedup();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

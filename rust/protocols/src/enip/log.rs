@@ -1,7 +1,7 @@
 //! EVE's `enip` object.
 
 use super::cip::{self, Item};
-use super::message::{self, Message};
+use super::message::{self, Identity, Message};
 use crate::Json;
 use crate::framed::log_named;
 
@@ -30,17 +30,7 @@ pub fn message(json: &mut Json, message: &Message) {
         json.close();
     }
     if let Some(identity) = &message.identity {
-        json.open("identity");
-        json.number("protocol_version", u64::from(identity.protocol_version));
-        json.plain("revision", format_args!("{}.{}", identity.revision >> 8, identity.revision & 0xff));
-        json.number("vendor_id", u64::from(identity.vendor_id));
-        json.number("device_type", u64::from(identity.device_type));
-        json.number("product_code", u64::from(identity.product_code));
-        json.number("status", u64::from(identity.status));
-        json.number("serial", u64::from(identity.serial));
-        json.text("product_name", &identity.product_name);
-        json.number("state", u64::from(identity.state));
-        json.close();
+        log_identity(json, identity);
     }
     if let Some(service) = message.services.first() {
         json.open("list_services");
@@ -63,6 +53,20 @@ pub fn message(json: &mut Json, message: &Message) {
         }
         json.close();
     }
+}
+
+fn log_identity(json: &mut Json, identity: &Identity) {
+    json.open("identity");
+    json.number("protocol_version", u64::from(identity.protocol_version));
+    json.plain("revision", format_args!("{}.{}", identity.revision >> 8, identity.revision & 0xff));
+    json.number("vendor_id", u64::from(identity.vendor_id));
+    json.number("device_type", u64::from(identity.device_type));
+    json.number("product_code", u64::from(identity.product_code));
+    json.number("status", u64::from(identity.status));
+    json.number("serial", u64::from(identity.serial));
+    json.text("product_name", &identity.product_name);
+    json.number("state", u64::from(identity.state));
+    json.close();
 }
 
 fn item(json: &mut Json, item: &Item) {

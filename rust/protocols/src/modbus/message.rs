@@ -65,11 +65,6 @@ pub struct Message {
     protocol: u16,
 }
 
-/// Return whether the specification defines the function.
-pub fn is_public(function: u8) -> bool {
-    matches!(function & !EXCEPTION, 1..=8 | 11 | 12 | 15..=17 | 20..=24 | 43)
-}
-
 fn access_of(function: u8) -> u8 {
     use access::*;
     match function & !EXCEPTION {
@@ -357,14 +352,7 @@ impl Message {
             Data::Mei(kind, data) => {
                 json.open("mei");
                 json.number("raw", u64::from(*kind));
-                json.text(
-                    "code",
-                    match kind {
-                        13 => "CANOpenGenRefReqResp",
-                        14 => "RdDevId",
-                        _ => "Unknown",
-                    },
-                );
+                json.text("code", mei_name(*kind));
                 json.text("data", data);
                 json.close();
             }
@@ -457,6 +445,14 @@ const FUNCTIONS: [&str; 24] = [
 fn function_name(function: u8) -> &'static str {
     let index = usize::from(function).wrapping_sub(1);
     if function == 43 { "MEI" } else { FUNCTIONS.get(index).copied().unwrap_or("Unknown") }
+}
+
+fn mei_name(kind: u8) -> &'static str {
+    match kind {
+        13 => "CANOpenGenRefReqResp",
+        14 => "RdDevId",
+        _ => "Unknown",
+    }
 }
 
 fn exception_name(code: u8) -> &'static str {

@@ -74,9 +74,8 @@ fn probe(start: &Start<'_>) -> Probe {
     let header = (|| Some((reader.be16()?, reader.be16()?, reader.be16()?, reader.u8()?, reader.u8()?)))();
     let Some((_, protocol, length, _, function)) = header else { return Probe::More };
     let is_header = protocol == 0 && (LEAST_LENGTH..=MOST_LENGTH).contains(&length) && function != 0;
-    // zeros are in many protocols: elsewhere, the message must also end where it says
-    let is_whole = start.data.len() as u64 == HEADER_BYTES + u64::from(length) && message::is_public(function);
-    match is_header && (start.is_usual_port || is_whole) {
+    // zeros and a small length are in many protocols: without the port, this is no evidence
+    match is_header && start.is_usual_port {
         true if function >= message::EXCEPTION && start.way == Way::ToServer => Probe::YesReversed,
         true => Probe::Yes,
         false => Probe::No,
@@ -109,9 +108,10 @@ impl Dialect for Modbus {
     ) -> Result<(), ParseError> {
         let bytes = bytes.get(..MOST_READ).unwrap_or(bytes);
         let message = Message::read(way, bytes).ok_or(ParseError("no Modbus header"))?;
+        let number = units.range().1.saturating_add(1);
         match way {
             Way::ToServer => {
-                units.push(Exchange::new(way, message)).ok_or(ParseError("too many requests"))?;
+                units.push(Exchange::new(number, way, message)).ok_or(ParseError("too many requests"))?;
             }
             Way::ToClient => {
                 let waits = |exchange: &Exchange| {
@@ -122,7 +122,7 @@ impl Dialect for Modbus {
                 match found.and_then(|id| units.get_mut(id)) {
                     Some(exchange) => exchange.answer(message),
                     None => {
-                        let mut exchange = Exchange::new(way, message);
+                        let mut exchange = Exchange::new(number, way, message);
                         exchange.events.add(event::UNSOLICITED_RESPONSE);
                         units.push(exchange).ok_or(ParseError("too many responses"))?;
                     }
@@ -134,6 +134,8 @@ impl Dialect for Modbus {
 }
 
 struct Exchange {
+    /// Which of the flow it is, from 1.
+    number: u64,
     request: Option<Message>,
     response: Option<Message>,
     is_closed: bool,
@@ -141,8 +143,9 @@ struct Exchange {
 }
 
 impl Exchange {
-    fn new(way: Way, message: Message) -> Exchange {
-        let mut exchange = Exchange { request: None, response: None, is_closed: false, events: Events::default() };
+    fn new(number: u64, way: Way, message: Message) -> Exchange {
+        let mut exchange =
+            Exchange { number, request: None, response: None, is_closed: false, events: Events::default() };
         exchange.notice(&message);
         match way {
             Way::ToServer => exchange.request = Some(message),
@@ -204,6 +207,7 @@ impl Transaction for Exchange {
 
     fn log(&self, _record: Option<usize>, json: &mut Json) {
         json.open("modbus");
+        json.number("id", self.number);
         for (name, message) in [("request", &self.request), ("response", &self.response)] {
             if let Some(message) = message {
                 json.open(name);

@@ -187,6 +187,22 @@ impl Message {
         }
     }
 
+    fn log_items(&self, json: &mut Json) {
+        if !self.items.is_empty() {
+            json.open_array("items");
+            for item in &self.items {
+                json.open_element();
+                let area = name_of(names::AREAS, u64::from(item.area)).unwrap_or("unknown");
+                json.text("area", area);
+                json.number("db", u64::from(item.db));
+                json.number("address", u64::from(item.place()));
+                json.number("length", u64::from(item.length));
+                json.close();
+            }
+            json.close_array();
+        }
+    }
+
     /// Whether it asks for something to be done.
     pub fn is_job(&self) -> bool {
         self.protocol != PLUS && self.rosctr == rosctr::JOB
@@ -277,19 +293,7 @@ impl Said for Message {
             json.number("subfunction", u64::from(subfunction));
             json.close();
         }
-        if !self.items.is_empty() {
-            json.open_array("items");
-            for item in &self.items {
-                json.open_element();
-                let area = name_of(names::AREAS, u64::from(item.area)).unwrap_or("unknown");
-                json.text("area", area);
-                json.number("db", u64::from(item.db));
-                json.number("address", u64::from(item.place()));
-                json.number("length", u64::from(item.length));
-                json.close();
-            }
-            json.close_array();
-        }
+        self.log_items(json);
         for (key, value) in [("pi_service", &self.pi_service), ("block", &self.block)] {
             if let Some(value) = value {
                 json.text(key, value);

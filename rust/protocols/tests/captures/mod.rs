@@ -108,7 +108,8 @@ fn transport(packet: &[u8]) -> Option<Carried<'_>> {
     }
 }
 
-/// Read every flow that has one of `ports` at one of its ends; that end is the server.
+/// Read every flow that has one of `ports` at one of its ends; that end is the server. Without ports: every flow, and the
+/// server is who did not begin.
 pub fn flows(file: &[u8], ports: &[u16]) -> Vec<Flow> {
     let mut open: BTreeMap<Key, Open> = BTreeMap::new();
     let mut done = Vec::new();
@@ -144,8 +145,8 @@ fn take(
         _ => return None,
     };
     let (sender, receiver) = ((source, from), (destination, to));
-    let server_port = if ports.contains(&to) { to } else { from };
-    if !ports.contains(&server_port) {
+    let server_port = if ports.contains(&to) || ports.is_empty() { to } else { from };
+    if !ports.contains(&server_port) && !ports.is_empty() {
         return None;
     }
     let key = (protocol, sender.clone().min(receiver.clone()), sender.clone().max(receiver.clone()));
