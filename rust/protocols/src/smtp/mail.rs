@@ -8,31 +8,39 @@ use crate::{Body, BufferInfo, COMPLETE, Json, Transaction, View, Way, Ways};
 
 /// Recipients of one mail that are kept: RFC 5321 section 4.5.3.1.8 asks for 100.
 const MOST_RECIPIENTS: usize = 100;
-const STARTED: u8 = 1;
 
-const fn text(keyword: &'static str) -> BufferInfo {
-    BufferInfo { ways: Ways::ToServer, progress: STARTED, ..buffer(keyword) }
+/// How far a mail is to the server: each step means that what is before it is known.
+mod step {
+    pub const BEGUN: u8 = 1;
+    pub const HELO: u8 = 2;
+    pub const FROM: u8 = 3;
+    pub const RECIPIENTS: u8 = 4;
+    pub const HEADERS: u8 = 5;
 }
 
-const fn texts(keyword: &'static str) -> BufferInfo {
-    BufferInfo { ways: Ways::ToServer, progress: STARTED, ..buffers(keyword) }
+const fn text(keyword: &'static str, progress: u8) -> BufferInfo {
+    BufferInfo { ways: Ways::ToServer, progress, ..buffer(keyword) }
+}
+
+const fn texts(keyword: &'static str, progress: u8) -> BufferInfo {
+    BufferInfo { ways: Ways::ToServer, progress, ..buffers(keyword) }
 }
 
 pub static BUFFERS: [BufferInfo; 14] = [
-    text("smtp.helo"),
-    text("smtp.mail_from"),
-    texts("smtp.rcpt_to"),
-    BufferInfo { aliases: &["file_data"], is_growing: true, ..texts("file.data") },
-    texts("file.name"),
-    text("email.from"),
-    text("email.to"),
-    text("email.cc"),
-    text("email.subject"),
-    text("email.date"),
-    text("email.message_id"),
-    text("email.x_mailer"),
-    texts("email.received"),
-    texts("email.url"),
+    text("smtp.helo", step::HELO),
+    text("smtp.mail_from", step::FROM),
+    texts("smtp.rcpt_to", step::RECIPIENTS),
+    BufferInfo { aliases: &["file_data"], is_growing: true, ..texts("file.data", step::HEADERS) },
+    texts("file.name", COMPLETE),
+    text("email.from", step::HEADERS),
+    text("email.to", step::HEADERS),
+    text("email.cc", step::HEADERS),
+    text("email.subject", step::HEADERS),
+    text("email.date", step::HEADERS),
+    text("email.message_id", step::HEADERS),
+    text("email.x_mailer", step::HEADERS),
+    texts("email.received", step::HEADERS),
+    texts("email.url", COMPLETE),
 ];
 
 /// Headers in the order of their buffers, from 5.
@@ -147,7 +155,16 @@ impl Mail {
 
 impl Transaction for Mail {
     fn progress(&self, way: Way) -> u8 {
-        if self.is_over || (way == Way::ToServer && self.is_sent) { COMPLETE } else { STARTED }
+        match (way, &self.mime) {
+            _ if self.is_over => COMPLETE,
+            (Way::ToClient, _) => step::BEGUN,
+            _ if self.is_sent => COMPLETE,
+            (_, Some(mime)) if mime.has_headers() => step::HEADERS,
+            (_, Some(_)) => step::RECIPIENTS,
+            _ if self.from.is_some() => step::FROM,
+            _ if !self.helo.is_empty() => step::HELO,
+            _ => step::BEGUN,
+        }
     }
 
     fn buffer(&self, index: usize, way: Way, nth: usize) -> Option<View<'_>> {

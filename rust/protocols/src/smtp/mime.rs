@@ -35,6 +35,7 @@ pub struct Mime {
     is_in_body: bool,
     is_first_part: bool,
     has_begun: bool,
+    has_headers: bool,
     /// A header line that may go on in the next line.
     open_header: Vec<u8>,
     files: Vec<Body>,
@@ -72,6 +73,11 @@ impl Mime {
     /// The text that is no attachment.
     pub fn text(&self) -> Option<&Body> {
         self.text.as_ref()
+    }
+
+    /// Whether the mail's own headers are all there.
+    pub fn has_headers(&self) -> bool {
+        self.has_headers
     }
 
     /// Links in the text.
@@ -200,7 +206,7 @@ impl Mime {
     /// The headers are over: what is the body to be?
     fn end_headers(&mut self, events: &mut Events) {
         self.end_header(events);
-        self.is_in_body = true;
+        (self.is_in_body, self.has_headers) = (true, true);
         if let Some(boundary) = self.part.boundary.take() {
             if self.boundaries.len() < MOST_DEPTH {
                 self.boundaries.push(boundary);
