@@ -178,10 +178,11 @@ impl Inspector {
         if layers.fragment.is_some() {
             return self.fragment(layers, place);
         }
-        let has_flow = matches!(layers.protocol, ip::TCP | ip::UDP | ip::SCTP | ip::ICMP | ip::ICMPV6 | ip::ESP | 4 | 41)
-            && layers.version != 0
-            && !layers.is_invalid
-            && !layers.is_transport_invalid;
+        let has_flow =
+            matches!(layers.protocol, ip::TCP | ip::UDP | ip::SCTP | ip::ICMP | ip::ICMPV6 | ip::ESP | 4 | 41)
+                && layers.version != 0
+                && !layers.is_invalid
+                && !layers.is_transport_invalid;
         if has_flow {
             self.with_flow(layers, place);
         } else {
@@ -475,7 +476,11 @@ impl Inspector {
             return self.out_of_memory(flow);
         }
         if outcome.is_valid {
-            let ways = if self.config.stream.is_inline { [step.way, step.way.reverse()] } else { [step.way.reverse(), step.way] };
+            let ways = if self.config.stream.is_inline {
+                [step.way, step.way.reverse()]
+            } else {
+                [step.way.reverse(), step.way]
+            };
             for way in ways {
                 self.feed_stream(flow, way, step);
             }
@@ -540,7 +545,12 @@ impl Inspector {
     }
 
     /// Do what an exception policy says; return a reason where the packet at hand is to be dropped.
-    pub(crate) fn apply_policy(&mut self, flow: &mut Flow, policy: ExceptionPolicy, reason: &'static str) -> Option<&'static str> {
+    pub(crate) fn apply_policy(
+        &mut self,
+        flow: &mut Flow,
+        policy: ExceptionPolicy,
+        reason: &'static str,
+    ) -> Option<&'static str> {
         match policy {
             ExceptionPolicy::Ignore | ExceptionPolicy::PassPacket => None,
             ExceptionPolicy::PassFlow => {
@@ -786,12 +796,16 @@ fn hint<'a>(ports: [u16; 2], transport: Transport, settings: &'a Settings, confi
 }
 
 fn app_views(flow: &Flow) -> [Option<u8>; 2] {
-    [0, 1].map(|side| if flow.app.has_failed[side] && flow.app.found[side].is_none() { None } else { flow.app.protocol })
+    [0, 1]
+        .map(|side| if flow.app.has_failed[side] && flow.app.found[side].is_none() { None } else { flow.app.protocol })
 }
 
 fn begins_anew(flow: &Flow, layers: &Layers<'_>) -> bool {
     let is_syn = layers.protocol == ip::TCP && layers.tcp.flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN;
-    is_syn && flow.tcp.as_ref().is_some_and(|tcp| tcp.state == State::Closed || tcp.state == State::TimeWait || tcp.state == State::LastAck)
+    is_syn
+        && flow.tcp.as_ref().is_some_and(|tcp| {
+            tcp.state == State::Closed || tcp.state == State::TimeWait || tcp.state == State::LastAck
+        })
 }
 
 fn packet_level(policy: ExceptionPolicy) -> ExceptionPolicy {

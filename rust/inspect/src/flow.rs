@@ -328,9 +328,10 @@ impl FlowTable {
 
     /// Return the slot of a flow whose time is over.
     pub fn expired(&self, now_us: u64) -> Option<u32> {
-        self.oldest.iter().copied().find(|slot| {
-            self.get(*slot).is_some_and(|flow| now_us.saturating_sub(flow.last_us) > flow.timeout_us())
-        })
+        self.oldest
+            .iter()
+            .copied()
+            .find(|slot| self.get(*slot).is_some_and(|flow| now_us.saturating_sub(flow.last_us) > flow.timeout_us()))
     }
 
     /// Return the slot of the flow that is given up for another: closed, then new, then the one silent for longest.
@@ -369,7 +370,8 @@ impl FlowTable {
     }
 
     fn unlink(&mut self, slot: u32) {
-        let Some((older, younger, list)) = self.get(slot).map(|flow| (flow.older, flow.younger, usize::from(flow.list)))
+        let Some((older, younger, list)) =
+            self.get(slot).map(|flow| (flow.older, flow.younger, usize::from(flow.list)))
         else {
             return;
         };

@@ -531,7 +531,8 @@ fn transport<'a>(layers: &mut Layers<'a>, data: &'a [u8]) {
             layers.step(Step::Sctp);
             match data.first_chunk::<12>() {
                 Some(&[a, b, c, d, ..]) => {
-                    (layers.source_port, layers.destination_port) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+                    (layers.source_port, layers.destination_port) =
+                        (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
                     layers.payload = &data[12..];
                 }
                 None => layers.bad_transport("sctp.pkt_too_small"),
@@ -550,7 +551,9 @@ fn transport<'a>(layers: &mut Layers<'a>, data: &'a [u8]) {
 
 fn udp<'a>(layers: &mut Layers<'a>, data: &'a [u8]) {
     layers.step(Step::Udp);
-    let Some(&[a, b, c, d, e, f, _, _]) = data.first_chunk::<8>() else { return layers.bad_transport("udp.pkt_too_small") };
+    let Some(&[a, b, c, d, e, f, _, _]) = data.first_chunk::<8>() else {
+        return layers.bad_transport("udp.pkt_too_small");
+    };
     let length = usize::from(u16::from_be_bytes([e, f]));
     if length > data.len() {
         return layers.bad_transport("udp.pkt_too_small");

@@ -117,7 +117,9 @@ impl Stream {
             result.has_overlap = true;
             let new = piece(common.0, common.1);
             let Some(held) = self.blocks.get_mut(&block.0) else { continue };
-            let Some(there) = held.get_mut((common.0 - block.0) as usize..(common.1 - block.0) as usize) else { continue };
+            let Some(there) = held.get_mut((common.0 - block.0) as usize..(common.1 - block.0) as usize) else {
+                continue;
+            };
             if there != new {
                 result.has_conflict = true;
                 if policy.prefers_new(segment, block) {

@@ -65,7 +65,9 @@ pub(crate) fn by_ip_protocol<'a>(layers: &mut Layers<'a>, number: u8, data: &'a 
 fn gre<'a>(layers: &mut Layers<'a>, data: &'a [u8]) {
     layers.step(Step::Gre);
     let mut reader = Reader::new(data);
-    let (Some(flags), Some(kind)) = (reader.be16(), reader.be16()) else { return layers.bad_transport("gre.pkt_too_small") };
+    let (Some(flags), Some(kind)) = (reader.be16(), reader.be16()) else {
+        return layers.bad_transport("gre.pkt_too_small");
+    };
     let version = flags & 7;
     let (has_checksum, has_routing, has_key, has_sequence) =
         (flags & 0x8000 != 0, flags & 0x4000 != 0, flags & 0x2000 != 0, flags & 0x1000 != 0);
@@ -211,7 +213,9 @@ pub(crate) fn mpls<'a>(layers: &mut Layers<'a>, data: &'a [u8]) {
 pub(crate) fn nsh<'a>(layers: &mut Layers<'a>, data: &'a [u8]) {
     layers.step(Step::Nsh);
     // RFC 8300 section 2.2
-    let Some(&[first, second, kind, next, ..]) = data.first_chunk::<8>() else { return layers.invalid("nsh.header_too_small") };
+    let Some(&[first, second, kind, next, ..]) = data.first_chunk::<8>() else {
+        return layers.invalid("nsh.header_too_small");
+    };
     if first >> 6 != 0 {
         return layers.event("nsh.unsupported_version");
     }

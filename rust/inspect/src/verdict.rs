@@ -171,8 +171,16 @@ impl Inspector {
         let layers = scene.layers;
         let mut line = String::with_capacity(512);
         let ends = Ends::of_packet(layers);
-        let mut json =
-            eve::begin(&mut line, "drop", scene.time_us, scene.number, flow.as_deref(), Some(&ends), layers.vlans(), config);
+        let mut json = eve::begin(
+            &mut line,
+            "drop",
+            scene.time_us,
+            scene.number,
+            flow.as_deref(),
+            Some(&ends),
+            layers.vlans(),
+            config,
+        );
         eve::write_origin(&mut json, scene, config);
         json.text("direction", scene.way.name());
         json.open("drop");
@@ -339,7 +347,8 @@ impl Inspector {
             if config.writes("fileinfo") || config.writes("files") {
                 let ends = Ends::of_flow(flow, body.way);
                 let mut line = String::with_capacity(512);
-                let mut json = eve::begin(&mut line, "fileinfo", time_us, number, Some(flow), Some(&ends), vlans, config);
+                let mut json =
+                    eve::begin(&mut line, "fileinfo", time_us, number, Some(flow), Some(&ends), vlans, config);
                 transaction.log(None, &mut json);
                 json.text("app_proto", info.name);
                 let md5 = if config.force_md5 { md5(body) } else { None };
@@ -354,7 +363,8 @@ impl Inspector {
                 let name = info.events.get(usize::from(*event)).copied().unwrap_or("unknown");
                 let ends = Ends::of_flow(flow, Way::ToServer);
                 let mut line = String::with_capacity(512);
-                let mut json = eve::begin(&mut line, "anomaly", time_us, number, Some(flow), Some(&ends), vlans, config);
+                let mut json =
+                    eve::begin(&mut line, "anomaly", time_us, number, Some(flow), Some(&ends), vlans, config);
                 json.number("tx_id", id);
                 json.open("anomaly");
                 json.text("app_proto", info.name);
@@ -394,7 +404,12 @@ impl Inspector {
 }
 
 /// The ends of an alert's packet; the client's own address stands in for its proxy's where the settings say so.
-fn alert_ends(layers: &crate::layers::Layers<'_>, flow: Option<&Flow>, found: &Match, config: &crate::config::OutputConfig) -> Ends {
+fn alert_ends(
+    layers: &crate::layers::Layers<'_>,
+    flow: Option<&Flow>,
+    found: &Match,
+    config: &crate::config::OutputConfig,
+) -> Ends {
     let mut ends = Ends::of_packet(layers);
     if !(config.xff.is_enabled && config.xff.overwrites) {
         return ends;
@@ -409,7 +424,10 @@ fn alert_ends(layers: &crate::layers::Layers<'_>, flow: Option<&Flow>, found: &M
 
 /// A rule that asks nothing of a packet but where it is from and where it goes holds for the whole flow.
 fn is_about_ip_alone(rule: &Signature) -> bool {
-    rule.packet_tests.is_empty() && rule.payload.is_none() && rule.packet_buffers.is_empty() && rule.flow_tests.is_empty()
+    rule.packet_tests.is_empty()
+        && rule.payload.is_none()
+        && rule.packet_buffers.is_empty()
+        && rule.flow_tests.is_empty()
 }
 
 /// The MD5 of a file that is still held from its first byte.
@@ -492,7 +510,16 @@ fn write_metadata(json: &mut Json<'_>, rule: &Signature) {
 
 fn write_verdict(json: &mut Json<'_>, fate: &Fate, scene: &Scene<'_>) {
     json.open("verdict");
-    json.text("action", if fate.is_dropped { "drop" } else if fate.is_passed { "pass" } else { "alert" });
+    json.text(
+        "action",
+        if fate.is_dropped {
+            "drop"
+        } else if fate.is_passed {
+            "pass"
+        } else {
+            "alert"
+        },
+    );
     if let Some(target) = fate.reject {
         // the sender of the packet is told first
         let one = match (target, scene.way) {

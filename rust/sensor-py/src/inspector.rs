@@ -172,7 +172,8 @@ fn services_of(offered: &Offered) -> Result<Vec<Service>, String> {
     let found = protocols::PROTOCOLS.iter().find(|protocol| protocol.name == name || protocol.aliases.contains(&name));
     let protocol = found.ok_or_else(|| format!("{name} is no application protocol that the sensor knows"))?;
     let app = Some(protocol.name.to_owned());
-    let ports = protocol.ports.iter().flat_map(|port| protocol.transports.iter().map(move |transport| (port, transport)));
+    let ports =
+        protocol.ports.iter().flat_map(|port| protocol.transports.iter().map(move |transport| (port, transport)));
     Ok(ports.map(|(port, transport)| Service { transport: *transport, port: *port, app: app.clone() }).collect())
 }
 
