@@ -143,7 +143,6 @@ impl Run<'_> {
         {
             self.transaction_rules(flow);
         }
-        self.scratch.matches.sort_by_key(|found| (found.rule, found.transaction));
     }
 
     fn packet_rules(&mut self, mut flow: Option<&mut Flow>) {

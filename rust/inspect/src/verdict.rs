@@ -29,11 +29,10 @@ impl Inspector {
         }
         let Some(detector) = self.detector.clone() else { return };
         let mut matches = std::mem::take(&mut self.scratch.matches);
-        if matches.len() > self.config.alerts_per_packet {
-            self.counters.alert_overflow += (matches.len() - self.config.alerts_per_packet) as u64;
-            matches.truncate(self.config.alerts_per_packet);
-        }
         let mut fate = Fate { reason: "rules", ..Fate::default() };
+        let beyond = matches.split_off(matches.len().min(self.config.alerts_per_packet));
+        self.counters.alert_overflow += beyond.len() as u64;
+        matches.sort_by_key(|found| (found.rule, found.transaction));
         let mut alerts: Vec<Match> = Vec::new();
         for found in &matches {
             let Some(rule) = detector.rules.signatures.get(found.rule as usize) else { continue };
@@ -50,6 +49,12 @@ impl Inspector {
                 break; // nothing that comes after it counts
             }
             alerts.push(found);
+        }
+        // there was no room for these as alerts; what they say is to be dropped is dropped all the same
+        for found in beyond.iter().filter(|found| matches!(found.action, Action::Drop | Action::Reject(_))) {
+            if let Some(rule) = detector.rules.signatures.get(found.rule as usize) {
+                self.act(rule, found, &mut fate, flow.as_deref_mut());
+            }
         }
         if let Some(flow) = flow.as_deref_mut() {
             flow.has_alert |= !alerts.is_empty();
@@ -115,7 +120,7 @@ impl Inspector {
             Action::Alert => {}
             Action::Pass => {
                 fate.is_passed = true;
-                if is_about_flow && let Some(flow) = flow {
+                if is_about_flow && !fate.is_dropped && let Some(flow) = flow {
                     flow.action.get_or_insert(FlowAction::Pass);
                 }
             }
@@ -291,14 +296,14 @@ impl Inspector {
     }
 
     /// Log records, files and events of transactions that are due.
-    pub(crate) fn log_transactions(&mut self, flow: &mut Flow, is_end: bool) {
+    pub(crate) fn log_transactions(&mut self, flow: &mut Flow, is_end: bool, way: Way) {
         let Some(protocol) = flow.app.protocol else { return };
         let Some(info) = PROTOCOLS.get(usize::from(protocol)) else { return };
         let mut app = std::mem::take(&mut flow.app);
         let (first, end) = app.range();
         for id in first..end {
             let is_last = is_end || app.is_broken;
-            if self.log_transaction(flow, &mut app, info, id, is_last) {
+            if self.log_transaction(flow, &mut app, info, id, (is_last, way)) {
                 crate::counters::Counters::add(&mut self.counters.app_transactions, protocol, 1);
                 app.remove(id);
             }
@@ -313,7 +318,7 @@ impl Inspector {
         app: &mut crate::app::App,
         info: &protocols::Protocol,
         id: u64,
-        is_end: bool,
+        (is_end, way): (bool, Way),
     ) -> bool {
         let (time_us, number) = (self.now_us, self.number);
         let Some((transaction, tracked)) = app.both(id) else { return false };

@@ -162,7 +162,8 @@ impl<'a> Buffers<'a> {
     fn transform(&mut self, transform: Transform) -> Result<(), String> {
         let sticky = self.sticky.as_mut().ok_or("a transform needs a buffer before it")?;
         if sticky.group.is_some() {
-            return Err("a transform comes before what is looked for".to_owned());
+            // what was looked for so far stays as it is; what follows is looked for in the transformed bytes
+            sticky.group = None;
         }
         if matches!(sticky.target, Target::Packet(_) | Target::Payload) {
             return Err("parts of packets are not transformed".to_owned());
@@ -257,10 +258,14 @@ impl<'a> Buffers<'a> {
         if name == "pcre"
             && let Some((rest, letter)) = pcre_letter(value.unwrap_or_default())?
         {
-            if group.is_some() {
+            let places = letter_places(letter, registry)?;
+            let is_same = |index: usize| self.groups.get(index).is_some_and(|group| group.target == Target::App(places.clone()));
+            if group.is_some_and(|index| !is_same(index)) {
                 return Err("a letter for a buffer cannot be used while a sticky buffer is active".to_owned());
             }
-            group = Some(self.group(Target::App(letter_places(letter, registry)?), Vec::new(), false)?);
+            if group.is_none() {
+                group = Some(self.group(Target::App(places), Vec::new(), false)?);
+            }
             text = Some(rest.into());
         }
         let is_relative = value.unwrap_or_default().split([',', ' ']).any(|word| word.trim() == "relative");

@@ -253,6 +253,7 @@ fn build(draft: &mut Draft<'_>, registry: &Registry) -> Result<Parts, String> {
             Target::Payload => parts.payload = Some(inspection),
             Target::Packet(buffer) => parts.packet_buffers.push((buffer, inspection)),
             Target::App(places) => {
+                inspection.check(&group.transforms)?;
                 let (transforms, datasets) = (group.transforms.into(), group.datasets.into());
                 let test = BufferTest { places: places.into(), transforms, inspection, datasets, way };
                 tests.push((group.order, TransactionTest::Buffer(test)));
