@@ -186,10 +186,13 @@ pub struct NumberTest {
     pub choice: Choice,
 }
 
+/// A protocol, an index into its `keywords`, and the parsed argument.
+pub type CustomPlace = (u8, u16, Box<dyn protocols::Custom>);
+
 /// A keyword of a protocol's own.
 pub struct CustomTest {
     /// By protocol, an index into its `keywords`, and the parsed argument.
-    pub places: Box<[(u8, u16, Box<dyn protocols::Custom>)]>,
+    pub places: Box<[CustomPlace]>,
     /// `!` before the argument is the protocol's business; this is for keywords that the loader negates itself.
     pub is_negated: bool,
 }

@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use protocols::{PROTOCOLS, Protocol, Settings};
 
 use crate::classes::{Classes, read_references};
-use crate::compile::{BitUse, Compiled, Compiler, StateNames};
+use crate::compile::{Compiled, Compiler, StateNames};
 use crate::dataset::Datasets;
 use crate::effects::Reputation;
 use crate::model::Signature;
-use crate::order::{action_order, sorted};
+use crate::order::{Loaded, action_order, sorted};
 use crate::parse::{parse_rule, rule_lines};
 use crate::registry::Registry;
 use crate::threshold::Thresholds;
@@ -74,6 +74,12 @@ pub struct RuleSet {
     /// The rules: pass, drop, reject, alert (or as `action-order` says); within that by what sets flowbits before what
     /// reads them, then priority, then as written.
     pub signatures: Vec<Signature>,
+    /// Where each of `signatures` stands: index into `sources`, and line.
+    pub origins: Vec<(u16, u32)>,
+    /// `HOME_NET` as ranges with both ends.
+    pub home: Vec<(u128, u128)>,
+    /// Names of the files.
+    pub sources: Vec<String>,
     /// Class types: short name and description (EVE's `alert.category`), indexed by [`Signature::class`] minus one.
     pub classes: Vec<(String, String)>,
     /// Systems of references and what stands before the id in their URLs.
@@ -105,7 +111,9 @@ impl RuleSet {
         environment: &Environment<'_>,
     ) -> RuleSet {
         let mut loader = Loader::new(protocols, environment);
-        for source in sources {
+        for (source, number) in sources.iter().zip(0u16..) {
+            loader.set.sources.push(source.name.to_owned());
+            loader.source = number;
             for (line, text) in rule_lines(source.text) {
                 loader.rule(source.name, line, &text);
             }
@@ -116,7 +124,8 @@ impl RuleSet {
 
 struct Loader<'a> {
     compiler: Compiler<'a>,
-    rules: Vec<(Signature, BitUse)>,
+    rules: Vec<Loaded>,
+    source: u16,
     places: HashMap<(u32, u32), usize>,
     set: RuleSet,
 }
@@ -143,12 +152,13 @@ impl<'a> Loader<'a> {
             datasets: Datasets::default(),
             reputation,
         };
-        Loader { compiler, rules: Vec::new(), places: HashMap::new(), set }
+        Loader { compiler, rules: Vec::new(), source: 0, places: HashMap::new(), set }
     }
 
     fn rule(&mut self, source: &str, line: u32, text: &str) {
-        let result =
-            parse_rule(text).and_then(|rule| self.compiler.compile(&rule)).and_then(|compiled| self.add(compiled));
+        let result = parse_rule(text)
+            .and_then(|rule| self.compiler.compile(&rule))
+            .and_then(|compiled| self.add(compiled, line));
         match result {
             Ok((_, notes)) if notes.is_empty() => self.set.loaded = self.set.loaded.saturating_add(1),
             Ok((sid, notes)) => self.set.note(source, line, sid, Outcome::Approximated(notes.join("; "))),
@@ -157,23 +167,27 @@ impl<'a> Loader<'a> {
     }
 
     /// Of two rules with the same ids the one with the higher revision counts.
-    fn add(&mut self, compiled: Compiled) -> Result<(u32, Vec<String>), String> {
+    fn add(&mut self, compiled: Compiled, line: u32) -> Result<(u32, Vec<String>), String> {
         let Compiled { signature, notes, bits } = compiled;
+        let origin = (self.source, line);
         let (id, sid) = ((signature.gid, signature.sid), signature.sid);
         match self.places.get(&id).and_then(|place| self.rules.get_mut(*place)) {
-            Some(other) if other.0.rev < signature.rev => *other = (signature, bits),
+            Some(other) if other.signature.rev < signature.rev => *other = Loaded { signature, bits, origin },
             Some(_) => return Err(format!("sid {sid} is there already, in the same or a higher revision")),
             None => {
                 self.places.insert(id, self.rules.len());
-                self.rules.push((signature, bits));
+                self.rules.push(Loaded { signature, bits, origin });
             }
         }
         Ok((sid, notes))
     }
 
-    fn finish(self, environment: &Environment<'_>) -> RuleSet {
+    fn finish(mut self, environment: &Environment<'_>) -> RuleSet {
         let mut set = self.set;
-        set.signatures = sorted(self.rules, &action_order(environment.settings));
+        if let Ok(Some(home)) = self.compiler.pool.addresses("$HOME_NET") {
+            set.home = home.as_slice().to_vec();
+        }
+        (set.signatures, set.origins) = sorted(self.rules, &action_order(environment.settings));
         set.classes = self.compiler.classes.list;
         set.reference_systems = read_references(environment.reference);
         set.state_names = self.compiler.names.list;

@@ -263,6 +263,9 @@ impl<'a> Buffers<'a> {
             group = Some(self.group(Target::App(letter_places(letter, registry)?), Vec::new(), false)?);
             text = Some(rest.into());
         }
+        if name == "pcre" {
+            text = text.map(quoted); // Suricata takes an expression without quotes too
+        }
         let is_relative = value.unwrap_or_default().split([',', ' ']).any(|word| word.trim() == "relative");
         let follows =
             is_relative && matches!(name, "isdataat" | "byte_test" | "byte_jump" | "byte_extract" | "byte_math");
@@ -405,6 +408,12 @@ fn pcre_letter(text: &str) -> Result<Option<(String, char)>, String> {
     }
     let others: String = switches.chars().filter(|switch| !is_letter(switch)).collect();
     Ok(Some((format!("{expression}/{others}{tail}"), letter)))
+}
+
+/// The text in quotes, a negation before them.
+fn quoted(text: std::borrow::Cow<'_, str>) -> std::borrow::Cow<'_, str> {
+    let (mark, rest) = text.strip_prefix('!').map_or(("", &*text), |rest| ("!", rest.trim_start()));
+    if rest.starts_with('"') { text } else { format!("{mark}\"{rest}\"").into() }
 }
 
 /// What is left of tests on parts of packets: contents in them, and data sets of addresses.

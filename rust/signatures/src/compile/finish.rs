@@ -2,7 +2,6 @@
 
 use protocols::{Way, Ways};
 
-use crate::facts::PacketFacts;
 use crate::header::{Carrier, Direction};
 use crate::inspection::{Builder, Inspection, Names};
 use crate::model::{Action, BufferTest, Kind, PacketBuffer, PayloadScope, Signature, TransactionTest};
@@ -269,18 +268,7 @@ fn inspection(group: &Group<'_>) -> Result<Inspection, String> {
     for (name, value) in group.chunks.iter().flat_map(|chunk| &chunk.options) {
         builder.option(name, value.as_deref(), &mut names).map_err(|error| format!("{name}: {error}"))?;
     }
-    builder.finish()
-}
-
-/// A packet without a flow never meets `flow`; here so that the sensor and the budget agree.
-impl crate::model::FlowGate {
-    /// Return whether packet and flow are as `flow` asks.
-    pub fn admits(&self, packet: &PacketFacts<'_>, flow: Option<&crate::facts::FlowFacts>) -> bool {
-        if self.fragment.is_some_and(|wanted| wanted != packet.is_reassembled) {
-            return false;
-        }
-        let Some(flow) = flow else { return !self.needs_flow && self.way.is_none() };
-        self.way.is_none_or(|way| way == flow.way)
-            && self.established.is_none_or(|wanted| wanted == flow.is_established)
-    }
+    let inspection = builder.finish()?;
+    inspection.check(&group.transforms)?;
+    Ok(inspection)
 }

@@ -152,6 +152,9 @@ pub(super) fn check_requirements(rule: &Rule<'_>, registry: &Registry) -> Result
     Ok(())
 }
 
+/// Whether a comparison holds between this version and the one in the rule.
+type Holds = fn(&[u32; 3], &[u32; 3]) -> bool;
+
 fn is_version(text: &str) -> Result<bool, String> {
     let mut is_met = true;
     let mut rest = text.trim();
@@ -159,7 +162,7 @@ fn is_version(text: &str) -> Result<bool, String> {
         return Err("requires: version needs a comparison".to_owned());
     }
     while !rest.is_empty() {
-        let operators: [(&str, fn(&[u32; 3], &[u32; 3]) -> bool); 4] =
+        let operators: [(&str, Holds); 4] =
             [(">=", |a, b| a >= b), ("<=", |a, b| a <= b), (">", |a, b| a > b), ("<", |a, b| a < b)];
         let found = operators.iter().find_map(|(sign, holds)| Some((rest.strip_prefix(sign)?.trim_start(), holds)));
         let (tail, holds) = found.ok_or("requires: version needs a comparison")?;
