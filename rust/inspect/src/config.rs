@@ -224,7 +224,7 @@ impl OutputConfig {
             community_id: eve("community-id", true),
             flow_exception_policy: eve("types.flow.exception-policy", true),
             force_md5: names.contains("md5"),
-            ipv6_compress: eve("ipv6-compress", true),
+            ipv6_compress: eve("ipv6-compress", false),
             xff: Xff {
                 is_enabled: matches!(xff("enabled").to_ascii_lowercase().as_str(), "yes" | "true" | "on" | "1"),
                 overwrites: xff("mode") == "overwrite",

@@ -207,7 +207,7 @@ impl Run<'_> {
                 return;
             }
         }
-        if rule.packet_tests.iter().any(signatures::PacketTest::is_about_app) && !self.job.has_app_news {
+        if rule.packet_tests.iter().any(is_about_app) && !self.job.has_app_news {
             return;
         }
         self.matched(index, rule, flow, None, is_in_stream);
@@ -497,6 +497,11 @@ impl Run<'_> {
         }
         true
     }
+}
+
+/// Whether a test asks which protocol the flow speaks: such rules are decided when that becomes known.
+pub fn is_about_app(test: &signatures::PacketTest) -> bool {
+    matches!(test, signatures::PacketTest::AppProtocol(_))
 }
 
 fn collect_packet(group: &PacketGroup, packet: &PacketFacts<'_>, chunk: Option<Chunk<'_>>, found: &mut Found) {

@@ -118,7 +118,7 @@ pub fn protocol_name(number: u8) -> String {
         ip::GRE => "GRE".to_owned(),
         ip::ESP => "ESP".to_owned(),
         2 => "IGMP".to_owned(),
-        4 => "IPv4".to_owned(),
+        4 => "IP-in-IP".to_owned(),
         41 => "IPv6".to_owned(),
         51 => "AH".to_owned(),
         number => format!("{number:03}"),

@@ -115,9 +115,9 @@ pub struct Flow {
     pub parent: Option<u64>,
     /// Bytes of streams and parsers that were counted against the budget.
     pub accounted: usize,
-    older: u32,
-    younger: u32,
-    list: u8,
+    pub(crate) older: u32,
+    pub(crate) younger: u32,
+    pub(crate) list: u8,
 }
 
 impl Flow {
@@ -154,10 +154,10 @@ impl Flow {
         if let Some(number) = rules.state_names.iter().position(|name| *name == capture.name) {
             self.state.set_variable(number as u32, &value);
         }
-        match list.iter_mut().find(|(name, _)| *name == capture.name) {
-            Some((_, known)) => *known = value,
-            None if list.len() < MOST_VARIABLES => list.push((capture.name, value)),
-            None => {}
+        if let Some((_, known)) = list.iter_mut().find(|(name, _)| *name == capture.name) {
+            *known = value;
+        } else if list.len() < MOST_VARIABLES {
+            list.push((capture.name, value));
         }
     }
 

@@ -1,9 +1,10 @@
 //! From matches to alerts and to what happens to the packet and its flow.
 
+use md5::{Digest, Md5};
 use protocols::{COMPLETE, Json, PROTOCOLS, Way};
 use signatures::{Action, Decision, RejectTarget, Signature};
 
-use crate::detect::Match;
+use crate::detect::{Match, is_about_app};
 use crate::engine::Inspector;
 use crate::eve::{self, Ends, Scene};
 use crate::flow::{Flow, FlowAction};
@@ -103,7 +104,7 @@ impl Inspector {
             signatures::Kind::IpOnly | signatures::Kind::Transaction => true,
             signatures::Kind::Decode => false,
             signatures::Kind::Packet => {
-                found.is_in_stream || rule.packet_tests.iter().any(signatures::PacketTest::is_about_app)
+                found.is_in_stream || rule.packet_tests.iter().any(is_about_app)
             }
         };
         match found.action {
@@ -333,7 +334,7 @@ impl Inspector {
                 let mut json = eve::begin(&mut line, "fileinfo", time_us, number, Some(flow), Some(&ends), vlans, config);
                 transaction.log(None, &mut json);
                 json.text("app_proto", info.name);
-                let md5 = config.force_md5.then(|| body.md5()).flatten();
+                let md5 = if config.force_md5 { md5(body) } else { None };
                 eve::write_file(&mut json, body, id, md5);
                 eve::end(&mut line);
                 lines.push(line);
@@ -396,6 +397,13 @@ fn alert_ends(layers: &crate::layers::Layers<'_>, flow: Option<&Flow>, found: &M
         if is_request != config.xff.is_forward { ends.source.0 = address } else { ends.destination.0 = address }
     }
     ends
+}
+
+/// The MD5 of a file that is still held from its first byte.
+fn md5(body: &protocols::Body) -> Option<String> {
+    let view = body.view();
+    let is_whole = view.start == 0 && view.data.len() as u64 == body.size && !body.has_gaps;
+    is_whole.then(|| Md5::digest(view.data).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn only_transaction(flow: &Flow) -> Option<u64> {

@@ -52,6 +52,8 @@ pub struct Signature {
     pub sid: u32,
     /// Revision.
     pub rev: u32,
+    /// Where it was written: index of the file, and the line on which it begins, from 1.
+    pub origin: (u16, u32),
     /// `msg`.
     pub message: Box<str>,
     /// Index into [`crate::RuleSet::classes`] plus one; 0 where there is no `classtype`.

@@ -43,20 +43,17 @@ fn action_rank(action: Action, ranks: &[u8; 4]) -> u8 {
 pub(crate) struct Loaded {
     pub signature: Signature,
     pub bits: BitUse,
-    /// File and line.
-    pub origin: (u16, u32),
 }
 
 /// Sort: by action, then by flowbits (who only sets, who sets what others wait for, who only reads, who does neither),
 /// then by priority, then as written.
-pub(crate) fn sorted(rules: Vec<Loaded>, ranks: &[u8; 4]) -> (Vec<Signature>, Vec<(u16, u32)>) {
+pub(crate) fn sorted(rules: Vec<Loaded>, ranks: &[u8; 4]) -> Vec<Signature> {
     let links = links(&rules);
     let mut rules: Vec<(u8, Loaded)> = links.into_iter().zip(rules).collect();
     rules.sort_by_key(|(link, rule)| (action_rank(rule.signature.action, ranks), *link, rule.signature.priority));
-    let origins = rules.iter().map(|(_, rule)| rule.origin).collect();
     let mut signatures = Vec::with_capacity(rules.len()); // exactly: the set lives long
     signatures.extend(rules.into_iter().map(|(_, rule)| rule.signature));
-    (signatures, origins)
+    signatures
 }
 
 /// How far behind the first setters each rule comes. Circles end at the bound.

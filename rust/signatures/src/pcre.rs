@@ -89,7 +89,7 @@ fn split(value: &str) -> Result<(bool, &str, &str, &str), String> {
         Some(rest) => (true, rest.trim_start()),
         None => (false, value),
     };
-    let inner = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).ok_or("pcre needs quotation marks")?;
+    let inner = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(value);
     let inner = inner.strip_prefix('/').ok_or("pcre needs a pattern between slashes")?;
     let at = inner.rfind('/').ok_or("pcre needs a pattern between slashes")?;
     let after = &inner[at + 1..];

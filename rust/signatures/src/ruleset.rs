@@ -74,11 +74,9 @@ pub struct RuleSet {
     /// The rules: pass, drop, reject, alert (or as `action-order` says); within that by what sets flowbits before what
     /// reads them, then priority, then as written.
     pub signatures: Vec<Signature>,
-    /// Where each of `signatures` stands: index into `sources`, and line.
-    pub origins: Vec<(u16, u32)>,
     /// `HOME_NET` as ranges with both ends.
     pub home: Vec<(u128, u128)>,
-    /// Names of the files.
+    /// Names of the files: [`Signature::origin`].
     pub sources: Vec<String>,
     /// Class types: short name and description (EVE's `alert.category`), indexed by [`Signature::class`] minus one.
     pub classes: Vec<(String, String)>,
@@ -111,11 +109,10 @@ impl RuleSet {
         environment: &Environment<'_>,
     ) -> RuleSet {
         let mut loader = Loader::new(protocols, environment);
-        for (source, number) in sources.iter().zip(0u16..) {
+        for (index, source) in sources.iter().enumerate() {
             loader.set.sources.push(source.name.to_owned());
-            loader.source = number;
             for (line, text) in rule_lines(source.text) {
-                loader.rule(source.name, line, &text);
+                loader.rule(source.name, index, line, &text);
             }
         }
         loader.finish(environment)
@@ -125,7 +122,6 @@ impl RuleSet {
 struct Loader<'a> {
     compiler: Compiler<'a>,
     rules: Vec<Loaded>,
-    source: u16,
     places: HashMap<(u32, u32), usize>,
     set: RuleSet,
 }
@@ -152,13 +148,15 @@ impl<'a> Loader<'a> {
             datasets: Datasets::default(),
             reputation,
         };
-        Loader { compiler, rules: Vec::new(), source: 0, places: HashMap::new(), set }
+        Loader { compiler, rules: Vec::new(), places: HashMap::new(), set }
     }
 
-    fn rule(&mut self, source: &str, line: u32, text: &str) {
-        let result = parse_rule(text)
-            .and_then(|rule| self.compiler.compile(&rule))
-            .and_then(|compiled| self.add(compiled, line));
+    fn rule(&mut self, source: &str, index: usize, line: u32, text: &str) {
+        let compiled = parse_rule(text).and_then(|rule| self.compiler.compile(&rule));
+        let result = compiled.and_then(|mut compiled| {
+            compiled.signature.origin = (u16::try_from(index).unwrap_or(u16::MAX), line);
+            self.add(compiled)
+        });
         match result {
             Ok((_, notes)) if notes.is_empty() => self.set.loaded = self.set.loaded.saturating_add(1),
             Ok((sid, notes)) => self.set.note(source, line, sid, Outcome::Approximated(notes.join("; "))),
@@ -167,16 +165,15 @@ impl<'a> Loader<'a> {
     }
 
     /// Of two rules with the same ids the one with the higher revision counts.
-    fn add(&mut self, compiled: Compiled, line: u32) -> Result<(u32, Vec<String>), String> {
+    fn add(&mut self, compiled: Compiled) -> Result<(u32, Vec<String>), String> {
         let Compiled { signature, notes, bits } = compiled;
-        let origin = (self.source, line);
         let (id, sid) = ((signature.gid, signature.sid), signature.sid);
         match self.places.get(&id).and_then(|place| self.rules.get_mut(*place)) {
-            Some(other) if other.signature.rev < signature.rev => *other = Loaded { signature, bits, origin },
+            Some(other) if other.signature.rev < signature.rev => *other = Loaded { signature, bits },
             Some(_) => return Err(format!("sid {sid} is there already, in the same or a higher revision")),
             None => {
                 self.places.insert(id, self.rules.len());
-                self.rules.push(Loaded { signature, bits, origin });
+                self.rules.push(Loaded { signature, bits });
             }
         }
         Ok((sid, notes))
@@ -187,7 +184,7 @@ impl<'a> Loader<'a> {
         if let Ok(Some(home)) = self.compiler.pool.addresses("$HOME_NET") {
             set.home = home.as_slice().to_vec();
         }
-        (set.signatures, set.origins) = sorted(self.rules, &action_order(environment.settings));
+        set.signatures = sorted(self.rules, &action_order(environment.settings));
         set.classes = self.compiler.classes.list;
         set.reference_systems = read_references(environment.reference);
         set.state_names = self.compiler.names.list;

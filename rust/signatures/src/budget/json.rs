@@ -36,9 +36,10 @@ pub fn budget_json(rules: &RuleSet, question: &str) -> Result<String, String> {
     let device = Device { services: services(&question)?, networks, year };
     let selection = choose(&rules.signatures, &device, budget);
     let entry = |place: usize, reason: String| {
-        let (source, line) = rules.origins.get(place).copied().unwrap_or_default();
+        let rule = rules.signatures.get(place);
+        let (source, line) = rule.map(|rule| rule.origin).unwrap_or_default();
         let source = rules.sources.get(usize::from(source)).map_or("", String::as_str);
-        json!({"source": source, "line": line, "sid": rules.signatures.get(place).map(|rule| rule.sid), "reason": reason})
+        json!({"source": source, "line": line, "sid": rule.map(|rule| rule.sid), "reason": reason})
     };
     let kept: Vec<Value> =
         selection.kept.iter().map(|(place, score)| entry(*place, format!("worth {score}"))).collect();

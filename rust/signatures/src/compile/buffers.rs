@@ -162,7 +162,13 @@ impl<'a> Buffers<'a> {
     fn transform(&mut self, transform: Transform) -> Result<(), String> {
         let sticky = self.sticky.as_mut().ok_or("a transform needs a buffer before it")?;
         if sticky.group.is_some() {
-            return Err("a transform comes before what is looked for".to_owned());
+            // what follows is looked for in the same buffer, transformed
+            *sticky = Sticky {
+                name: sticky.name.clone(),
+                target: sticky.target.clone(),
+                transforms: Vec::new(),
+                group: None,
+            };
         }
         if matches!(sticky.target, Target::Packet(_) | Target::Payload) {
             return Err("parts of packets are not transformed".to_owned());
@@ -257,10 +263,14 @@ impl<'a> Buffers<'a> {
         if name == "pcre"
             && let Some((rest, letter)) = pcre_letter(value.unwrap_or_default())?
         {
-            if group.is_some() {
-                return Err("a letter for a buffer cannot be used while a sticky buffer is active".to_owned());
+            let target = Target::App(letter_places(letter, registry)?);
+            let active = group.and_then(|group| self.groups.get(group));
+            if active.is_some_and(|group| group.target != target) {
+                return Err("its letter means another buffer than the active one".to_owned());
             }
-            group = Some(self.group(Target::App(letter_places(letter, registry)?), Vec::new(), false)?);
+            if active.is_none() {
+                group = Some(self.group(target, Vec::new(), false)?);
+            }
             text = Some(rest.into());
         }
         if name == "pcre" {

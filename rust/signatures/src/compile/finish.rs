@@ -68,6 +68,7 @@ pub(super) fn finish(
         effects: draft.effects.into(),
         threshold: draft.threshold.map(Box::new),
         is_bypass: draft.is_bypass,
+        origin: (0, 0),
         is_detection_only,
     };
     Ok(Compiled { signature, notes: draft.notes, bits })
