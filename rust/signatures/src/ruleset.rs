@@ -12,6 +12,7 @@ use crate::model::Signature;
 use crate::order::{Loaded, action_order, sorted};
 use crate::parse::{parse_rule, rule_lines};
 use crate::registry::Registry;
+use crate::shared::Shared;
 use crate::threshold::Thresholds;
 use crate::variables::{Pool, Variables};
 
@@ -147,6 +148,7 @@ impl<'a> Loader<'a> {
             names: StateNames::default(),
             datasets: Datasets::default(),
             reputation,
+            shared: Shared::default(),
         };
         Loader { compiler, rules: Vec::new(), places: HashMap::new(), set }
     }

@@ -29,10 +29,10 @@ fn once<T>(slot: &mut Option<T>, value: T) -> Result<(), String> {
 }
 
 /// Read one of them; `false` where `name` is none.
-pub(super) fn option(
-    draft: &mut Draft<'_>,
+pub(super) fn option<'a>(
+    draft: &mut Draft<'a>,
     name: &str,
-    value: Option<&str>,
+    value: Option<&'a str>,
     classes: &Classes,
 ) -> Result<bool, String> {
     match name {
@@ -111,14 +111,14 @@ fn class(draft: &mut Draft<'_>, value: Option<&str>, classes: &Classes) -> Resul
     Ok(())
 }
 
-fn reference(draft: &mut Draft<'_>, value: Option<&str>) -> Result<(), String> {
+fn reference<'a>(draft: &mut Draft<'a>, value: Option<&'a str>) -> Result<(), String> {
     let (system, id) =
         unquoted(value.ok_or("it needs an argument")?)?.split_once(',').ok_or("system and id are expected")?;
     let (system, id) = (system.trim(), id.trim());
     if system.is_empty() || id.is_empty() || draft.references.len() >= MOST_REFERENCES {
         return Err("system and id are expected".to_owned());
     }
-    draft.references.push((system.into(), id.into()));
+    draft.references.push((system, id));
     Ok(())
 }
 
