@@ -6,11 +6,8 @@
 //! ranked by severity, age and how surely it concerns the device, and the first ones are kept, each with the rules
 //! that set the flowbits it waits for; 5. the rest is beyond the limit. The same input always gives the same choice.
 
-mod json;
-
-pub use json::budget_json;
-
 use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use protocols::{PROTOCOLS, Transport, Way};
 
@@ -28,6 +25,14 @@ const UNKNOWN_YEAR: u32 = 2010;
 const RULE_BYTES: usize = 160;
 const CONDITION_BYTES: usize = 96;
 
+/// RFC 1918 and RFC 4193.
+const PRIVATE: &[(IpAddr, u8)] = &[
+    (IpAddr::V4(Ipv4Addr::new(192, 168, 0, 0)), 16),
+    (IpAddr::V4(Ipv4Addr::new(10, 0, 0, 0)), 8),
+    (IpAddr::V4(Ipv4Addr::new(172, 16, 0, 0)), 12),
+    (IpAddr::V6(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0)), 7),
+];
+
 /// Something that the device offers to others.
 #[derive(Clone, Debug)]
 pub struct Service {
@@ -44,8 +49,8 @@ pub struct Service {
 pub struct Device {
     /// All that listens. Empty: no service at all.
     pub services: Vec<Service>,
-    /// Its own addresses: the first and the last of each range.
-    pub networks: Vec<(std::net::IpAddr, std::net::IpAddr)>,
+    /// Its own networks: address and bits of the prefix. Empty: the private ranges, as in the stock `HOME_NET`.
+    pub networks: Vec<(IpAddr, u8)>,
     /// The present year: rules lose weight with age.
     pub year: u32,
 }
@@ -77,8 +82,8 @@ pub enum Reason {
 /// The choice.
 #[derive(Debug, Default)]
 pub struct Selection {
-    /// Indices of the rules to keep, the most useful first, each with its score.
-    pub kept: Vec<(usize, u32)>,
+    /// Indices of the rules to keep, the most useful first.
+    pub kept: Vec<usize>,
     /// Indices of the others, each with the reason.
     pub rejected: Vec<(usize, Reason)>,
 }
@@ -102,8 +107,8 @@ pub fn choose(rules: &[Signature], device: &Device, budget: Budget) -> Selection
             Budget::Bytes(bytes) => bytes,
         },
     );
-    let mut scores = Vec::new();
-    for (rank, (score, .., place)) in ranked.into_iter().enumerate() {
+    let mut order = Vec::new();
+    for (rank, (.., place)) in ranked.into_iter().enumerate() {
         let together = together(place, rules, &setters, &kept);
         let costs = together.iter().filter_map(|place| rules.get(*place)).map(|rule| match budget {
             Budget::Rules(_) => 1,
@@ -112,7 +117,7 @@ pub fn choose(rules: &[Signature], device: &Device, budget: Budget) -> Selection
         match left.checked_sub(costs.sum()) {
             Some(rest) => {
                 left = rest;
-                scores.extend(together.iter().map(|place| (*place, score.0)));
+                order.extend_from_slice(&together);
                 kept.extend(together);
             }
             None => rejected.push((place, Reason::BeyondLimit(rank))),
@@ -120,11 +125,18 @@ pub fn choose(rules: &[Signature], device: &Device, budget: Budget) -> Selection
     }
     rejected.retain(|(place, _)| !kept.contains(place)); // wanted after all, for its flowbits
     rejected.sort_by_key(|(place, _)| *place);
-    Selection { kept: scores, rejected }
+    Selection { kept: order, rejected }
 }
 
 fn networks(device: &Device) -> AddressSet {
-    Ranges::new(device.networks.iter().map(|(first, last)| (mapped(*first), mapped(*last))).collect())
+    let networks = if device.networks.is_empty() { PRIVATE } else { &device.networks };
+    let ranges = networks.iter().map(|(address, bits)| {
+        let width = if address.is_ipv4() { 96u32 } else { 0 };
+        let host = u128::MAX.checked_shr(width.saturating_add(u32::from(*bits))).unwrap_or(0);
+        let low = mapped(*address) & !host;
+        (low, low | host)
+    });
+    Ranges::new(ranges.collect())
 }
 
 /// A score, higher is better; or why not at all.

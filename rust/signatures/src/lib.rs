@@ -33,7 +33,7 @@ mod threshold;
 mod transform;
 mod variables;
 
-pub use budget::{Budget, Device, Reason, Selection, Service, budget_json, choose};
+pub use budget::{Budget, Device, Reason, Selection, Service, choose};
 pub use dataset::{DatasetId, DatasetTest, Datasets, Operation, ValueKind};
 pub use effects::{
     Effect, Expiry, FlowState, FlowTest, HostKey, HostState, Operand, Owner, Reputation, ReputationSide, State,

@@ -75,10 +75,6 @@ pub struct RuleSet {
     /// The rules: pass, drop, reject, alert (or as `action-order` says); within that by what sets flowbits before what
     /// reads them, then priority, then as written.
     pub signatures: Vec<Signature>,
-    /// `HOME_NET` as ranges with both ends.
-    pub home: Vec<(u128, u128)>,
-    /// Names of the files: [`Signature::origin`].
-    pub sources: Vec<String>,
     /// Class types: short name and description (EVE's `alert.category`), indexed by [`Signature::class`] minus one.
     pub classes: Vec<(String, String)>,
     /// Systems of references and what stands before the id in their URLs.
@@ -111,7 +107,6 @@ impl RuleSet {
     ) -> RuleSet {
         let mut loader = Loader::new(protocols, environment);
         for (index, source) in sources.iter().enumerate() {
-            loader.set.sources.push(source.name.to_owned());
             for (line, text) in rule_lines(source.text) {
                 loader.rule(source.name, index, line, &text);
             }
@@ -181,11 +176,8 @@ impl<'a> Loader<'a> {
         Ok((sid, notes))
     }
 
-    fn finish(mut self, environment: &Environment<'_>) -> RuleSet {
+    fn finish(self, environment: &Environment<'_>) -> RuleSet {
         let mut set = self.set;
-        if let Ok(Some(home)) = self.compiler.pool.addresses("$HOME_NET") {
-            set.home = home.as_slice().to_vec();
-        }
         set.signatures = sorted(self.rules, &action_order(environment.settings));
         set.classes = self.compiler.classes.list;
         set.reference_systems = read_references(environment.reference);
