@@ -113,6 +113,8 @@ pub struct Flow {
     pub app_told: [bool; 2],
     pub is_swapped: bool,
     pub parent: Option<u64>,
+    /// The transaction that was last shown with a packet rule's alert.
+    pub guessed: Option<u64>,
     /// Bytes of streams and parsers that were counted against the budget.
     pub accounted: usize,
     pub(crate) older: u32,

@@ -19,6 +19,8 @@ pub struct Stream {
     pub app: u64,
     /// The place of rules about raw streams.
     pub raw: u64,
+    /// The end of what rules about raw streams have seen; inline, they see some bytes before it again.
+    pub raw_seen: u64,
     /// The other side has confirmed everything before this.
     pub acked: u64,
     /// The highest byte seen, plus one.

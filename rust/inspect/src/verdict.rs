@@ -2,9 +2,9 @@
 
 use md5::{Digest, Md5};
 use protocols::{COMPLETE, Json, PROTOCOLS, Way};
-use signatures::{Action, Decision, RejectTarget, Signature};
+use signatures::{Action, Decision, PacketTest, RejectTarget, Signature};
 
-use crate::detect::{Match, is_about_app};
+use crate::detect::Match;
 use crate::engine::Inspector;
 use crate::eve::{self, Ends, Scene};
 use crate::flow::{Flow, FlowAction};
@@ -58,7 +58,10 @@ impl Inspector {
         for found in &alerts {
             if let Some(rule) = detector.rules.signatures.get(found.rule as usize) {
                 self.counters.alerts += 1;
-                self.write_alert(rule, found, scene, flow.as_deref(), chunk, &fate);
+                let guessed = self.write_alert(rule, found, scene, flow.as_deref(), chunk, &fate);
+                if let (Some(flow), Some(id)) = (flow.as_deref_mut(), guessed) {
+                    flow.guessed = Some(id);
+                }
             }
         }
         matches.clear();
@@ -104,7 +107,8 @@ impl Inspector {
             signatures::Kind::IpOnly | signatures::Kind::Transaction => true,
             signatures::Kind::Decode => false,
             signatures::Kind::Packet => {
-                found.is_in_stream || rule.packet_tests.iter().any(is_about_app)
+                let asks_app = |test: &PacketTest| matches!(test, PacketTest::AppProtocol(_) | PacketTest::AppIs(_));
+                found.is_in_stream || rule.packet_tests.iter().any(asks_app) || is_about_ip_alone(rule)
             }
         };
         match found.action {
@@ -120,8 +124,8 @@ impl Inspector {
                     fate.reject = Some(target);
                     self.counters.rejected += 1;
                 }
-                if self.config.is_ips && !fate.is_passed {
-                    fate.is_dropped = true;
+                if !fate.is_passed {
+                    fate.is_dropped = self.config.is_ips;
                     fate.dropped_by.get_or_insert(found.rule);
                     if is_about_flow && let Some(flow) = flow {
                         flow.action.get_or_insert(FlowAction::Drop);
@@ -183,7 +187,7 @@ impl Inspector {
         if let (true, Some(found), Some(detector)) = (config.drop_alerts, cause, &self.detector)
             && let Some(rule) = detector.rules.signatures.get(found.rule as usize)
         {
-            write_signature(&mut json, rule, &detector.rules.classes, "blocked", std::iter::empty());
+            write_signature(&mut json, rule, &detector.rules.classes, "blocked", false, std::iter::empty());
         }
         if config.drop_verdict {
             write_verdict(&mut json, fate, scene);
@@ -203,32 +207,35 @@ impl Inspector {
         flow: Option<&Flow>,
         chunk: Option<&[u8]>,
         fate: &Fate,
-    ) {
+    ) -> Option<u64> {
         let config = &self.lines.config;
         if !config.writes("alert") {
-            return;
+            return None;
         }
-        let Some(detector) = &self.detector else { return };
+        let detector = self.detector.as_ref()?;
         let layers = scene.layers;
         let mut line = String::with_capacity(1024);
         let ends = alert_ends(layers, flow, found, config);
         let mut json =
             eve::begin(&mut line, "alert", scene.time_us, scene.number, flow, Some(&ends), layers.vlans(), config);
         eve::write_origin(&mut json, scene, config);
-        let is_guessing = self.config.guesses_transactions && found.is_in_stream;
-        let guessed = flow.filter(|_| is_guessing).and_then(|flow| only_transaction(flow));
+        // a packet rule's alert shows the flow's only transaction: for UDP if the rule names the protocol, else by setting
+        let names_app = rule.packet_tests.iter().any(|test| matches!(test, PacketTest::AppIs(_)));
+        let is_guessing = self.config.guesses_transactions || layers.protocol == ip::UDP && names_app;
+        let guessed = flow.filter(|_| is_guessing && found.transaction.is_none());
+        let guessed = guessed.and_then(|flow| only_transaction(flow).filter(|id| flow.guessed != Some(*id)));
         let transaction = found.transaction.or(guessed);
         if let Some(id) = transaction {
             json.number("tx_id", id);
             if guessed.is_some() && found.transaction.is_none() {
-                json.flag("tx_guessed", true);
+                json.flag("tx_guessed", layers.protocol != ip::UDP);
             }
         }
         let is_blocked =
             matches!(found.action, Action::Reject(_)) || found.action == Action::Drop && self.config.is_ips;
         let contexts = self.scratch.contexts.iter().filter(|(rule, _, _)| *rule == found.rule);
         let action = if is_blocked { "blocked" } else { "allowed" };
-        write_signature(&mut json, rule, &detector.rules.classes, action, contexts);
+        write_signature(&mut json, rule, &detector.rules.classes, action, config.references, contexts);
         if let Some(flow) = flow {
             if let Some(id) = transaction {
                 write_transaction(&mut json, flow, id);
@@ -272,6 +279,7 @@ impl Inspector {
         }
         eve::end(&mut line);
         self.lines.put(line, true);
+        guessed
     }
 
     /// Log records, files and events of transactions that are due.
@@ -399,6 +407,11 @@ fn alert_ends(layers: &crate::layers::Layers<'_>, flow: Option<&Flow>, found: &M
     ends
 }
 
+/// A rule that asks nothing of a packet but where it is from and where it goes holds for the whole flow.
+fn is_about_ip_alone(rule: &Signature) -> bool {
+    rule.packet_tests.is_empty() && rule.payload.is_none() && rule.packet_buffers.is_empty() && rule.flow_tests.is_empty()
+}
+
 /// The MD5 of a file that is still held from its first byte.
 fn md5(body: &protocols::Body) -> Option<String> {
     let view = body.view();
@@ -422,6 +435,7 @@ fn write_signature<'c>(
     rule: &Signature,
     classes: &[(String, String)],
     action: &str,
+    shows_references: bool,
     contexts: impl Iterator<Item = &'c (u32, String, String)>,
 ) {
     json.open("alert");
@@ -434,7 +448,7 @@ fn write_signature<'c>(
     json.text("category", class.map_or("", |(_, text)| text));
     json.number("severity", rule.priority.into());
     write_metadata(json, rule);
-    if !rule.references.is_empty() {
+    if shows_references && !rule.references.is_empty() {
         json.open_array("references");
         for (system, id) in &rule.references {
             json.text_element(format!("{system}{id}"));

@@ -35,13 +35,15 @@ pub use transactions::Transactions;
 
 /// Every protocol there is, in the order in which their probes are asked.
 pub static PROTOCOLS: &[&Protocol] = &[
-    &ntp::PROTOCOL,
-    &dns::MDNS,
-    &dns::LLMNR,
-    &dns::DNS,
+    // those that begin with words or magic numbers of their own
     &http::PROTOCOL,
     &tls::PROTOCOL,
     &ssh::PROTOCOL,
+    // those that are recognised by their structure
+    &dns::MDNS,
+    &dns::LLMNR,
+    &dns::DNS,
     &dhcp::PROTOCOL,
     &snmp::PROTOCOL,
+    &ntp::PROTOCOL,
 ];
