@@ -7,7 +7,7 @@
 //! that set the flowbits it waits for; 5. the rest is beyond the limit. The same input always gives the same choice.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use protocols::{PROTOCOLS, Transport, Way};
 
@@ -25,12 +25,11 @@ const UNKNOWN_YEAR: u32 = 2010;
 const RULE_BYTES: usize = 160;
 const CONDITION_BYTES: usize = 96;
 
-/// RFC 1918 and RFC 4193.
+/// RFC 1918, as the stock `HOME_NET`: with IPv6 besides, every `!$HOME_NET` would touch the device.
 const PRIVATE: &[(IpAddr, u8)] = &[
     (IpAddr::V4(Ipv4Addr::new(192, 168, 0, 0)), 16),
     (IpAddr::V4(Ipv4Addr::new(10, 0, 0, 0)), 8),
     (IpAddr::V4(Ipv4Addr::new(172, 16, 0, 0)), 12),
-    (IpAddr::V6(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0)), 7),
 ];
 
 /// Something that the device offers to others.
