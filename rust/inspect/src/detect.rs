@@ -206,7 +206,7 @@ impl Run<'_> {
                 return;
             }
         }
-        if rule.packet_tests.iter().any(is_about_app) && !self.job.has_app_news {
+        if rule.is_detection_only && !self.job.has_app_news {
             return;
         }
         self.matched(index, rule, flow, None, is_in_stream);
@@ -435,7 +435,7 @@ impl Run<'_> {
         progress: [u8; 2],
     ) -> Verdict {
         let Some(place) = test_place(test, protocol) else { return Verdict::No };
-        let way = test_way(&place, way);
+        let way = test_way(test, &place, way);
         if progress[way as usize] < place.progress {
             return Verdict::Wait;
         }
@@ -475,7 +475,7 @@ impl Run<'_> {
                 let index = usize::from(place.index);
                 let most = if place.is_multiple { MOST_BUFFERS } else { 1 };
                 let numbers = (0..most).map_while(|nth| transaction.number(index, way, nth));
-                decided(numbers.into_iter().any(|number| test.range.matches(number)))
+                decided(test.choice.matches(test.range, numbers))
             }
             TransactionTest::Custom(test) => {
                 let found = test.places.iter().find(|(owner, _, _)| usize::from(*owner) == protocol);
@@ -510,11 +510,6 @@ impl Run<'_> {
         }
         true
     }
-}
-
-/// Whether a test asks which protocol the flow speaks: such rules are decided when that becomes known.
-pub fn is_about_app(test: &signatures::PacketTest) -> bool {
-    matches!(test, signatures::PacketTest::AppProtocol(_))
 }
 
 fn collect_packet(group: &PacketGroup, packet: &PacketFacts<'_>, chunk: Option<Chunk<'_>>, found: &mut Found) {

@@ -285,7 +285,12 @@ pub fn test_place(test: &TransactionTest, protocol: usize) -> Option<Place> {
 }
 
 /// The way whose buffer a test looks at when transactions are looked at in `way`.
-pub fn test_way(place: &Place, way: Way) -> Way {
+pub fn test_way(test: &TransactionTest, place: &Place, way: Way) -> Way {
+    if let TransactionTest::Buffer(buffer) = test
+        && let Some(chosen) = buffer.way
+    {
+        return chosen;
+    }
     match place.ways {
         protocols::Ways::Both => way,
         protocols::Ways::ToServer => Way::ToServer,
@@ -305,7 +310,7 @@ fn best_literal(rule: &Signature, protocol: usize, way: Way) -> Option<Literal> 
         };
         let rank = (pattern.is_chosen, pattern.literal.len());
         if best.as_ref().is_none_or(|(chosen, length, _)| rank > (*chosen, *length)) {
-            let literal = (place.index, test_way(&place, way), buffer.transforms.clone(), pattern.literal);
+            let literal = (place.index, test_way(test, &place, way), buffer.transforms.clone(), pattern.literal);
             best = Some((rank.0, rank.1, literal));
         }
     }
@@ -317,7 +322,7 @@ fn needed_for(rule: &Signature, protocol: usize, way: Way) -> u8 {
     let mut needed = rule.hook.map_or(0, |(_, progress)| progress);
     for test in &rule.transaction_tests {
         if let Some(place) = test_place(test, protocol)
-            && test_way(&place, way) == way
+            && test_way(test, &place, way) == way
         {
             needed = needed.max(if place.is_growing { COMPLETE } else { place.progress });
         }

@@ -112,15 +112,18 @@ impl Inspector {
             signatures::Kind::IpOnly | signatures::Kind::Transaction => true,
             signatures::Kind::Decode => false,
             signatures::Kind::Packet => {
-                let asks_app = |test: &PacketTest| matches!(test, PacketTest::AppProtocol(_) | PacketTest::AppIs(_));
-                found.is_in_stream || rule.packet_tests.iter().any(asks_app) || is_about_ip_alone(rule)
+                let names_app = rule.packet_tests.iter().any(PacketTest::is_header_app);
+                found.is_in_stream || rule.is_detection_only || names_app || is_about_ip_alone(rule)
             }
         };
         match found.action {
             Action::Alert => {}
             Action::Pass => {
                 fate.is_passed = true;
-                if is_about_flow && !fate.is_dropped && let Some(flow) = flow {
+                if is_about_flow
+                    && !fate.is_dropped
+                    && let Some(flow) = flow
+                {
                     flow.action.get_or_insert(FlowAction::Pass);
                 }
             }
@@ -233,7 +236,7 @@ impl Inspector {
             eve::begin(&mut line, "alert", scene.time_us, scene.number, flow, Some(&ends), layers.vlans(), config);
         eve::write_origin(&mut json, scene, config);
         // a packet rule's alert shows the flow's only transaction: for UDP if the rule names the protocol, else by setting
-        let names_app = rule.packet_tests.iter().any(|test| matches!(test, PacketTest::AppIs(_)));
+        let names_app = rule.packet_tests.iter().any(PacketTest::is_header_app);
         let is_guessing = self.config.guesses_transactions || layers.protocol == ip::UDP && names_app;
         let guessed = flow.filter(|_| is_guessing && found.transaction.is_none());
         let guessed = guessed.and_then(|flow| only_transaction(flow).filter(|id| flow.guessed != Some(*id)));
@@ -366,7 +369,7 @@ impl Inspector {
             tracked.events += 1;
             if config.anomaly[2] && config.writes("anomaly") {
                 let name = info.events.get(usize::from(*event)).copied().unwrap_or("unknown");
-                let ends = Ends::of_flow(flow, Way::ToServer);
+                let ends = Ends::of_flow(flow, way);
                 let mut line = String::with_capacity(512);
                 let mut json =
                     eve::begin(&mut line, "anomaly", time_us, number, Some(flow), Some(&ends), vlans, config);
@@ -429,7 +432,8 @@ fn alert_ends(
 
 /// A rule that asks nothing of a packet but where it is from and where it goes holds for the whole flow.
 fn is_about_ip_alone(rule: &Signature) -> bool {
-    rule.packet_tests.is_empty()
+    rule.flow == signatures::FlowGate::default()
+        && rule.packet_tests.is_empty()
         && rule.payload.is_none()
         && rule.packet_buffers.is_empty()
         && rule.flow_tests.is_empty()

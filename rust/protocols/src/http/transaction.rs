@@ -340,7 +340,9 @@ impl Transaction for HttpTransaction {
             Buffer::FileData if way == Way::ToClient => self.body(way).filter(|_| nth == 0).map(Body::view),
             Buffer::FileData => self.file(way, nth).map(Body::view),
             // a header without a value is an empty buffer; what else is empty was not there
-            buffer => self.text(buffer, way, nth).filter(|text| !text.is_empty() || buffer.field().is_some()).map(View::whole),
+            buffer => {
+                self.text(buffer, way, nth).filter(|text| !text.is_empty() || buffer.field().is_some()).map(View::whole)
+            }
         }
     }
 
