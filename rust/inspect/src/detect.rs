@@ -4,8 +4,8 @@ use std::sync::Mutex;
 
 use protocols::{COMPLETE, View, Way};
 use signatures::{
-    Action, Capture, Context, FlowFacts, Found, Inspection, PacketBuffer, PacketFacts, PayloadScope, Regexes, RuleSet,
-    Signature, State, Subject, TransactionTest,
+    Action, Capture, Context, FlowFacts, Found, Inspection, Kind, PacketBuffer, PacketFacts, PayloadScope, Regexes,
+    RuleSet, Signature, State, Subject, TransactionTest,
 };
 
 use crate::app::{App, Looked, Tracked};
@@ -15,8 +15,10 @@ use crate::memory::RuleMemory;
 
 /// Buffers of one kind in one transaction that are looked at.
 const MOST_BUFFERS: usize = 1024;
-/// Rules that wait for one transaction to go on.
-const MOST_WAITING: usize = 512;
+/// Rules about transactions whose contents in the stream one flow remembers.
+const MOST_PAYLOAD_MATCHES: usize = 64;
+/// Chains of flowbits inside one transaction that are followed; public rule sets have two links.
+const MOST_ROUNDS: usize = 3;
 /// A growing buffer is looked at when it is complete, or this long.
 const LEAST_GROWN: usize = 32 << 10;
 
@@ -77,6 +79,7 @@ pub struct Scratch {
     /// What the data sets say about values that matched, by rule: name and JSON text.
     pub contexts: Vec<(u32, String, String)>,
     pending: Vec<(String, String)>,
+    refused_by_state: Vec<u32>,
 }
 
 impl Scratch {
@@ -92,6 +95,7 @@ impl Scratch {
             regexes: Regexes::default(),
             contexts: Vec::new(),
             pending: Vec::new(),
+            refused_by_state: Vec::new(),
         }
     }
 }
@@ -200,6 +204,15 @@ impl Run<'_> {
         self.scratch.captures.clear();
         self.scratch.pending.clear();
         let Some(is_in_stream) = self.payload_matches(rule) else { return };
+        if rule.kind == Kind::Transaction {
+            if let Some(flow) = flow
+                && flow.payload_matches.len() < MOST_PAYLOAD_MATCHES
+                && !flow.payload_matches.contains(&index)
+            {
+                flow.payload_matches.push(index);
+            }
+            return;
+        }
         for (buffer, inspection) in &rule.packet_buffers {
             let Some(data) = packet_buffer(self.job.packet, *buffer) else { return };
             if !self.inspect(inspection, View::whole(data)) {
@@ -353,8 +366,19 @@ impl Run<'_> {
         candidates.extend_from_slice(&self.scratch.found.rules);
         candidates.sort_unstable();
         candidates.dedup();
+        self.scratch.refused_by_state.clear();
         for index in candidates {
             self.try_transaction_rule(index, transaction, looked, (protocol, way, id), progress, flow);
+        }
+        // a match may have set what an earlier rule of the same transaction waits for
+        for _ in 0..MOST_ROUNDS {
+            let before = self.scratch.matches.len();
+            for index in std::mem::take(&mut self.scratch.refused_by_state) {
+                self.try_transaction_rule(index, transaction, looked, (protocol, way, id), progress, flow);
+            }
+            if self.scratch.matches.len() == before || self.scratch.refused_by_state.is_empty() {
+                break;
+            }
         }
         (looked.progress, looked.grown, looked.has_begun) = (progress, grown, true);
         looked.is_over = progress[way as usize] == COMPLETE && (looked.waiting.is_empty() || progress == [COMPLETE; 2]);
@@ -415,14 +439,20 @@ impl Run<'_> {
             }
         }
         if verdict == Verdict::Wait {
-            if looked.waiting.len() < MOST_WAITING {
-                looked.waiting.push(index);
-            }
-            return;
+            return looked.wait_for(index);
         }
-        let Some(is_in_stream) = self.payload_matches(rule) else { return };
+        let is_in_stream = match (flow.payload_matches.contains(&index), self.payload_matches(rule)) {
+            (_, Some(is_in_stream)) => is_in_stream,
+            (true, None) => true,
+            (false, None) => {
+                looked.wait_for(index); // the stream around the transaction may come later
+                return;
+            }
+        };
         if self.matched(index, rule, Some(flow), Some(id), is_in_stream) {
             looked.matched.push(index);
+        } else {
+            self.scratch.refused_by_state.push(index);
         }
     }
 

@@ -647,6 +647,7 @@ impl Inspector {
             Counters::add(&mut self.counters.app_flows, protocol, 1);
             step.has_app_news = true;
         }
+        step.has_app_news |= fed.is_found_differently;
         if fed.has_failed {
             step.has_app_news = true;
             if flow.app.is_unknown_for_good() {
@@ -819,8 +820,8 @@ fn hint<'a>(ports: [u16; 2], transport: Transport, settings: &'a Settings, confi
 }
 
 fn app_views(flow: &Flow) -> [Option<u8>; 2] {
-    [0, 1]
-        .map(|side| if flow.app.has_failed[side] && flow.app.found[side].is_none() { None } else { flow.app.protocol })
+    let app = &flow.app;
+    [0, 1].map(|side| if app.has_failed[side] { app.found[side] } else { app.found[side].or(app.protocol) })
 }
 
 fn begins_anew(flow: &Flow, layers: &Layers<'_>) -> bool {

@@ -119,7 +119,10 @@ impl Groups {
                 Kind::Decode => decode.push(index),
                 Kind::IpOnly => ip_only.push(index),
                 Kind::Packet => add_packet_rule(&mut packets, rule, index),
-                Kind::Transaction => add_transaction_rule(&mut transactions, rule, index),
+                Kind::Transaction => {
+                    add_transaction_rule(&mut transactions, rule, index);
+                    add_payload_of_transaction_rule(&mut packets, rule, index);
+                }
             }
         }
         Groups {
@@ -179,6 +182,24 @@ fn add_packet_rule(groups: &mut [PacketEntries], rule: &Signature, index: u32) {
                         add_by_port(&mut group.group, rule, index);
                     }
                 }
+            }
+        }
+    }
+}
+
+/// A rule about a transaction may also look for something in the stream around it: that is found like other rules'
+/// contents, and remembered by the flow.
+fn add_payload_of_transaction_rule(groups: &mut [PacketEntries], rule: &Signature, index: u32) {
+    let literal = rule.payload.as_ref().and_then(|inspection| inspection.pattern()).map(|pattern| pattern.literal);
+    let Some(literal) = literal else { return };
+    for transport in transports(rule.header.carrier()) {
+        for way in ways(rule) {
+            let Some(group) = groups.get_mut(transport * 2 + way as usize) else { continue };
+            if *transport == 0 && rule.payload_scope != PayloadScope::Packet {
+                group.stream.push((literal.clone(), index));
+                group.outside_stream.push((literal.clone(), index));
+            } else {
+                group.packet.push((literal.clone(), index));
             }
         }
     }
