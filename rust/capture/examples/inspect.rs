@@ -39,7 +39,12 @@ fn load(paths: &[String], settings: &Settings) -> Result<Option<Arc<Detector>>, 
     println!("{} rules in {:?}, {} KiB resident", rules.signatures.len(), begun.elapsed(), resident_kib());
     let detector = Detector::new(rules);
     drop(texts);
-    println!("grouped after {:?}, matcher {} bytes, {} KiB resident", begun.elapsed(), detector.groups.heap_bytes(), resident_kib());
+    println!(
+        "grouped after {:?}, matcher {} bytes, {} KiB resident",
+        begun.elapsed(),
+        detector.groups.heap_bytes(),
+        resident_kib()
+    );
     Ok(Some(Arc::new(detector)))
 }
 
@@ -65,7 +70,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     let seconds = begun.elapsed().as_secs_f64();
-    println!("{packets} packets in {seconds:.2} s: {:.0} a second, {lines} lines, {} KiB resident", packets as f64 / seconds, resident_kib());
+    println!(
+        "{packets} packets in {seconds:.2} s: {:.0} a second, {lines} lines, {} KiB resident",
+        packets as f64 / seconds,
+        resident_kib()
+    );
     if std::env::var_os("STATS").is_some() {
         println!("{}", inspector.stats_line(&CaptureCounters::default()));
     }

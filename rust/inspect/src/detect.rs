@@ -547,9 +547,7 @@ fn collect_packet(group: &PacketGroup, packet: &PacketFacts<'_>, chunk: Option<C
         if let Some(prefilter) = &group.stream {
             prefilter.scan(chunk.data, found);
         }
-        for rule in &group.always_stream {
-            found.add(*rule);
-        }
+        group.always_stream.each(packet.source_port, packet.destination_port, |rule| found.add(rule));
     }
     if !packet.payload.is_empty() && !packet.is_pseudo {
         if let Some(prefilter) = &group.packet {
@@ -564,12 +562,7 @@ fn collect_packet(group: &PacketGroup, packet: &PacketFacts<'_>, chunk: Option<C
     if packet.is_pseudo {
         return;
     }
-    for rule in &group.always {
-        found.add(*rule);
-    }
-    for rule in group.by_port.get(&packet.destination_port).into_iter().flatten() {
-        found.add(*rule);
-    }
+    group.always.each(packet.source_port, packet.destination_port, |rule| found.add(rule));
 }
 
 /// How many bytes of growing buffers there are in all.
