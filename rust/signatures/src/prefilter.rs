@@ -54,7 +54,8 @@ pub(crate) fn rarity(byte: u8) -> u8 {
 /// The literals of a group of rules. Upper and lower case are the same to it: the rule itself looks closer.
 #[derive(Debug, Default)]
 pub struct Prefilter {
-    /// By length of what is looked for in the data: four bytes, two, one. Empty ones cost nothing.
+    /// By length of what is looked for in the data: four bytes (of literals of five and more, each at two neighbouring
+    /// places, so that every second place of the data is enough), two, one. Empty ones cost nothing.
     quads: Table,
     pairs: Table,
     singles: Table,
@@ -68,16 +69,15 @@ impl Prefilter {
             literals.iter().filter(move |(literal, _)| lengths.contains(&literal.len()))
         };
         Prefilter {
-            quads: Table::new::<4>(of(4..=usize::MAX)),
-            pairs: Table::new::<2>(of(2..=3)),
+            quads: Table::new::<4>(of(5..=usize::MAX)),
+            pairs: Table::new::<2>(of(2..=4)).with_exact_bits(),
             singles: Table::new::<1>(of(1..=1)),
         }
     }
 
     /// Add to `found` every rule one of whose literals occurs in `data`.
     pub fn scan(&self, data: &[u8], found: &mut Found) {
-        self.quads.scan::<4>(data, found);
-        self.pairs.scan::<2>(data, found);
+        build::scan(&self.quads, &self.pairs, data, found);
         self.singles.scan_bytes(data, found);
     }
 

@@ -111,8 +111,8 @@ const ORDINARY: &[u8] = b"GET / HTTP/1.1\r\nHost: www.example.com\r\nUser-Agent:
 /// What bytes of ordinary traffic lose against others in the choice: more than four rare bytes can gain.
 const ORDINARY_PENALTY: i64 = 60;
 
-/// Return the place and the folded bytes of the rarest `N` bytes of a literal.
-fn choose<const N: usize>(literal: &[u8], shares: &HashMap<u32, u32>, ordinary: &HashSet<u32>) -> Option<(usize, u32)> {
+/// Return the place and the folded bytes of the rarest `N` bytes of a literal; of four, the rarest two neighbours.
+fn choose<const N: usize>(literal: &[u8], shares: &HashMap<u32, u32>, ordinary: &HashSet<u32>) -> Vec<(usize, u32)> {
     let grams = literal.windows(N).filter_map(|window| window.first_chunk::<N>()).enumerate();
     let weighed = grams.map(|(at, bytes)| {
         let rare: u32 = bytes.iter().map(|byte| u32::from(rarity(*byte))).sum();
@@ -121,7 +121,66 @@ fn choose<const N: usize>(literal: &[u8], shares: &HashMap<u32, u32>, ordinary: 
         let penalty = if ordinary.contains(&gram(bytes)) { ORDINARY_PENALTY } else { 0 };
         (i64::from(rare) * 2 - i64::from(share.max(1).ilog2()) * 3 - penalty, at, gram(bytes))
     });
-    weighed.max_by_key(|(weight, ..)| *weight).map(|(_, at, gram)| (at, gram))
+    if N < 4 {
+        return weighed.max_by_key(|(weight, ..)| *weight).map(|(_, at, gram)| (at, gram)).into_iter().collect();
+    }
+    let all: Vec<(i64, usize, u32)> = weighed.collect();
+    let neighbours = all.windows(2).filter_map(|pair| pair.first_chunk::<2>());
+    let best = neighbours.max_by_key(|[one, other]| one.0.min(other.0));
+    best.map(|pair| pair.map(|(_, at, gram)| (at, gram)).to_vec()).unwrap_or_default()
+}
+
+/// One bit for every two bytes.
+const PAIR_BITS: usize = 1 << 16;
+
+/// Add the rules of all literals of both tables in `data`, in one pass.
+pub(super) fn scan(quads: &Table, pairs: &Table, data: &[u8], found: &mut Found) {
+    match (quads.literals.is_empty(), pairs.literals.is_empty()) {
+        (true, true) => {}
+        (_, true) => scan_with::<true, false>(quads, pairs, data, found),
+        (true, false) => scan_with::<false, true>(quads, pairs, data, found),
+        (false, false) => scan_with::<true, true>(quads, pairs, data, found),
+    }
+}
+
+#[inline(always)]
+fn scan_with<const QUADS: bool, const PAIRS: bool>(quads: &Table, pairs: &Table, data: &[u8], found: &mut Found) {
+    let (bits, shift) = (&*quads.bits, quads.shift & 31);
+    let pair_bits: &[u64; PAIR_BITS / 64] = match pairs.bits.first_chunk() {
+        Some(bits) => bits,
+        None => &[0; PAIR_BITS / 64],
+    };
+    let is_pair = |gram: u32| pair_bits[(gram & 0xffff) as usize / 64] >> (gram % 64) & 1 != 0;
+    for (step, window) in data.windows(4).step_by(2).enumerate() {
+        let &[a, b, c, d] = window else { continue };
+        let gram = u32::from_le_bytes([a, b, c, d]) | 0x2020_2020;
+        if QUADS {
+            let hash = hash(gram);
+            let marks = marks(hash);
+            if bits.get((hash >> shift) as usize).is_some_and(|word| word & marks == marks) {
+                quads.compare(data, step * 2, gram, found);
+            }
+        }
+        if PAIRS {
+            if is_pair(gram) {
+                pairs.compare(data, step * 2, gram & 0xffff, found);
+            }
+            if is_pair(gram >> 8) {
+                pairs.compare(data, step * 2 + 1, gram >> 8 & 0xffff, found);
+            }
+        }
+    }
+    if PAIRS {
+        // the last places, where no four bytes are left
+        for at in data.len().saturating_sub(3)..data.len().saturating_sub(1) {
+            if let Some(&[a, b]) = data.get(at..at + 2) {
+                let gram = u32::from(u16::from_le_bytes([a, b]) | 0x2020);
+                if is_pair(gram) {
+                    pairs.compare(data, at, gram, found);
+                }
+            }
+        }
+    }
 }
 
 impl Table {
@@ -135,12 +194,14 @@ impl Table {
         let mut table = Table::default();
         let (mut list, mut bytes, mut rules) = (Vec::new(), Vec::new(), Vec::new());
         for (literal, (wanted, is_only)) in literals {
-            let Some((back, gram)) = choose::<N>(literal, &shares, &ordinary) else { continue };
             let (at, first) = (bytes.len() as u32, rules.len() as u32);
             bytes.extend_from_slice(literal);
             rules.extend_from_slice(wanted);
-            let (length, back, count) = (literal.len() as u16, back as u16, wanted.len() as u32);
-            list.push(Literal { at, length, back, gram, rules: first, count, is_only: *is_only });
+            let (length, count) = (literal.len() as u16, wanted.len() as u32);
+            for (back, gram) in choose::<N>(literal, &shares, &ordinary) {
+                let back = back as u16;
+                list.push(Literal { at, length, back, gram, rules: first, count, is_only: *is_only });
+            }
         }
         (table.bytes, table.rules) = (bytes.into_boxed_slice(), rules.into_boxed_slice());
         if !list.is_empty() {
@@ -169,22 +230,17 @@ impl Table {
         (self.bits, self.starts, self.literals) = (bits, begin, list.into_boxed_slice());
     }
 
-    /// Add the rules of all literals in `data`.
-    pub fn scan<const N: usize>(&self, data: &[u8], found: &mut Found) {
-        if self.literals.is_empty() {
-            return;
-        }
-        let shift = self.shift;
-        let bits = &*self.bits;
-        for (at, window) in data.windows(N).enumerate() {
-            let Some(bytes) = window.first_chunk::<N>() else { continue };
-            let gram = gram(bytes);
-            let hash = hash(gram);
-            let marks = marks(hash);
-            if bits.get((hash >> shift) as usize).is_some_and(|word| word & marks == marks) {
-                self.compare(data, at, gram, found);
+    /// Replace the bit table by one with a bit for every two bytes that there are.
+    pub fn with_exact_bits(mut self) -> Table {
+        if !self.literals.is_empty() {
+            let mut bits = vec![0u64; PAIR_BITS / 64].into_boxed_slice();
+            for literal in &self.literals {
+                let place = literal.gram as usize & (PAIR_BITS - 1);
+                bits[place / 64] |= 1 << (place % 64);
             }
+            self.bits = bits;
         }
+        self
     }
 
     /// Add the rules of all literals of one byte in `data`. Such bytes are everywhere: each is looked up once.
