@@ -33,9 +33,8 @@ pub struct Counters {
     pub rejected: u64,
     pub drops: BTreeMap<&'static str, u64>,
     pub policies: BTreeMap<(&'static str, &'static str), u64>,
-    pub lines: u64,
-    pub lines_refused: u64,
     pub memory_refused: u64,
+    pub most_pressure: u64,
 }
 
 impl Default for Counters {
@@ -63,9 +62,8 @@ impl Default for Counters {
             rejected: 0,
             drops: BTreeMap::new(),
             policies: BTreeMap::new(),
-            lines: 0,
-            lines_refused: 0,
             memory_refused: 0,
+            most_pressure: 0,
         }
     }
 }

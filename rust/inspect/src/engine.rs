@@ -359,7 +359,11 @@ impl Inspector {
         facts.is_in_stream = step.is_in_stream;
         facts.is_pseudo = place.origin == Origin::FlowEnd;
         facts.is_reassembled = place.origin == Origin::Defrag;
+        self.pass_gap(flow, step.way, facts.is_pseudo);
         let chunk = self.chunk(flow, step, facts.is_pseudo);
+        if let Some(chunk) = &chunk {
+            self.remember(flow, step.way, chunk);
+        }
         let flow_facts = self.flow_facts(flow, step);
         let job = Job {
             packet: &facts,
@@ -367,7 +371,7 @@ impl Inspector {
             chunk: chunk.as_deref().map(|data| Chunk { data }),
             is_invalid: false,
             is_inline: self.config.stream.is_inline,
-            has_app_news: step.has_app_news,
+            has_app_news: std::mem::take(&mut flow.app_news[step.way as usize]),
         };
         self.detect(&job, Some(flow));
         let scene = self.scene(layers, place, step.way, None);
@@ -404,6 +408,32 @@ impl Inspector {
         let is_enough = data.len() as u64 >= self.config.stream.chunk[step.way as usize];
         let is_due = is_enough || is_inline || is_pseudo || stream.is_triggered || stream.has_gap || stream.is_deep;
         is_due.then(|| data.to_vec())
+    }
+
+    /// Rules go on behind bytes that are missing for good.
+    fn pass_gap(&mut self, flow: &mut Flow, way: Way, is_pseudo: bool) {
+        let Some(tcp) = &mut flow.tcp else { return };
+        let stream = &mut tcp.side(way).stream;
+        let missing = stream.gap_at(stream.raw);
+        let is_lost = is_pseudo || stream.raw + missing <= stream.app.max(stream.acked);
+        if missing == 0 || !is_lost || self.config.stream.is_inline && !is_pseudo {
+            return;
+        }
+        stream.raw += missing;
+        self.remember(flow, way, format!("[{missing} bytes missing]").as_bytes());
+    }
+
+    /// Keep what alerts show of a stream: its last bytes.
+    fn remember(&self, flow: &mut Flow, way: Way, bytes: &[u8]) {
+        let output = &self.config.output;
+        let Some(tcp) = flow.tcp.as_mut().filter(|_| output.payload || output.payload_printable) else { return };
+        let stream = &mut tcp.side(way).stream;
+        if self.config.stream.is_inline {
+            stream.history.clear(); // a window that overlaps the last one
+        }
+        stream.history.extend_from_slice(bytes);
+        let surplus = stream.history.len().saturating_sub(output.payload_buffer);
+        stream.history.drain(..surplus);
     }
 
     fn flow_facts(&self, flow: &Flow, step: &FlowStep) -> FlowFacts {
@@ -645,11 +675,9 @@ impl Inspector {
             && let Some(protocol) = flow.app.protocol
         {
             Counters::add(&mut self.counters.app_flows, protocol, 1);
-            step.has_app_news = true;
         }
-        step.has_app_news |= fed.is_found_differently;
+        flow.app_news[way as usize] |= fed.is_found_differently || fed.is_found || fed.has_failed;
         if fed.has_failed {
-            step.has_app_news = true;
             if flow.app.is_unknown_for_good() {
                 self.counters.app_failed[usize::from(flow.protocol != ip::TCP)] += 1;
             }
@@ -737,10 +765,17 @@ impl Inspector {
                 let stream = &tcp.sides[way as usize].stream;
                 raw_limit(stream, true, true) > stream.raw_seen
             });
+            let layers = pseudo_layers(flow, way);
+            let place = Place { link: Link::RawIp, origin: Origin::FlowEnd, outer: None, parent: None, depth: 0 };
             if has_stream || flow.app.count > 0 {
-                let layers = pseudo_layers(flow, way);
-                let place = Place { link: Link::RawIp, origin: Origin::FlowEnd, outer: None, parent: None, depth: 0 };
                 self.look(&layers, &place, flow, &step);
+            }
+            for _ in 0..MOST_FEEDS {
+                let has_more = flow.tcp.as_ref().is_some_and(|tcp| tcp.sides[way as usize].stream.has_beyond());
+                if !has_more {
+                    break;
+                }
+                self.look(&layers, &place, flow, &step); // what lies behind a gap
             }
         }
         self.after_packet(flow, true, Way::ToServer);
@@ -755,6 +790,8 @@ impl Inspector {
 
     /// When streams and parsers hold more than their share, the flow that is needed least ends.
     fn relieve(&mut self) {
+        let pressure = (self.held * 100 / self.budget.stream_bytes.max(1)) as u64;
+        self.counters.most_pressure = self.counters.most_pressure.max(pressure);
         while self.held > self.budget.stream_bytes {
             let Some(victim) = self.flows.victim() else { return };
             self.counters.memory_refused += 1;
@@ -772,7 +809,6 @@ pub(crate) struct FlowStep {
     pub is_last: bool,
     pub is_broken: bool,
     pub broken_way: Option<Way>,
-    pub has_app_news: bool,
     pub events: Vec<&'static str>,
     /// Inline: the frame as the receiver gets it, where bytes that came first win over what it carries.
     pub received: Option<Vec<u8>>,
@@ -788,7 +824,6 @@ impl Default for FlowStep {
             is_last: false,
             is_broken: false,
             broken_way: None,
-            has_app_news: false,
             events: Vec::new(),
             received: None,
         }

@@ -112,7 +112,8 @@ pub struct Flow {
     /// Rules about transactions whose contents in the stream were found.
     pub payload_matches: Vec<u32>,
     pub ip_only_done: [bool; 2],
-    pub app_told: [bool; 2],
+    /// What a way speaks has just become known: its next packet is looked at with rules about that.
+    pub app_news: [bool; 2],
     pub is_swapped: bool,
     pub parent: Option<u64>,
     /// The transaction that was last shown with a packet rule's alert.

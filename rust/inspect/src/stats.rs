@@ -43,6 +43,9 @@ pub fn line(inspector: &Inspector, uptime_s: u64, budget: &Budget, capture: &Cap
         rows.insert(name.to_owned(), value);
     }
     let (flows, held, fragments) = inspector.live();
+    let pressure = (held * 100 / budget.stream_bytes.max(1)) as u64;
+    rows.insert("memcap.pressure".to_owned(), pressure);
+    rows.insert("memcap.pressure_max".to_owned(), pressure.max(counters.most_pressure));
     rows.insert("memory.flow_live".to_owned(), flows as u64);
     rows.insert("memory.stream_held_bytes".to_owned(), held as u64);
     rows.insert("memory.fragments_live".to_owned(), fragments as u64);

@@ -30,6 +30,8 @@ pub struct Stream {
     pub app: u64,
     /// The place of rules about raw streams.
     pub raw: u64,
+    /// What alerts show of the stream: its last bytes, with a note where some are missing. Kept only if alerts do.
+    pub history: Vec<u8>,
     /// The end of what rules about raw streams have seen; inline, they see some bytes before it again.
     pub raw_seen: u64,
     /// The other side has confirmed everything before this.
@@ -172,6 +174,11 @@ impl Stream {
         }
         let place = self.blocks.partition_point(|block| block.at < from);
         self.blocks.get(place).map_or(0, |block| block.at - from)
+    }
+
+    /// Whether there are bytes behind those that rules have seen and a gap.
+    pub fn has_beyond(&self) -> bool {
+        self.blocks.last().is_some_and(|block| block.end() > self.raw)
     }
 
     /// Let go of what both readers have passed.

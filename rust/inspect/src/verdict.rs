@@ -45,10 +45,12 @@ impl Inspector {
                 }
                 continue;
             }
+            if action != Action::Pass || rule.alerts_although_passed {
+                alerts.push(found);
+            }
             if action == Action::Pass {
                 break; // nothing that comes after it counts
             }
-            alerts.push(found);
         }
         // there was no room for these as alerts; what they say is to be dropped is dropped all the same
         for found in beyond.iter().filter(|found| matches!(found.action, Action::Drop | Action::Reject(_))) {
@@ -270,9 +272,11 @@ impl Inspector {
             json.close();
             crate::memory::write_metadata(&mut json, flow, &detector.rules);
         }
-        let payload = match chunk.filter(|_| found.is_in_stream) {
-            Some(chunk) => chunk,
-            None => layers.payload,
+        let history = flow.and_then(|flow| flow.tcp.as_ref()).map(|tcp| &tcp.sides[scene.way as usize].stream.history);
+        let payload = match (found.is_in_stream, history, chunk) {
+            (true, Some(history), _) if !history.is_empty() => history.as_slice(),
+            (true, _, Some(chunk)) => chunk,
+            _ => layers.payload,
         };
         let payload = payload.get(..payload.len().min(config.payload_buffer)).unwrap_or_default();
         if config.payload && !payload.is_empty() {

@@ -32,6 +32,11 @@ impl Settings {
         self.text(name).and_then(parse_number).unwrap_or(default)
     }
 
+    /// Whether nobody chose what is logged: then it is what Suricata's shipped configuration logs, `extended` included.
+    pub fn is_stock_output(&self) -> bool {
+        self.text("outputs.eve-log.enabled-types").is_none()
+    }
+
     /// Iterate over names that begin with `prefix`, in order, with their values.
     pub fn under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
         let from = self.values.range(prefix.to_owned()..);

@@ -93,6 +93,7 @@ struct Draft<'a> {
     references: Vec<(&'a str, &'a str)>,
     target_is_source: Option<bool>,
     is_silent: bool,
+    alerts_although_passed: bool,
     is_bypass: bool,
     has_flow: bool,
     flow: FlowGate,

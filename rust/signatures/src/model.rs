@@ -72,6 +72,8 @@ pub struct Signature {
     pub action: Action,
     /// `noalert`: effects only.
     pub is_silent: bool,
+    /// `alert`: a `pass` rule makes an alert too.
+    pub alerts_although_passed: bool,
     /// When it is looked at.
     pub kind: Kind,
     /// Protocol, addresses, ports.

@@ -49,7 +49,7 @@ def run_replay(arguments: argparse.Namespace, output: Output) -> int:
     """Replay one file and say what was in it; the exit status is 0 whether or not there were alerts."""
     from tidegate.ids.fastlog import encode_fast
 
-    lines, stats_line, refused = _open_replay(arguments)
+    lines, stats_line, refused, sensor = _open_replay(arguments)
     tally = _Tally(progress=arguments.progress)
     with _open_eve(arguments.eve) as eve, _open_eve(arguments.fast) as fast:
         for line in lines:
@@ -60,6 +60,8 @@ def run_replay(arguments: argparse.Namespace, output: Output) -> int:
             if arguments.eve != "-":
                 tally.add(line)
         last = stats_line()
+        if sensor is not None and (folder := dict(sensor.settings).get("default-data-dir")):
+            sensor.keep_datasets(Path(folder))
         if eve is not None:
             eve.write(last + "\n")
     status = REFUSED_STATUS if refused and arguments.fail_on_refused else 0
@@ -71,21 +73,21 @@ def run_replay(arguments: argparse.Namespace, output: Output) -> int:
     return status
 
 
-def _open_replay(arguments: argparse.Namespace) -> tuple[Iterator[str], Callable[[], str], int]:
-    """Return the EVE lines of the capture to come, what gives the counters at the end, the number of refused rules."""
+def _open_replay(arguments: argparse.Namespace) -> tuple[Iterator[str], Callable[[], str], int, Sensor | None]:
+    """Return the EVE lines to come, what gives the counters at the end, how many rules were refused, the engine."""
     with translate_os_errors(arguments.capture):
         arguments.capture.stat()
     if wants_engine(arguments):
         from tidegate.ids.inspector import Sensor
 
         sensor = Sensor(sensor_config(arguments))
-        return sensor.replay_lines(arguments.capture), sensor.stats_line, tell_refused(sensor)
+        return sensor.replay_lines(arguments.capture), sensor.stats_line, tell_refused(sensor), sensor
     from tidegate.ids.section import REPLAY_FLOW_EVENTS_PER_S, plan_sensor
     from tidegate.ids.sensor import Replay
 
     plan = plan_sensor(load_section(arguments), flow_events_per_s=REPLAY_FLOW_EVENTS_PER_S)
     replay = Replay(str(arguments.capture), plan.config_json)
-    return iter(replay), replay.stats_line, 0
+    return iter(replay), replay.stats_line, 0, None
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
-from tidegate.base.durable import translate_os_errors
+from tidegate.base.durable import translate_os_errors, write_file_atomic
 from tidegate.ids.errors import ConfigInvalid, SensorInternal, SensorMissing
 from tidegate.ids.rulefiles import NamedFiles, read_rules
 from tidegate.ids.section import RULES_MEMORY, parse_memory
@@ -189,6 +189,26 @@ class Sensor:
         with translate_sensor_errors(self._module):
             while lines := self._inspector.finish():
                 yield from self.with_findings(lines)
+
+    def keep_datasets(self, folder: Path) -> list[Path]:
+        """Write the data sets that rules declare as ``save`` or ``state`` below ``folder``; return what was written.
+
+        Call it after the last event. A rule's name that leads out of the folder is refused with
+        ``ids.config.invalid``; raises ``base.storage.*``.
+        """
+        with translate_sensor_errors(self._module):
+            files: list[tuple[str, bytes]] = self._inspector.kept_files()
+        written = []
+        for name, text in files:
+            place = Path(name)
+            if place.is_absolute() or ".." in place.parts:
+                raise ConfigInvalid(f"a data set would be written outside the data folder: {name[:128]!r}", field="dataset")
+            target = folder / place
+            with translate_os_errors(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+            write_file_atomic(target, text)
+            written.append(target)
+        return written
 
     def stats_line(self) -> str:
         """Return the counters so far as one EVE line."""

@@ -32,6 +32,8 @@ pub struct Config {
     /// How `http.uri` is made.
     pub uri: UriConfig,
     /// EVE lists all headers, by way.
+    /// All that is known is logged, and not only the first few members.
+    pub is_extended: bool,
     pub dumps_headers: [bool; 2],
 }
 
@@ -61,6 +63,7 @@ impl Config {
             bomb_limit: settings.number(&name("compression-bomb-limit"), BOMB_LIMIT),
             field_limit: usize::try_from(field_limit).unwrap_or(crate::MOST_HELD),
             uri: UriConfig::new(settings, PREFIX),
+            is_extended: settings.flag("outputs.eve-log.types.http.extended", settings.is_stock_output()),
             dumps_headers: [matches!(dump, "both" | "request"), matches!(dump, "both" | "response")],
         }
     }

@@ -22,6 +22,9 @@ pub fn write(transaction: &HttpTransaction, json: &mut Json) {
     text(json, "http_user_agent", request.get(b"user-agent"));
     let kind = response.get(b"content-type").and_then(|kind| kind.split(|byte| *byte == b';').next());
     text(json, "http_content_type", kind.map(trim));
+    if !transaction.is_extended {
+        return json.close();
+    }
     if let Some(range) = response.get(b"content-range") {
         write_range(range, json);
     }

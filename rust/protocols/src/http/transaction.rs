@@ -48,6 +48,7 @@ pub struct HttpTransaction {
     pub(super) headers: [Header; 2],
     /// Bytes of the bodies as they came.
     pub(super) message_bytes: [u64; 2],
+    pub(super) is_extended: bool,
     pub(super) dumps_headers: [bool; 2],
     progress: [u8; 2],
     places: [Place; 2],
@@ -73,6 +74,7 @@ impl HttpTransaction {
             port: None,
             headers: [Header::default(), Header::default()],
             message_bytes: [0; 2],
+            is_extended: config.is_extended,
             dumps_headers: config.dumps_headers,
             progress: [progress::LINE, 0],
             places: [Place::Nowhere; 2],

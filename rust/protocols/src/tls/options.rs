@@ -125,7 +125,7 @@ fn logged_fields(settings: &Settings) -> u32 {
         let bits = custom.iter().filter_map(|item| field::NAMES.iter().find(|(name, _)| name == item));
         return bits.fold(0, |fields, (_, bit)| fields | bit);
     }
-    let is_extended = settings.flag("outputs.eve-log.types.tls.extended", true);
+    let is_extended = settings.flag("outputs.eve-log.types.tls.extended", settings.is_stock_output());
     let ja4 = if settings.flag("outputs.eve-log.types.tls.ja4", false) { field::JA4 } else { 0 };
     (if is_extended { field::EXTENDED } else { field::BASIC }) | ja4
 }

@@ -70,6 +70,7 @@ pub(super) fn finish(
         effects: draft.effects.into(),
         threshold: draft.threshold.map(Box::new),
         is_bypass: draft.is_bypass,
+        alerts_although_passed: draft.alerts_although_passed,
         origin: (0, 0),
         is_detection_only,
     };

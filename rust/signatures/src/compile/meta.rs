@@ -76,7 +76,7 @@ pub(super) fn option<'a>(
 fn bare(draft: &mut Draft<'_>, name: &str, value: Option<&str>) -> Result<bool, String> {
     match name {
         "noalert" => draft.is_silent = true,
-        "alert" => draft.is_silent = false,
+        "alert" => (draft.is_silent, draft.alerts_although_passed) = (false, true),
         "bypass" => draft.is_bypass = true,
         "prefilter" | "requires" => return Ok(true), // a hint; or already looked at
         "tag" => draft.notes.push("tag: packets after an alert are not recorded".to_owned()),
