@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quiet", action="store_true", help="totals alone")
     parsed = parser.parse_args(arguments)
     cases = [case for case in find_cases(parsed.folder) if not parsed.only or any(t in case.name for t in parsed.only)]
+    if not cases:
+        parser.error(f"no case below {parsed.folder}: a case is a folder with a test.yaml")
     results = []
     with ThreadPoolExecutor(max_workers=max(parsed.jobs, 1)) as pool:
         for result in pool.map(_timed, cases):

@@ -18,6 +18,8 @@ _VARIABLE = re.compile(r"\$\{(TEST_DIR|OUTPUT_DIR|SRCDIR|TOPDIR)\}|\$(TEST_DIR|O
 _FLAGS_WITHOUT_MEANING = frozenset(  # threads, verbosity and accounts: they change no event
     {"--no-random", "--init-errors-fatal", "--disable-detection", "--engine-analysis", "-T", "--strict-rule-keywords"}
 )
+# What Suricata takes from its environment, as settings.
+_ENVIRONMENT = {"SURICATA_EVE_DNS_VERSION": "outputs.eve-log.types.dns.version"}
 _VALUED_WITHOUT_MEANING = frozenset({"--runmode", "-l", "--user", "--group", "--pidfile"})
 
 
@@ -29,7 +31,7 @@ class Invocation:
     rules: list[Path] = field(default_factory=list)
     config: Path | None = None
     settings: list[str] = field(default_factory=list)
-    checksums: str = "auto"
+    checksums: str = ""  # as Suricata's configuration says
     simulate_ips: bool = False
     bpf: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -67,6 +69,11 @@ def find_cases(root: Path) -> list[Case]:
 def plan_invocation(case: Case, output: Path) -> Invocation:
     """Return what the case is to be run with, as the suite's runner builds Suricata's command line."""
     plan = Invocation()
+    for name, value in (case.document.get("env") or {}).items():
+        if name in _ENVIRONMENT:
+            plan.settings.append(f"{_ENVIRONMENT[name]}={value}")
+        else:
+            plan.notes.append(f"environment variable {name} is not known")
     command = case.document.get("command")
     if command:
         _read_words(plan, case.folder, _command_words(str(command), case.folder, output))
@@ -144,6 +151,8 @@ def _read_words(plan: Invocation, folder: Path, words: list[str]) -> None:
             continue
         if name == "--simulate-ips":
             plan.simulate_ips = True
+        elif name.startswith("--simulate-") and has_value:
+            plan.settings.append(f"{name.removeprefix('--')}={value}")
         elif name in _TAKES_VALUE or name in _VALUED_WITHOUT_MEANING:
             if not has_value:
                 value = left.pop(0) if left else ""

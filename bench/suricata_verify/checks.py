@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,18 @@ class CheckResult:
     is_alert: bool
     verdict: Verdict
     reason: str = ""
+    expects_none: bool = False  # it counts events and expects 0
 
 
 def judge_checks(checks: list[tuple[str, Any]], folder: Path, output: Path) -> list[CheckResult]:
     """Return a result for each check, in their order."""
     files = _Files(output)
     return [_judge(kind, content, folder, files) for kind, content in checks]
+
+
+def without_proof(check: CheckResult, reason: str) -> CheckResult:
+    """Return a check as not passed for this reason if it passed, because what it passed on shows nothing."""
+    return replace(check, verdict=Verdict.FAILED, reason=reason) if check.verdict is Verdict.PASSED else check
 
 
 class _Files:
@@ -76,7 +82,11 @@ def _judge(kind: str, content: Any, folder: Path, files: _Files) -> CheckResult:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{kind}: {type(error).__name__}: {error}"
     return CheckResult(
-        kind=kind, is_alert=is_alert, verdict=Verdict.FAILED if reason else Verdict.PASSED, reason=reason or ""
+        kind=kind,
+        is_alert=is_alert,
+        verdict=Verdict.FAILED if reason else Verdict.PASSED,
+        reason=reason or "",
+        expects_none=kind == "filter" and content.get("count") == 0,
     )
 
 

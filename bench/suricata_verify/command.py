@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from bench.suricata_verify.cases import Invocation
 
 PROGRAM = (sys.executable, "-m", "tidegate.cli.main")
-_CHECKSUMS = {"none": "none", "all": "all"}
+_CHECKSUMS = frozenset({"none", "all", "auto"})
 
 
-def build_command(plan: Invocation, program: tuple[str, ...] = PROGRAM) -> list[str]:
-    """Return the argument list that prints the EVE lines of a case on standard output.
+def build_command(plan: Invocation, output: Path, program: tuple[str, ...] = PROGRAM) -> list[str]:
+    """Return the argument list that prints a case's EVE lines and writes ``fast.log`` in ``output``.
 
     A refused rule is fatal, as in the suite's own runner, but the capture is inspected all the same, so that the checks
     that do not need it are judged. Without a capture, the rules are checked alone.
@@ -20,9 +21,11 @@ def build_command(plan: Invocation, program: tuple[str, ...] = PROGRAM) -> list[
         command = [*program, "ids", "rules", "check", *map(str, plan.rules)]
     else:
         command = [*program, "ids", "replay", str(plan.capture), "--eve", "-", "--fail-on-refused"]
+        command += ["--fast", str(output / "fast.log")]
         for path in plan.rules:
             command += ["--rules", str(path)]
-        command += ["--checksums", _CHECKSUMS.get(plan.checksums, "auto")]
+        if plan.checksums in _CHECKSUMS:
+            command += ["--checksums", plan.checksums]
         if plan.simulate_ips:
             command.append("--simulate-ips")
         if plan.bpf:

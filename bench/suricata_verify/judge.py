@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.suricata_verify.cases import Case, Invocation, plan_invocation
-from bench.suricata_verify.checks import CheckResult, Verdict, judge_checks
+from bench.suricata_verify.checks import CheckResult, Verdict, judge_checks, without_proof
 from bench.suricata_verify.command import PROGRAM, build_command
 from bench.suricata_verify.groups import Group, group_of
 from bench.suricata_verify.requirements import reason_in_skip_list, reason_to_skip
 
 TIMEOUT_S = 60
+REFUSED_STATUS = 3  # of the command: data was rejected, here rules
 MAX_SAID = 300  # characters of what a command said, in a reason
 
 
@@ -50,6 +51,10 @@ def judge_case(case: Case, program: tuple[str, ...] = PROGRAM) -> CaseResult:
             plan = plan_invocation(case, output)
         except (OSError, ValueError, TypeError) as error:
             result.fail(f"the case cannot be read: {error}")
+        if plan.capture is not None and not plan.capture.exists():
+            result.verdict = Verdict.SKIPPED
+            result.reasons.append("the corpus lacks the capture")
+            return result
         _judge_planned(case, plan, output, result, program)
     return result
 
@@ -57,31 +62,41 @@ def judge_case(case: Case, program: tuple[str, ...] = PROGRAM) -> CaseResult:
 def _judge_planned(case: Case, plan: Invocation, output: Path, result: CaseResult, program: tuple[str, ...]) -> None:
     result.group = group_of(path.read_text(errors="replace") for path in plan.rules if path.is_file())
     problem = case.problem or _problem(plan)
+    is_refused = False
+    if not problem:
+        result.command = build_command(plan, output, program)
+        problem, is_refused = _run(result.command, case, output)
+    checks = judge_checks(case.checks, case.folder, output)
+    if problem and not is_refused:
+        checks = [without_proof(check, "the command failed") for check in checks]
+    elif problem:
+        checks = [
+            without_proof(check, "0 proves nothing where rules are refused") if check.expects_none else check
+            for check in checks
+        ]
     if problem:
         result.fail(problem)
-    else:
-        result.command = build_command(plan, program)
-        reason = _run(result.command, case, output)
-        if reason:
-            result.fail(reason)
-    result.checks = judge_checks(case.checks, case.folder, output)
+    result.checks = checks
     result.reasons += plan.notes
     for check in result.checks:
         if check.verdict is Verdict.FAILED:
             result.fail(check.reason)
 
 
-def _problem(plan: Invocation) -> str | None:
+def _problem(plan: Invocation) -> str:
     if plan.capture is None:
-        return None if plan.rules else "there is neither a capture nor a rule file"
+        return "" if plan.rules else "there is neither a capture nor a rule file"
     if plan.capture.is_dir():
         return "the capture is a folder"
     missing = next((path for path in (plan.capture, *plan.rules) if not path.is_file()), None)
-    return f"{missing.name} is missing" if missing is not None else None
+    return f"{missing.name} is missing" if missing is not None else ""
 
 
-def _run(command: list[str], case: Case, output: Path) -> str | None:
-    """Run the command with the EVE lines into the output folder; return why the case is lost, or None."""
+def _run(command: list[str], case: Case, output: Path) -> tuple[str, bool]:
+    """Run the command with the EVE lines into the output folder.
+
+    Returns why the case cannot pass (empty: it can), and whether that is refused rules alone: then there are events.
+    """
     environment = {**os.environ, "TZ": "UTC", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     eve, said = output / "eve.json", output / "stderr"
     try:
@@ -97,10 +112,11 @@ def _run(command: list[str], case: Case, output: Path) -> str | None:
                 check=False,
             )
     except subprocess.TimeoutExpired:
-        return f"longer than {TIMEOUT_S} s"
+        return f"longer than {TIMEOUT_S} s", False
     words = " ".join(said.read_text(errors="replace").split())[:MAX_SAID]
-    if done.returncode not in (0, 3):
-        return f"exit status {done.returncode}: {words}"
+    if done.returncode not in (0, REFUSED_STATUS):
+        return f"exit status {done.returncode}: {words}", False
     if bool(done.returncode) != bool(case.exit_code):  # Suricata has one status for everything that it refuses
-        return f"exit status {done.returncode} instead of {case.exit_code}: {words}"
-    return None
+        is_refused = done.returncode == REFUSED_STATUS and eve.stat().st_size > 0
+        return f"exit status {done.returncode} instead of {case.exit_code}: {words}", is_refused
+    return "", False

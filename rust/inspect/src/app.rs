@@ -134,7 +134,8 @@ impl App {
             if self.excluded[side] & bit != 0 || !protocol.transports.contains(&flow.transport) {
                 continue;
             }
-            let is_usual_port = protocol.ports.contains(&flow.server_port) || protocol.ports.contains(&flow.client_port);
+            let is_usual_port =
+                protocol.ports.contains(&flow.server_port) || protocol.ports.contains(&flow.client_port);
             match (protocol.probe)(&Start { data, way, transport: flow.transport, is_usual_port }) {
                 Probe::No => self.excluded[side] |= bit,
                 Probe::More => wants_more = true,

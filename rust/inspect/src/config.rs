@@ -96,6 +96,7 @@ pub struct OutputConfig {
     pub payload_buffer: usize,
     pub packet: bool,
     pub metadata: bool,
+    pub references: bool,
     pub verdict: bool,
     pub drop_verdict: bool,
     pub drop_alerts: bool,
@@ -191,7 +192,9 @@ fn overlap(settings: &Settings) -> Overlap {
     let mut chosen = None;
     for (name, value) in settings.under("host-os-policy.") {
         let Some(policy) = Overlap::from_name(name.trim_start_matches("host-os-policy.")) else { continue };
-        if value.contains("0.0.0.0/0") && chosen.is_none() || !value.contains("0.0.0.0/0") && !value.trim().is_empty() && value.trim() != "[]" {
+        if value.contains("0.0.0.0/0") && chosen.is_none()
+            || !value.contains("0.0.0.0/0") && !value.trim().is_empty() && value.trim() != "[]"
+        {
             chosen = Some(policy);
         }
     }
@@ -211,9 +214,11 @@ impl OutputConfig {
             types: types.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect(),
             payload: eve("types.alert.payload", false),
             payload_printable: eve("types.alert.payload-printable", false),
-            payload_buffer: settings.number(&format!("{EVE}.types.alert.payload-buffer-size"), 4096).min(64 << 10) as usize,
+            payload_buffer: settings.number(&format!("{EVE}.types.alert.payload-buffer-size"), 4096).min(64 << 10)
+                as usize,
             packet: eve("types.alert.packet", false),
             metadata: eve("types.alert.metadata", true),
+            references: eve("types.alert.references", false),
             verdict: eve("types.alert.verdict", true),
             drop_verdict: eve("types.drop.verdict", false),
             drop_alerts: eve("types.drop.alerts", true),
@@ -224,12 +229,14 @@ impl OutputConfig {
             community_id: eve("community-id", true),
             flow_exception_policy: eve("types.flow.exception-policy", true),
             force_md5: names.contains("md5"),
-            ipv6_compress: eve("ipv6-compress", true),
+            ipv6_compress: eve("ipv6-compress", false),
             xff: Xff {
                 is_enabled: matches!(xff("enabled").to_ascii_lowercase().as_str(), "yes" | "true" | "on" | "1"),
                 overwrites: xff("mode") == "overwrite",
                 is_forward: xff("deployment") == "forward",
-                header: Some(xff("header")).filter(|name| !name.is_empty()).unwrap_or_else(|| "X-Forwarded-For".to_owned()),
+                header: Some(xff("header"))
+                    .filter(|name| !name.is_empty())
+                    .unwrap_or_else(|| "X-Forwarded-For".to_owned()),
             },
             anomaly: ["decode", "stream", "applayer"]
                 .map(|kind| eve(&format!("types.anomaly.types.{kind}"), kind == "applayer")),

@@ -207,7 +207,7 @@ impl Run<'_> {
                 return;
             }
         }
-        if rule.packet_tests.iter().any(signatures::PacketTest::is_about_app) && !self.job.has_app_news {
+        if rule.packet_tests.iter().any(is_about_app) && !self.job.has_app_news {
             return;
         }
         self.matched(index, rule, flow, None, is_in_stream);
@@ -265,7 +265,14 @@ impl Run<'_> {
     }
 
     /// Everything that needs bytes has matched: state decides, then changes.
-    fn matched(&mut self, index: u32, rule: &Signature, flow: Option<&mut Flow>, transaction: Option<u64>, is_in_stream: bool) -> bool {
+    fn matched(
+        &mut self,
+        index: u32,
+        rule: &Signature,
+        flow: Option<&mut Flow>,
+        transaction: Option<u64>,
+        is_in_stream: bool,
+    ) -> bool {
         let packet = self.job.packet;
         let mut flow = flow;
         let mut state = State {
@@ -304,7 +311,12 @@ impl Run<'_> {
     fn transaction_rules(&mut self, flow: &mut Flow) {
         let Some(way) = self.job.flow.map(|flow| flow.way) else { return };
         let Some(protocol) = flow.app.protocol else { return };
-        if self.detector.groups.transaction(protocol, way).is_none_or(|group| group.buffers.is_empty() && group.always.is_empty()) {
+        if self
+            .detector
+            .groups
+            .transaction(protocol, way)
+            .is_none_or(|group| group.buffers.is_empty() && group.always.is_empty())
+        {
             return;
         }
         let mut app = std::mem::take(&mut flow.app);
@@ -360,7 +372,9 @@ impl Run<'_> {
         let side = group.way as usize;
         let is_new = !looked.has_begun || looked.progress[side] < group.progress;
         let has_changed = is_new || (group.is_multiple && looked.progress[side] != progress[side]);
-        if progress[side] < group.progress || !(has_changed || group.is_growing && (looked.grown != grown || looked.progress != progress)) {
+        if progress[side] < group.progress
+            || !(has_changed || group.is_growing && (looked.grown != grown || looked.progress != progress))
+        {
             return;
         }
         for nth in 0..if group.is_multiple { MOST_BUFFERS } else { 1 } {
@@ -499,6 +513,11 @@ impl Run<'_> {
     }
 }
 
+/// Whether a test asks which protocol the flow speaks: such rules are decided when that becomes known.
+pub fn is_about_app(test: &signatures::PacketTest) -> bool {
+    matches!(test, signatures::PacketTest::AppProtocol(_))
+}
+
 fn collect_packet(group: &PacketGroup, packet: &PacketFacts<'_>, chunk: Option<Chunk<'_>>, found: &mut Found) {
     if let Some(chunk) = chunk {
         if let Some(prefilter) = &group.stream {
@@ -512,7 +531,9 @@ fn collect_packet(group: &PacketGroup, packet: &PacketFacts<'_>, chunk: Option<C
         if let Some(prefilter) = &group.packet {
             prefilter.scan(packet.payload, found);
         }
-        if !packet.is_in_stream && let Some(prefilter) = &group.outside_stream {
+        if !packet.is_in_stream
+            && let Some(prefilter) = &group.outside_stream
+        {
             prefilter.scan(packet.payload, found);
         }
     }

@@ -178,9 +178,11 @@ impl Inspector {
         if layers.fragment.is_some() {
             return self.fragment(layers, place);
         }
-        let has_flow = matches!(layers.protocol, ip::TCP | ip::UDP | ip::SCTP | ip::ICMP | ip::ICMPV6 | ip::ESP)
-            && layers.version != 0
-            && !layers.is_invalid;
+        let has_flow =
+            matches!(layers.protocol, ip::TCP | ip::UDP | ip::SCTP | ip::ICMP | ip::ICMPV6 | ip::ESP | 4 | 41)
+                && layers.version != 0
+                && !layers.is_invalid
+                && !layers.is_transport_invalid;
         if has_flow {
             self.with_flow(layers, place);
         } else {
@@ -312,7 +314,10 @@ impl Inspector {
         if flow.stage == Stage::Bypassed {
             return;
         }
-        if flow.action == Some(FlowAction::Drop) && self.config.is_ips {
+        if flow.action == Some(FlowAction::Drop) && !self.config.is_ips {
+            return;
+        }
+        if flow.action == Some(FlowAction::Drop) {
             let reason = if flow.is_dropped_by_policy { "exception policy flow drop" } else { "flow drop" };
             let scene = self.scene(layers, place, way, None);
             return self.drop_packet(&scene, reason, Some(flow));
@@ -368,6 +373,7 @@ impl Inspector {
             let stream = &mut tcp.side(step.way).stream;
             let limit = raw_limit(stream, self.config.stream.is_inline, facts.is_pseudo);
             stream.raw = stream.raw.max(limit.saturating_sub(keep));
+            stream.raw_seen = stream.raw_seen.max(limit);
             stream.is_triggered = false;
         }
     }
@@ -386,7 +392,7 @@ impl Inspector {
         let is_inline = self.config.stream.is_inline;
         let limit = raw_limit(stream, is_inline, is_pseudo);
         let data = stream.contiguous(stream.raw, limit);
-        if data.is_empty() || (is_inline && !step.is_in_stream && !is_pseudo) {
+        if data.is_empty() || limit <= stream.raw_seen || (is_inline && !step.is_in_stream && !is_pseudo) {
             return None;
         }
         let is_enough = data.len() as u64 >= self.config.stream.chunk[step.way as usize];
@@ -431,6 +437,8 @@ impl Inspector {
 
     /// Bring the connection up to date; return a reason where the packet is to be dropped.
     fn tcp(&mut self, layers: &Layers<'_>, flow: &mut Flow, step: &mut FlowStep) -> Option<&'static str> {
+        // the packet that completes the handshake does not count yet
+        step.is_established = flow.tcp.as_ref().is_some_and(|tcp| tcp.state >= State::Established);
         if self.config.stream.checks_checksums && !checksum::is_right(layers) {
             *self.counters.tcp.entry("invalid_checksum").or_default() += 1;
             step.events.push(if layers.version == 4 { "tcpv4.invalid_checksum" } else { "tcpv6.invalid_checksum" });
@@ -450,7 +458,6 @@ impl Inspector {
         for event in outcome.event {
             *self.counters.events.entry(event).or_default() += 1;
         }
-        step.is_established = before >= State::Established || (tcp.state >= State::Established && flow.stage == Stage::New && before == State::SynRecv);
         step.is_in_stream = outcome.inserted.is_kept;
         let state = tcp.state;
         flow.tcp = Some(tcp);
@@ -469,7 +476,11 @@ impl Inspector {
             return self.out_of_memory(flow);
         }
         if outcome.is_valid {
-            let ways = if self.config.stream.is_inline { [step.way, step.way.reverse()] } else { [step.way.reverse(), step.way] };
+            let ways = if self.config.stream.is_inline {
+                [step.way, step.way.reverse()]
+            } else {
+                [step.way.reverse(), step.way]
+            };
             for way in ways {
                 self.feed_stream(flow, way, step);
             }
@@ -534,12 +545,16 @@ impl Inspector {
     }
 
     /// Do what an exception policy says; return a reason where the packet at hand is to be dropped.
-    pub(crate) fn apply_policy(&mut self, flow: &mut Flow, policy: ExceptionPolicy, reason: &'static str) -> Option<&'static str> {
+    pub(crate) fn apply_policy(
+        &mut self,
+        flow: &mut Flow,
+        policy: ExceptionPolicy,
+        reason: &'static str,
+    ) -> Option<&'static str> {
         match policy {
             ExceptionPolicy::Ignore | ExceptionPolicy::PassPacket => None,
             ExceptionPolicy::PassFlow => {
                 flow.action = Some(FlowAction::Pass);
-                flow.app.drop_all();
                 None
             }
             ExceptionPolicy::Bypass => {
@@ -548,11 +563,15 @@ impl Inspector {
                 None
             }
             ExceptionPolicy::DropPacket => self.config.is_ips.then_some(reason),
+            ExceptionPolicy::DropFlow | ExceptionPolicy::Reject if !self.config.is_ips => {
+                flow.app.drop_all();
+                None
+            }
             ExceptionPolicy::DropFlow | ExceptionPolicy::Reject => {
                 flow.action = Some(FlowAction::Drop);
                 flow.is_dropped_by_policy = true;
                 flow.app.drop_all();
-                self.config.is_ips.then_some(reason)
+                Some(reason)
             }
         }
     }
@@ -564,7 +583,7 @@ impl Inspector {
         for _ in 0..MOST_FEEDS {
             let is_all = self.config.stream.is_inline || step.is_last;
             let stream = &mut tcp.side(way).stream;
-            if !flow.app.is_interested() || flow.action.is_some() {
+            if !flow.app.is_interested() || flow.action == Some(FlowAction::Drop) {
                 stream.app = stream.app.max(if is_all { stream.end } else { stream.acked });
                 break;
             }
@@ -633,7 +652,7 @@ impl Inspector {
     }
 
     fn feed_datagram(&mut self, layers: &Layers<'_>, flow: &mut Flow, step: &mut FlowStep) {
-        if !flow.app.is_interested() || flow.action.is_some() {
+        if !flow.app.is_interested() || flow.action == Some(FlowAction::Drop) {
             return;
         }
         let hint = hint(flow.ports, Transport::Udp, &self.settings, &self.config);
@@ -704,7 +723,7 @@ impl Inspector {
             step.is_established = flow.tcp.as_ref().is_none_or(|tcp| tcp.state >= State::Established);
             let has_stream = flow.tcp.as_ref().is_some_and(|tcp| {
                 let stream = &tcp.sides[way as usize].stream;
-                !stream.contiguous(stream.raw, u64::MAX).is_empty()
+                raw_limit(stream, true, true) > stream.raw_seen
             });
             if has_stream || flow.app.count > 0 {
                 let layers = pseudo_layers(flow, way);
@@ -777,12 +796,16 @@ fn hint<'a>(ports: [u16; 2], transport: Transport, settings: &'a Settings, confi
 }
 
 fn app_views(flow: &Flow) -> [Option<u8>; 2] {
-    [0, 1].map(|side| if flow.app.has_failed[side] && flow.app.found[side].is_none() { None } else { flow.app.protocol })
+    [0, 1]
+        .map(|side| if flow.app.has_failed[side] && flow.app.found[side].is_none() { None } else { flow.app.protocol })
 }
 
 fn begins_anew(flow: &Flow, layers: &Layers<'_>) -> bool {
     let is_syn = layers.protocol == ip::TCP && layers.tcp.flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN;
-    is_syn && flow.tcp.as_ref().is_some_and(|tcp| tcp.state == State::Closed || tcp.state == State::TimeWait || tcp.state == State::LastAck)
+    is_syn
+        && flow.tcp.as_ref().is_some_and(|tcp| {
+            tcp.state == State::Closed || tcp.state == State::TimeWait || tcp.state == State::LastAck
+        })
 }
 
 fn packet_level(policy: ExceptionPolicy) -> ExceptionPolicy {

@@ -118,7 +118,7 @@ pub fn protocol_name(number: u8) -> String {
         ip::GRE => "GRE".to_owned(),
         ip::ESP => "ESP".to_owned(),
         2 => "IGMP".to_owned(),
-        4 => "IPv4".to_owned(),
+        4 => "IP-in-IP".to_owned(),
         41 => "IPv6".to_owned(),
         51 => "AH".to_owned(),
         number => format!("{number:03}"),
@@ -347,7 +347,13 @@ pub fn base64(data: &[u8]) -> String {
 
 /// Bytes as printable text: what is no printable ASCII is a dot, except line ends.
 pub fn printable(data: &[u8]) -> String {
-    data.iter().map(|byte| if byte.is_ascii_graphic() || matches!(byte, b' ' | b'\n' | b'\r') { char::from(*byte) } else { '.' }).collect()
+    data.iter()
+        .map(
+            |byte| {
+                if byte.is_ascii_graphic() || matches!(byte, b' ' | b'\n' | b'\r') { char::from(*byte) } else { '.' }
+            },
+        )
+        .collect()
 }
 
 /// The whole packet and what it begins with.
@@ -405,7 +411,6 @@ pub fn write_tree(out: &mut String, rows: &std::collections::BTreeMap<String, u6
         json.close();
     }
 }
-
 
 /// Append a line's end: nothing but the brace.
 pub fn end(out: &mut String) {

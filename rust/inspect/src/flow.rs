@@ -113,11 +113,13 @@ pub struct Flow {
     pub app_told: [bool; 2],
     pub is_swapped: bool,
     pub parent: Option<u64>,
+    /// The transaction that was last shown with a packet rule's alert.
+    pub guessed: Option<u64>,
     /// Bytes of streams and parsers that were counted against the budget.
     pub accounted: usize,
-    older: u32,
-    younger: u32,
-    list: u8,
+    pub(crate) older: u32,
+    pub(crate) younger: u32,
+    pub(crate) list: u8,
 }
 
 impl Flow {
@@ -154,10 +156,10 @@ impl Flow {
         if let Some(number) = rules.state_names.iter().position(|name| *name == capture.name) {
             self.state.set_variable(number as u32, &value);
         }
-        match list.iter_mut().find(|(name, _)| *name == capture.name) {
-            Some((_, known)) => *known = value,
-            None if list.len() < MOST_VARIABLES => list.push((capture.name, value)),
-            None => {}
+        if let Some((_, known)) = list.iter_mut().find(|(name, _)| *name == capture.name) {
+            *known = value;
+        } else if list.len() < MOST_VARIABLES {
+            list.push((capture.name, value));
         }
     }
 
@@ -326,9 +328,10 @@ impl FlowTable {
 
     /// Return the slot of a flow whose time is over.
     pub fn expired(&self, now_us: u64) -> Option<u32> {
-        self.oldest.iter().copied().find(|slot| {
-            self.get(*slot).is_some_and(|flow| now_us.saturating_sub(flow.last_us) > flow.timeout_us())
-        })
+        self.oldest
+            .iter()
+            .copied()
+            .find(|slot| self.get(*slot).is_some_and(|flow| now_us.saturating_sub(flow.last_us) > flow.timeout_us()))
     }
 
     /// Return the slot of the flow that is given up for another: closed, then new, then the one silent for longest.
@@ -367,7 +370,8 @@ impl FlowTable {
     }
 
     fn unlink(&mut self, slot: u32) {
-        let Some((older, younger, list)) = self.get(slot).map(|flow| (flow.older, flow.younger, usize::from(flow.list)))
+        let Some((older, younger, list)) =
+            self.get(slot).map(|flow| (flow.older, flow.younger, usize::from(flow.list)))
         else {
             return;
         };

@@ -6,9 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use protocols::{COMPLETE, PROTOCOLS, Way};
-use signatures::{
-    Carrier, Direction, Kind, PayloadScope, Prefilter, RuleSet, Signature, Transform, TransactionTest,
-};
+use signatures::{Carrier, Direction, Kind, PayloadScope, Prefilter, RuleSet, Signature, TransactionTest, Transform};
 
 use crate::layers::ip;
 
@@ -187,7 +185,8 @@ fn add_packet_rule(groups: &mut [PacketEntries], rule: &Signature, index: u32) {
 }
 
 fn add_by_port(group: &mut PacketGroup, rule: &Signature, index: u32) {
-    let count = |ranges: &[(u16, u16)]| ranges.iter().map(|(low, high)| u32::from(*high) - u32::from(*low) + 1).sum::<u32>();
+    let count =
+        |ranges: &[(u16, u16)]| ranges.iter().map(|(low, high)| u32::from(*high) - u32::from(*low) + 1).sum::<u32>();
     match rule.header.destination_ports() {
         Some(ranges) if rule.header.direction() == Direction::Forward && count(ranges) <= MOST_PORTS => {
             for port in ranges.iter().flat_map(|(low, high)| *low..=*high) {
@@ -224,7 +223,9 @@ fn transaction_ways(rule: &Signature, protocol: usize) -> Vec<Way> {
         return vec![way];
     }
     let exists = |way: Way| {
-        rule.transaction_tests.iter().all(|test| test_place(test, protocol).is_none_or(|place| place.ways.contains(way)))
+        rule.transaction_tests
+            .iter()
+            .all(|test| test_place(test, protocol).is_none_or(|place| place.ways.contains(way)))
     };
     ways(rule).filter(|way| exists(*way)).collect()
 }
@@ -246,7 +247,8 @@ pub struct Place {
 /// Return where a test looks in `protocol`; `None` where it does not.
 pub fn test_place(test: &TransactionTest, protocol: usize) -> Option<Place> {
     let info = PROTOCOLS.get(protocol)?;
-    let find = |places: &[(u8, u16)]| places.iter().find(|(owner, _)| usize::from(*owner) == protocol).map(|(_, at)| *at);
+    let find =
+        |places: &[(u8, u16)]| places.iter().find(|(owner, _)| usize::from(*owner) == protocol).map(|(_, at)| *at);
     match test {
         TransactionTest::Buffer(test) => {
             let index = find(&test.places)?;
@@ -298,7 +300,9 @@ fn best_literal(rule: &Signature, protocol: usize, way: Way) -> Option<Literal> 
     for test in &rule.transaction_tests {
         let TransactionTest::Buffer(buffer) = test else { continue };
         let Some(place) = test_place(test, protocol) else { continue };
-        let Some(pattern) = buffer.inspection.pattern().filter(|_| !buffer.inspection.matches_absence()) else { continue };
+        let Some(pattern) = buffer.inspection.pattern().filter(|_| !buffer.inspection.matches_absence()) else {
+            continue;
+        };
         let rank = (pattern.is_chosen, pattern.literal.len());
         if best.as_ref().is_none_or(|(chosen, length, _)| rank > (*chosen, *length)) {
             let literal = (place.index, test_way(&place, way), buffer.transforms.clone(), pattern.literal);
@@ -345,7 +349,9 @@ impl TransactionEntries {
     fn finish(self) -> Vec<TransactionGroup> {
         let mut groups: Vec<TransactionGroup> = (0..PROTOCOLS.len() * 2).map(|_| TransactionGroup::default()).collect();
         for ((protocol, way, buffer_way, buffer, _), (transforms, entries)) in self.buffers {
-            let Some(info) = PROTOCOLS.get(protocol).and_then(|info| info.buffers.get(usize::from(buffer))) else { continue };
+            let Some(info) = PROTOCOLS.get(protocol).and_then(|info| info.buffers.get(usize::from(buffer))) else {
+                continue;
+            };
             let Some(group) = groups.get_mut(protocol * 2 + way) else { continue };
             group.buffers.push(BufferGroup {
                 buffer,

@@ -18,13 +18,16 @@ pub fn quoted(layers: &Layers<'_>) -> Option<(End, End, u8)> {
     let (source, destination, protocol, header) = match inner.first()? >> 4 {
         4 => {
             let address = |at: usize| {
-                inner.get(at..at + 4).map(|b| 0xffff_0000_0000 | u128::from(u32::from_be_bytes([b[0], b[1], b[2], b[3]])))
+                inner
+                    .get(at..at + 4)
+                    .map(|b| 0xffff_0000_0000 | u128::from(u32::from_be_bytes([b[0], b[1], b[2], b[3]])))
             };
             (address(12)?, address(16)?, *inner.get(9)?, usize::from(inner.first()? & 15) * 4)
         }
         6 => {
-            let address =
-                |at: usize| inner.get(at..at + 16).map(|b| b.iter().fold(0_u128, |sum, byte| sum << 8 | u128::from(*byte)));
+            let address = |at: usize| {
+                inner.get(at..at + 16).map(|b| b.iter().fold(0_u128, |sum, byte| sum << 8 | u128::from(*byte)))
+            };
             (address(8)?, address(24)?, *inner.get(6)?, 40)
         }
         _ => return None,

@@ -111,8 +111,10 @@ pub struct Layers<'a> {
     pub fragment: Option<Fragment>,
     pub tunnel: Option<Tunnel<'a>>,
     pub is_arp: bool,
-    /// A header is wrong: no flow, no payload.
+    /// The link or network header is wrong: no flow, no payload.
     pub is_invalid: bool,
+    /// The transport header is wrong: no flow, but rules about IP hold.
+    pub is_transport_invalid: bool,
     events: [&'static str; MAX_EVENTS],
     event_count: u8,
     steps: [Step; MAX_STEPS],
@@ -142,6 +144,7 @@ impl<'a> Layers<'a> {
             tunnel: None,
             is_arp: false,
             is_invalid: false,
+            is_transport_invalid: false,
             events: [""; MAX_EVENTS],
             event_count: 0,
             steps: [Step::Raw; MAX_STEPS],
@@ -180,6 +183,14 @@ impl<'a> Layers<'a> {
 
     pub(crate) fn invalid(&mut self, name: &'static str) {
         self.is_invalid = true;
+        self.event(name);
+    }
+}
+
+impl Layers<'_> {
+    pub(crate) fn bad_transport(&mut self, name: &'static str) {
+        self.is_transport_invalid = true;
+        self.payload = &[];
         self.event(name);
     }
 }
@@ -520,16 +531,17 @@ fn transport<'a>(layers: &mut Layers<'a>, data: &'a [u8]) {
             layers.step(Step::Sctp);
             match data.first_chunk::<12>() {
                 Some(&[a, b, c, d, ..]) => {
-                    (layers.source_port, layers.destination_port) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+                    (layers.source_port, layers.destination_port) =
+                        (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
                     layers.payload = &data[12..];
                 }
-                None => layers.invalid("sctp.pkt_too_small"),
+                None => layers.bad_transport("sctp.pkt_too_small"),
             }
         }
         ip::ESP => {
             layers.step(Step::Esp);
             if data.len() < 8 {
-                layers.invalid("esp.pkt_too_small");
+                layers.bad_transport("esp.pkt_too_small");
             }
         }
         2 => layers.step(Step::Igmp),
@@ -539,16 +551,18 @@ fn transport<'a>(layers: &mut Layers<'a>, data: &'a [u8]) {
 
 fn udp<'a>(layers: &mut Layers<'a>, data: &'a [u8]) {
     layers.step(Step::Udp);
-    let Some(&[a, b, c, d, e, f, _, _]) = data.first_chunk::<8>() else { return layers.invalid("udp.pkt_too_small") };
+    let Some(&[a, b, c, d, e, f, _, _]) = data.first_chunk::<8>() else {
+        return layers.bad_transport("udp.pkt_too_small");
+    };
     let length = usize::from(u16::from_be_bytes([e, f]));
     if length > data.len() {
-        return layers.invalid("udp.pkt_too_small");
+        return layers.bad_transport("udp.pkt_too_small");
     }
     if length != data.len() && length != 0 {
         layers.event("udp.hlen_invalid");
     }
     if length < 8 && length != 0 {
-        return layers.invalid("udp.len_invalid");
+        return layers.bad_transport("udp.len_invalid");
     }
     (layers.source_port, layers.destination_port) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
     layers.payload = if length == 0 { &data[8..] } else { &data[8..length] };
@@ -557,18 +571,23 @@ fn udp<'a>(layers: &mut Layers<'a>, data: &'a [u8]) {
 
 fn icmp<'a>(layers: &mut Layers<'a>, data: &'a [u8], step: Step, too_small: &'static str) {
     layers.step(step);
-    let Some(&[kind, code, ..]) = data.first_chunk::<4>() else { return layers.invalid(too_small) };
+    let Some(&[kind, code, ..]) = data.first_chunk::<4>() else { return layers.bad_transport(too_small) };
     layers.icmp = [kind, code];
-    let header = if data.len() >= 8 { 8 } else { 4 };
-    layers.payload = &data[header..];
+    let header = match (step, kind) {
+        (Step::Icmpv4, 13 | 14) => 20,
+        (Step::Icmpv4, 17 | 18) => 12,
+        (Step::Icmpv4, 9) => 8 + usize::from(data.get(4).copied().unwrap_or(0)) * 8, // a router's addresses
+        _ => 8,
+    };
+    layers.payload = &data[header.min(data.len())..];
 }
 
 fn tcp<'a>(layers: &mut Layers<'a>, data: &'a [u8]) {
     layers.step(Step::Tcp);
-    let Some(header) = data.first_chunk::<20>() else { return layers.invalid("tcp.pkt_too_small") };
+    let Some(header) = data.first_chunk::<20>() else { return layers.bad_transport("tcp.pkt_too_small") };
     let header_bytes = usize::from(header[12] >> 4) * 4;
     if header_bytes < 20 || header_bytes > data.len() {
-        return layers.invalid("tcp.hlen_too_small");
+        return layers.bad_transport("tcp.hlen_too_small");
     }
     layers.source_port = u16::from_be_bytes([header[0], header[1]]);
     layers.destination_port = u16::from_be_bytes([header[2], header[3]]);

@@ -62,7 +62,12 @@ pub fn line(inspector: &Inspector, uptime_s: u64, budget: &Budget, capture: &Cap
             rows.insert(format!("{place}.{}", name.trim_start_matches("stream.")), *count);
         }
     }
-    let lists = [("flow", &counters.flows), ("flow.end.reason", &counters.flow_ends), ("defrag", &counters.defrag), ("tcp", &counters.tcp)];
+    let lists = [
+        ("flow", &counters.flows),
+        ("flow.end.reason", &counters.flow_ends),
+        ("defrag", &counters.defrag),
+        ("tcp", &counters.tcp),
+    ];
     for (place, list) in lists {
         for (name, count) in list {
             rows.insert(format!("{place}.{name}"), *count);
@@ -82,11 +87,15 @@ pub fn line(inspector: &Inspector, uptime_s: u64, budget: &Budget, capture: &Cap
     for ((target, policy), count) in &counters.policies {
         rows.insert(format!("exception_policy.{}.{policy}", eve::policy_path(target)), *count);
     }
-    let mut out = format!("{{\"timestamp\":\"{}\",\"event_type\":\"stats\",\"stats\":{{\"sensor\":\"inspect\"", Timestamp(inspector.now_us));
+    let mut out = format!(
+        "{{\"timestamp\":\"{}\",\"event_type\":\"stats\",\"stats\":{{\"sensor\":\"inspect\"",
+        Timestamp(inspector.now_us)
+    );
     eve::write_tree(&mut out, &rows);
     if let Some(detector) = &inspector.detector {
         let report = &detector.rules;
-        let refused = report.report.iter().filter(|entry| matches!(entry.outcome, signatures::Outcome::Refused(_))).count();
+        let refused =
+            report.report.iter().filter(|entry| matches!(entry.outcome, signatures::Outcome::Refused(_))).count();
         insert_engines(&mut out, report.signatures.len(), refused);
     }
     out.push_str("}}");

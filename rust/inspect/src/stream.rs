@@ -19,6 +19,8 @@ pub struct Stream {
     pub app: u64,
     /// The place of rules about raw streams.
     pub raw: u64,
+    /// The end of what rules about raw streams have seen; inline, they see some bytes before it again.
+    pub raw_seen: u64,
     /// The other side has confirmed everything before this.
     pub acked: u64,
     /// The highest byte seen, plus one.
@@ -115,7 +117,9 @@ impl Stream {
             result.has_overlap = true;
             let new = piece(common.0, common.1);
             let Some(held) = self.blocks.get_mut(&block.0) else { continue };
-            let Some(there) = held.get_mut((common.0 - block.0) as usize..(common.1 - block.0) as usize) else { continue };
+            let Some(there) = held.get_mut((common.0 - block.0) as usize..(common.1 - block.0) as usize) else {
+                continue;
+            };
             if there != new {
                 result.has_conflict = true;
                 if policy.prefers_new(segment, block) {

@@ -520,8 +520,9 @@ impl Session {
     fn advance(&mut self, segment: &Segment<'_>) {
         let (mine, theirs) = (segment.way as usize, segment.way.reverse() as usize);
         let is_fin = segment.has(flag::FIN);
-        let confirms_fin =
-            self.sides[theirs].has_fin && segment.has(flag::ACK) && segment.tcp.acknowledgement == self.sides[theirs].next;
+        let confirms_fin = self.sides[theirs].has_fin
+            && segment.has(flag::ACK)
+            && segment.tcp.acknowledgement == self.sides[theirs].next;
         if is_fin {
             self.sides[mine].has_fin = true;
         }

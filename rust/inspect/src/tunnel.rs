@@ -31,7 +31,6 @@ pub struct Tunnel<'a> {
 
 /// UDP ports of tunnels, as IANA has them.
 mod port {
-    pub const TEREDO: u16 = 3544;
     pub const VXLAN: u16 = 4789;
     pub const GENEVE: u16 = 6081;
 }
@@ -66,20 +65,22 @@ pub(crate) fn by_ip_protocol<'a>(layers: &mut Layers<'a>, number: u8, data: &'a 
 fn gre<'a>(layers: &mut Layers<'a>, data: &'a [u8]) {
     layers.step(Step::Gre);
     let mut reader = Reader::new(data);
-    let (Some(flags), Some(kind)) = (reader.be16(), reader.be16()) else { return layers.invalid("gre.pkt_too_small") };
+    let (Some(flags), Some(kind)) = (reader.be16(), reader.be16()) else {
+        return layers.bad_transport("gre.pkt_too_small");
+    };
     let version = flags & 7;
     let (has_checksum, has_routing, has_key, has_sequence) =
         (flags & 0x8000 != 0, flags & 0x4000 != 0, flags & 0x2000 != 0, flags & 0x1000 != 0);
     let fields = match version {
         0 => usize::from(has_checksum || has_routing) + usize::from(has_key) + usize::from(has_sequence),
         1 => 1 + usize::from(has_sequence) + usize::from(flags & 0x80 != 0), // RFC 2637: key, sequence, acknowledgement
-        _ => return layers.invalid("gre.wrong_version"),
+        _ => return layers.bad_transport("gre.wrong_version"),
     };
     if reader.take(fields * 4).is_none() {
-        return layers.invalid("gre.pkt_too_small");
+        return layers.bad_transport("gre.pkt_too_small");
     }
     if version == 0 && has_routing && !gre_routing(&mut reader) {
-        return layers.invalid("gre.pkt_too_small");
+        return layers.bad_transport("gre.pkt_too_small");
     }
     let next = match kind {
         0x0800 | 0x86dd => Next::Ip,
@@ -90,8 +91,8 @@ fn gre<'a>(layers: &mut Layers<'a>, data: &'a [u8]) {
             match reader.rest().first().map(|first| first >> 4) {
                 Some(1) if reader.take(8).is_some() => Next::Ethernet,
                 Some(0) if !has_sequence => Next::Ethernet, // type I has no header
-                Some(_) => return layers.invalid("erspan.unsupported_version"),
-                None => return layers.invalid("erspan.header_too_small"),
+                Some(_) => return layers.bad_transport("erspan.unsupported_version"),
+                None => return layers.bad_transport("erspan.header_too_small"),
             }
         }
         0x8100 | 0x88a8 | 0x8847 | 0x8848 | 0x0806 => Next::EtherType(kind),
@@ -114,9 +115,8 @@ fn gre_routing(reader: &mut Reader<'_>) -> bool {
 }
 
 pub(crate) fn by_udp_port(layers: &mut Layers<'_>) {
-    let ports = [layers.source_port, layers.destination_port];
     let data = layers.payload;
-    if ports[1] == port::VXLAN {
+    if layers.destination_port == port::VXLAN {
         // RFC 7348 section 5: the I flag, a network id, reserved bytes
         if let [flags, _, _, _, _, _, _, _, inner @ ..] = data
             && flags & 0x08 != 0
@@ -125,10 +125,10 @@ pub(crate) fn by_udp_port(layers: &mut Layers<'_>) {
             layers.step(Step::Vxlan);
             layers.tunnel = Some(Tunnel { next: Next::Ethernet, data: inner, is_guess: false });
         }
-    } else if ports[1] == port::GENEVE {
+    } else if layers.destination_port == port::GENEVE {
         geneve(layers, data);
-    } else if ports.contains(&port::TEREDO) {
-        teredo(layers, data);
+    } else {
+        teredo(layers, data); // on any port: clients talk to each other on their own
     }
 }
 
@@ -151,13 +151,7 @@ fn geneve<'a>(layers: &mut Layers<'a>, data: &'a [u8]) {
 
 fn teredo<'a>(layers: &mut Layers<'a>, data: &'a [u8]) {
     let mut reader = Reader::new(data);
-    if data.first_chunk() == Some(&[0, 1]) {
-        // RFC 4380 section 5.1.1: authentication, with lengths of client id and value
-        let Some([_, _, client, value]) = reader.array::<4>() else { return };
-        if reader.take(usize::from(client) + usize::from(value) + 9).is_none() {
-            return;
-        }
-    }
+    // authentication (RFC 4380 section 5.1.1) is how a tunnel is set up; nothing is carried in it
     if reader.rest().first_chunk() == Some(&[0, 0]) && reader.take(8).is_none() {
         return; // an origin indication is 8 bytes
     }
@@ -219,7 +213,9 @@ pub(crate) fn mpls<'a>(layers: &mut Layers<'a>, data: &'a [u8]) {
 pub(crate) fn nsh<'a>(layers: &mut Layers<'a>, data: &'a [u8]) {
     layers.step(Step::Nsh);
     // RFC 8300 section 2.2
-    let Some(&[first, second, kind, next, ..]) = data.first_chunk::<8>() else { return layers.invalid("nsh.header_too_small") };
+    let Some(&[first, second, kind, next, ..]) = data.first_chunk::<8>() else {
+        return layers.invalid("nsh.header_too_small");
+    };
     if first >> 6 != 0 {
         return layers.event("nsh.unsupported_version");
     }

@@ -1,7 +1,8 @@
 //! From matches to alerts and to what happens to the packet and its flow.
 
+use md5::{Digest, Md5};
 use protocols::{COMPLETE, Json, PROTOCOLS, Way};
-use signatures::{Action, Decision, RejectTarget, Signature};
+use signatures::{Action, Decision, PacketTest, RejectTarget, Signature};
 
 use crate::detect::Match;
 use crate::engine::Inspector;
@@ -57,7 +58,10 @@ impl Inspector {
         for found in &alerts {
             if let Some(rule) = detector.rules.signatures.get(found.rule as usize) {
                 self.counters.alerts += 1;
-                self.write_alert(rule, found, scene, flow.as_deref(), chunk, &fate);
+                let guessed = self.write_alert(rule, found, scene, flow.as_deref(), chunk, &fate);
+                if let (Some(flow), Some(id)) = (flow.as_deref_mut(), guessed) {
+                    flow.guessed = Some(id);
+                }
             }
         }
         matches.clear();
@@ -103,7 +107,8 @@ impl Inspector {
             signatures::Kind::IpOnly | signatures::Kind::Transaction => true,
             signatures::Kind::Decode => false,
             signatures::Kind::Packet => {
-                found.is_in_stream || rule.packet_tests.iter().any(signatures::PacketTest::is_about_app)
+                let asks_app = |test: &PacketTest| matches!(test, PacketTest::AppProtocol(_) | PacketTest::AppIs(_));
+                found.is_in_stream || rule.packet_tests.iter().any(asks_app) || is_about_ip_alone(rule)
             }
         };
         match found.action {
@@ -119,8 +124,8 @@ impl Inspector {
                     fate.reject = Some(target);
                     self.counters.rejected += 1;
                 }
-                if self.config.is_ips && !fate.is_passed {
-                    fate.is_dropped = true;
+                if !fate.is_passed {
+                    fate.is_dropped = self.config.is_ips;
                     fate.dropped_by.get_or_insert(found.rule);
                     if is_about_flow && let Some(flow) = flow {
                         flow.action.get_or_insert(FlowAction::Drop);
@@ -166,8 +171,16 @@ impl Inspector {
         let layers = scene.layers;
         let mut line = String::with_capacity(512);
         let ends = Ends::of_packet(layers);
-        let mut json =
-            eve::begin(&mut line, "drop", scene.time_us, scene.number, flow.as_deref(), Some(&ends), layers.vlans(), config);
+        let mut json = eve::begin(
+            &mut line,
+            "drop",
+            scene.time_us,
+            scene.number,
+            flow.as_deref(),
+            Some(&ends),
+            layers.vlans(),
+            config,
+        );
         eve::write_origin(&mut json, scene, config);
         json.text("direction", scene.way.name());
         json.open("drop");
@@ -182,7 +195,7 @@ impl Inspector {
         if let (true, Some(found), Some(detector)) = (config.drop_alerts, cause, &self.detector)
             && let Some(rule) = detector.rules.signatures.get(found.rule as usize)
         {
-            write_signature(&mut json, rule, &detector.rules.classes, "blocked", std::iter::empty());
+            write_signature(&mut json, rule, &detector.rules.classes, "blocked", false, std::iter::empty());
         }
         if config.drop_verdict {
             write_verdict(&mut json, fate, scene);
@@ -202,32 +215,35 @@ impl Inspector {
         flow: Option<&Flow>,
         chunk: Option<&[u8]>,
         fate: &Fate,
-    ) {
+    ) -> Option<u64> {
         let config = &self.lines.config;
         if !config.writes("alert") {
-            return;
+            return None;
         }
-        let Some(detector) = &self.detector else { return };
+        let detector = self.detector.as_ref()?;
         let layers = scene.layers;
         let mut line = String::with_capacity(1024);
         let ends = alert_ends(layers, flow, found, config);
         let mut json =
             eve::begin(&mut line, "alert", scene.time_us, scene.number, flow, Some(&ends), layers.vlans(), config);
         eve::write_origin(&mut json, scene, config);
-        let is_guessing = self.config.guesses_transactions && found.is_in_stream;
-        let guessed = flow.filter(|_| is_guessing).and_then(|flow| only_transaction(flow));
+        // a packet rule's alert shows the flow's only transaction: for UDP if the rule names the protocol, else by setting
+        let names_app = rule.packet_tests.iter().any(|test| matches!(test, PacketTest::AppIs(_)));
+        let is_guessing = self.config.guesses_transactions || layers.protocol == ip::UDP && names_app;
+        let guessed = flow.filter(|_| is_guessing && found.transaction.is_none());
+        let guessed = guessed.and_then(|flow| only_transaction(flow).filter(|id| flow.guessed != Some(*id)));
         let transaction = found.transaction.or(guessed);
         if let Some(id) = transaction {
             json.number("tx_id", id);
             if guessed.is_some() && found.transaction.is_none() {
-                json.flag("tx_guessed", true);
+                json.flag("tx_guessed", layers.protocol != ip::UDP);
             }
         }
         let is_blocked =
             matches!(found.action, Action::Reject(_)) || found.action == Action::Drop && self.config.is_ips;
         let contexts = self.scratch.contexts.iter().filter(|(rule, _, _)| *rule == found.rule);
         let action = if is_blocked { "blocked" } else { "allowed" };
-        write_signature(&mut json, rule, &detector.rules.classes, action, contexts);
+        write_signature(&mut json, rule, &detector.rules.classes, action, config.references, contexts);
         if let Some(flow) = flow {
             if let Some(id) = transaction {
                 write_transaction(&mut json, flow, id);
@@ -271,6 +287,7 @@ impl Inspector {
         }
         eve::end(&mut line);
         self.lines.put(line, true);
+        guessed
     }
 
     /// Log records, files and events of transactions that are due.
@@ -330,10 +347,11 @@ impl Inspector {
             if config.writes("fileinfo") || config.writes("files") {
                 let ends = Ends::of_flow(flow, body.way);
                 let mut line = String::with_capacity(512);
-                let mut json = eve::begin(&mut line, "fileinfo", time_us, number, Some(flow), Some(&ends), vlans, config);
+                let mut json =
+                    eve::begin(&mut line, "fileinfo", time_us, number, Some(flow), Some(&ends), vlans, config);
                 transaction.log(None, &mut json);
                 json.text("app_proto", info.name);
-                let md5 = config.force_md5.then(|| body.md5()).flatten();
+                let md5 = if config.force_md5 { md5(body) } else { None };
                 eve::write_file(&mut json, body, id, md5);
                 eve::end(&mut line);
                 lines.push(line);
@@ -345,7 +363,8 @@ impl Inspector {
                 let name = info.events.get(usize::from(*event)).copied().unwrap_or("unknown");
                 let ends = Ends::of_flow(flow, Way::ToServer);
                 let mut line = String::with_capacity(512);
-                let mut json = eve::begin(&mut line, "anomaly", time_us, number, Some(flow), Some(&ends), vlans, config);
+                let mut json =
+                    eve::begin(&mut line, "anomaly", time_us, number, Some(flow), Some(&ends), vlans, config);
                 json.number("tx_id", id);
                 json.open("anomaly");
                 json.text("app_proto", info.name);
@@ -385,7 +404,12 @@ impl Inspector {
 }
 
 /// The ends of an alert's packet; the client's own address stands in for its proxy's where the settings say so.
-fn alert_ends(layers: &crate::layers::Layers<'_>, flow: Option<&Flow>, found: &Match, config: &crate::config::OutputConfig) -> Ends {
+fn alert_ends(
+    layers: &crate::layers::Layers<'_>,
+    flow: Option<&Flow>,
+    found: &Match,
+    config: &crate::config::OutputConfig,
+) -> Ends {
     let mut ends = Ends::of_packet(layers);
     if !(config.xff.is_enabled && config.xff.overwrites) {
         return ends;
@@ -396,6 +420,21 @@ fn alert_ends(layers: &crate::layers::Layers<'_>, flow: Option<&Flow>, found: &M
         if is_request != config.xff.is_forward { ends.source.0 = address } else { ends.destination.0 = address }
     }
     ends
+}
+
+/// A rule that asks nothing of a packet but where it is from and where it goes holds for the whole flow.
+fn is_about_ip_alone(rule: &Signature) -> bool {
+    rule.packet_tests.is_empty()
+        && rule.payload.is_none()
+        && rule.packet_buffers.is_empty()
+        && rule.flow_tests.is_empty()
+}
+
+/// The MD5 of a file that is still held from its first byte.
+fn md5(body: &protocols::Body) -> Option<String> {
+    let view = body.view();
+    let is_whole = view.start == 0 && view.data.len() as u64 == body.size && !body.has_gaps;
+    is_whole.then(|| Md5::digest(view.data).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn only_transaction(flow: &Flow) -> Option<u64> {
@@ -414,6 +453,7 @@ fn write_signature<'c>(
     rule: &Signature,
     classes: &[(String, String)],
     action: &str,
+    shows_references: bool,
     contexts: impl Iterator<Item = &'c (u32, String, String)>,
 ) {
     json.open("alert");
@@ -426,7 +466,7 @@ fn write_signature<'c>(
     json.text("category", class.map_or("", |(_, text)| text));
     json.number("severity", rule.priority.into());
     write_metadata(json, rule);
-    if !rule.references.is_empty() {
+    if shows_references && !rule.references.is_empty() {
         json.open_array("references");
         for (system, id) in &rule.references {
             json.text_element(format!("{system}{id}"));
@@ -470,7 +510,16 @@ fn write_metadata(json: &mut Json<'_>, rule: &Signature) {
 
 fn write_verdict(json: &mut Json<'_>, fate: &Fate, scene: &Scene<'_>) {
     json.open("verdict");
-    json.text("action", if fate.is_dropped { "drop" } else if fate.is_passed { "pass" } else { "alert" });
+    json.text(
+        "action",
+        if fate.is_dropped {
+            "drop"
+        } else if fate.is_passed {
+            "pass"
+        } else {
+            "alert"
+        },
+    );
     if let Some(target) = fate.reject {
         // the sender of the packet is told first
         let one = match (target, scene.way) {

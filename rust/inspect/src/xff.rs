@@ -14,7 +14,7 @@ pub fn address(flow: &Flow, transaction: Option<u64>, xff: &Xff) -> Option<u128>
     let ids = transaction.map_or(first..end, |id| id..id.saturating_add(1));
     ids.into_iter().find_map(|id| {
         let http = parser.transaction(id)?.as_any().downcast_ref::<HttpTransaction>()?;
-        parse(http.request_header(&xff.header)?, xff.is_forward)
+        parse(http.request_header(xff.header.as_bytes())?, xff.is_forward)
     })
 }
 

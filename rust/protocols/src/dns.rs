@@ -18,6 +18,9 @@ use crate::{BufferInfo, COMPLETE, NumberInfo, Probe, Protocol, RecordInfo, Setti
 use message::Message;
 use parser::Dns;
 
+/// A first message on an unusual port that is waited for: what EDNS commonly announces (RFC 6891 section 6.2.5).
+const MOST_AWAITED: usize = 4096;
+
 /// Which of the three it is; they differ in names, in who may say what, and in how they are logged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
@@ -173,15 +176,15 @@ pub static LLMNR: Protocol = Protocol {
 
 /// On the usual port a header whose counts fit is enough. Elsewhere the whole message must read without a fault.
 fn probe_dns(start: &Start<'_>) -> Probe {
-    let (message, is_whole) = match framed(start) {
+    let (message, length) = match framed(start) {
         Ok(found) => found,
         Err(answer) => return answer,
     };
     let Some(header) = message::Header::read(message) else { return Probe::No };
     let is_ours = if start.is_usual_port {
-        header.is_plausible(message.len(), is_whole)
+        header.is_plausible(length)
     } else {
-        is_whole && is_surely_dns(message)
+        message.len() == length && is_surely_dns(message)
     };
     match (is_ours, header.is_response(), start.way) {
         (false, ..) => Probe::No,
@@ -197,27 +200,35 @@ fn probe_multicast(start: &Start<'_>) -> Probe {
     }
     match framed(start) {
         Err(answer) => answer,
-        Ok((message, is_whole)) => match message::Header::read(message) {
-            Some(header) if header.is_plausible(message.len(), is_whole) => Probe::Yes,
+        Ok((message, length)) => match message::Header::read(message) {
+            Some(header) if header.is_plausible(length) => Probe::Yes,
             _ => Probe::No,
         },
     }
 }
 
-/// Return the first message, as much of it as is there, and whether that is all of it.
-fn framed<'a>(start: &Start<'a>) -> Result<(&'a [u8], bool), Probe> {
+/// Return the first message, as much of it as is there, and how long it is said to be.
+fn framed<'a>(start: &Start<'a>) -> Result<(&'a [u8], usize), Probe> {
     let data = start.data;
     if start.transport == Transport::Udp {
-        return if data.len() < message::HEADER_BYTES { Err(Probe::No) } else { Ok((data, true)) };
+        return if data.len() < message::HEADER_BYTES { Err(Probe::No) } else { Ok((data, data.len())) };
     }
     let Some((length, rest)) = data.split_first_chunk::<2>() else { return Err(Probe::More) };
     let length = usize::from(u16::from_be_bytes(*length));
     match rest.get(..length) {
         _ if length < message::HEADER_BYTES => Err(Probe::No),
-        Some(message) => Ok((message, true)),
-        None if rest.len() < message::HEADER_BYTES || !start.is_usual_port => Err(Probe::More),
-        None => Ok((rest, false)),
+        Some(message) => Ok((message, length)),
+        None if rest.len() < message::HEADER_BYTES => Err(Probe::More),
+        // elsewhere all of it is needed; a flow of another protocol must not wait for as much as its first bytes say
+        None if !start.is_usual_port && length <= MOST_AWAITED && is_maybe_dns(rest) => Err(Probe::More),
+        None if !start.is_usual_port => Err(Probe::No),
+        None => Ok((rest, length)),
     }
+}
+
+/// The header of a plain query or of its answer.
+fn is_maybe_dns(data: &[u8]) -> bool {
+    message::Header::read(data).is_some_and(|header| header.opcode() == 0 && header.counts[0] == 1)
 }
 
 /// One well-formed question in the Internet class and nothing behind the last record: no other protocol looks like
@@ -229,7 +240,7 @@ fn is_surely_dns(data: &[u8]) -> bool {
     let is_netbios = name.len() >= 32 && name.iter().take(32).all(|byte| (b'A'..=b'P').contains(byte));
     message.events.is_empty()
         && message.is_exact
-        && message.header.flags >> 11 & 0xf == 0
+        && message.header.opcode() == 0
         && query.class == 1
         && types::rrtype_name(query.rrtype).is_some()
         && !is_netbios

@@ -9,6 +9,7 @@
 mod chunked;
 mod coding;
 mod config;
+mod deflate;
 mod event;
 mod first_line;
 mod header;

@@ -7,17 +7,36 @@
 //! Read first: `protocol.rs`, then one protocol, `ntp.rs`.
 #![forbid(unsafe_code)]
 
+mod bacnet;
 mod body;
+mod coap;
 mod dhcp;
+mod dnp3;
 mod dns;
+mod enip;
+mod framed;
+mod ftp;
+mod ftp_data;
 mod http;
+mod iec104;
 mod json;
+mod lines;
+mod modbus;
+mod mqtt;
 mod ntp;
+mod opcua;
+mod pair;
 mod protocol;
 mod reader;
+mod s7comm;
 mod settings;
+mod smtp;
 mod snmp;
 mod ssh;
+mod telnet;
+#[cfg(test)]
+mod testing;
+mod tftp;
 mod tls;
 mod transactions;
 
@@ -35,13 +54,29 @@ pub use transactions::Transactions;
 
 /// Every protocol there is, in the order in which their probes are asked.
 pub static PROTOCOLS: &[&Protocol] = &[
-    &ntp::PROTOCOL,
-    &dns::MDNS,
-    &dns::LLMNR,
-    &dns::DNS,
+    // those that begin with words or magic numbers of their own
     &http::PROTOCOL,
     &tls::PROTOCOL,
     &ssh::PROTOCOL,
+    &smtp::PROTOCOL,
+    &ftp::PROTOCOL,
+    &ftp_data::PROTOCOL,
+    &telnet::PROTOCOL,
+    &dnp3::PROTOCOL,
+    &opcua::PROTOCOL,
+    &mqtt::PROTOCOL,
+    // those that are recognised by their structure
+    &s7comm::PROTOCOL,
+    &enip::PROTOCOL,
+    &iec104::PROTOCOL,
+    &modbus::PROTOCOL,
+    &bacnet::PROTOCOL,
+    &dns::MDNS,
+    &dns::LLMNR,
+    &dns::DNS,
+    &coap::PROTOCOL,
     &dhcp::PROTOCOL,
     &snmp::PROTOCOL,
+    &tftp::PROTOCOL,
+    &ntp::PROTOCOL,
 ];

@@ -12,7 +12,7 @@ pub(crate) mod fingerprint;
 mod hello;
 mod keywords;
 mod log;
-mod options;
+pub(crate) mod options;
 mod records;
 mod session;
 mod sslv2;

@@ -9,8 +9,8 @@ use capture::{CaptureError, CaptureFile, FileEnd, Record, Ring};
 use pyo3::prelude::*;
 
 use crate::core::{Core, Sensor};
-use crate::inspector::Inspector;
 use crate::errors::{Failure, detached, lock};
+use crate::inspector::Inspector;
 
 /// Frames may wait this long in a block that is not full: time must not overtake them.
 const FRAME_LAG_US: u64 = 100_000;

@@ -3,11 +3,12 @@
 use std::sync::{Arc, Mutex};
 
 use inspect::{Detector, Inspector as Deep};
-use protocols::Settings;
+use protocols::{Settings, Transport};
 use pyo3::prelude::*;
 use sensor::CaptureCounters;
+use serde::Deserialize;
 use serde_json::json;
-use signatures::{Environment, Files, Outcome, Source};
+use signatures::{Budget, Device, Environment, Files, Outcome, Service, Source};
 
 use crate::captures::FileReader;
 use crate::config::parse_config;
@@ -41,6 +42,7 @@ impl Files for NamedFiles<'_> {
 #[pyclass(frozen, module = "tidegate.ids._sensor")]
 pub struct RuleSet {
     detector: Arc<Detector>,
+    sources: Vec<String>,
 }
 
 #[pymethods]
@@ -68,9 +70,10 @@ impl RuleSet {
             thresholds: &thresholds,
             files: &named,
         };
-        let sources: Vec<Source<'_>> = sources.iter().map(|(name, text)| Source { name, text }).collect();
-        let rules = signatures::RuleSet::load(&sources, &environment);
-        Ok(RuleSet { detector: Arc::new(Detector::new(rules)) })
+        let texts: Vec<Source<'_>> = sources.iter().map(|(name, text)| Source { name, text }).collect();
+        let rules = signatures::RuleSet::load(&texts, &environment);
+        let sources = sources.iter().map(|(name, _)| name.clone()).collect();
+        Ok(RuleSet { detector: Arc::new(Detector::new(rules)), sources })
     }
 
     /// Return the load report as JSON: totals, and each rule that was not loaded as written.
@@ -102,7 +105,86 @@ impl RuleSet {
 
     /// Return which rules fit a device, as JSON; the question is JSON too (docs/how-to/detect-intrusions.md).
     fn budget(&self, config_json: &str) -> PyResult<String> {
-        signatures::budget_json(&self.detector.rules, config_json).map_err(|error| Failure::config(error).into())
+        self.choose(config_json).map_err(|error| Failure::config(error).into())
+    }
+}
+
+/// What `RuleSet.budget` is asked.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Question {
+    services: Vec<Offered>,
+    limit: usize,
+    #[serde(default)]
+    networks: Vec<String>,
+    /// The present year: rules lose weight with age.
+    #[serde(default)]
+    year: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Offered {
+    protocol: Option<String>,
+    port: Option<u16>,
+    application: Option<String>,
+}
+
+impl RuleSet {
+    fn choose(&self, config_json: &str) -> Result<String, String> {
+        let question: Question = serde_json::from_str(config_json).map_err(|error| error.to_string())?;
+        let mut services = Vec::new();
+        for offered in &question.services {
+            services.extend(services_of(offered)?);
+        }
+        let mut networks = Vec::new();
+        for text in &question.networks {
+            let (address, bits) = text.split_once('/').unwrap_or((text, "128"));
+            let address: std::net::IpAddr = address.parse().map_err(|_| format!("{text} is no network"))?;
+            networks.push((address, bits.parse::<u8>().map_err(|_| format!("{text} is no network"))?));
+        }
+        let device = Device { services, networks, year: question.year };
+        let rules = &self.detector.rules.signatures;
+        let selection = signatures::choose(rules, &device, Budget::Rules(question.limit));
+        let entry = |index: usize, reason: &str| {
+            let rule = rules.get(index)?;
+            let source = self.sources.get(usize::from(rule.origin.0))?;
+            Some(json!({"source": source, "line": rule.origin.1, "sid": rule.sid, "reason": reason}))
+        };
+        let kept: Vec<_> = selection.kept.iter().filter_map(|index| entry(*index, "")).collect();
+        let left_out: Vec<_> =
+            selection.rejected.iter().filter_map(|(index, reason)| entry(*index, &reason_text(reason))).collect();
+        Ok(json!({"kept": kept, "left_out": left_out}).to_string())
+    }
+}
+
+/// A port by its transport, or every port on which an application usually listens.
+fn services_of(offered: &Offered) -> Result<Vec<Service>, String> {
+    let transport = match offered.protocol.as_deref() {
+        None | Some("tcp") => Transport::Tcp,
+        Some("udp") => Transport::Udp,
+        Some(other) => return Err(format!("{other} is no transport of services")),
+    };
+    if let Some(port) = offered.port {
+        return Ok(vec![Service { transport, port, app: offered.application.clone() }]);
+    }
+    let name = offered.application.as_deref().ok_or("a service needs a port or an application")?;
+    let found = protocols::PROTOCOLS.iter().find(|protocol| protocol.name == name || protocol.aliases.contains(&name));
+    let protocol = found.ok_or_else(|| format!("{name} is no application protocol that the sensor knows"))?;
+    let app = Some(protocol.name.to_owned());
+    let ports =
+        protocol.ports.iter().flat_map(|port| protocol.transports.iter().map(move |transport| (port, transport)));
+    Ok(ports.map(|(port, transport)| Service { transport: *transport, port: *port, app: app.clone() }).collect())
+}
+
+fn reason_text(reason: &signatures::Reason) -> String {
+    use signatures::Reason;
+    match reason {
+        Reason::OtherNetwork => "about other addresses than the device's".to_owned(),
+        Reason::NoSuchService => "about a service that the device does not offer".to_owned(),
+        Reason::OtherSystem(system) => format!("about another system: {system}"),
+        Reason::NeedsDecryption => "needs decrypted traffic".to_owned(),
+        Reason::BeyondLimit(rank) => format!("others matter more: number {}", rank + 1),
     }
 }
 

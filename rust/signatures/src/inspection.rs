@@ -21,6 +21,8 @@ use bytes::{ByteExtract, ByteJump, ByteMath, ByteTest};
 use content::Content;
 use small::{Base64Decode, Bsize, Entropy, IsDataAt};
 
+use protocols::View;
+
 use crate::pcre::{Capture, Pcre, Regexes};
 use crate::prefilter::Pattern;
 use crate::transform::Transform;
@@ -51,8 +53,8 @@ enum Absence {
 #[derive(Debug)]
 enum Condition {
     Content(Content),
-    IsDataAt(IsDataAt),
-    Bsize(Bsize),
+    IsDataAt(Box<IsDataAt>),
+    Bsize(Box<Bsize>),
     Pcre(Box<Pcre>),
     ByteTest(Box<ByteTest>),
     ByteJump(Box<ByteJump>),
@@ -97,6 +99,12 @@ pub struct Subject<'a> {
     pub start: u64,
     /// Nothing more will come: needed for `bsize`, `endswith`, `isdataat:!`.
     pub is_complete: bool,
+}
+
+impl<'a> From<View<'a>> for Subject<'a> {
+    fn from(view: View<'a>) -> Subject<'a> {
+        Subject { data: view.data, start: view.start, is_complete: view.is_complete }
+    }
 }
 
 impl Inspection {

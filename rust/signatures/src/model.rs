@@ -2,9 +2,11 @@
 
 use protocols::Way;
 
+use crate::dataset::DatasetTest;
 use crate::effects::{Effect, FlowTest};
 use crate::header::Header;
 use crate::inspection::Inspection;
+use crate::number::Choice;
 use crate::packet_test::PacketTest;
 use crate::threshold::Threshold;
 use crate::transform::Transform;
@@ -50,6 +52,8 @@ pub struct Signature {
     pub sid: u32,
     /// Revision.
     pub rev: u32,
+    /// Where it was written: index of the file, and the line on which it begins, from 1.
+    pub origin: (u16, u32),
     /// `msg`.
     pub message: Box<str>,
     /// Index into [`crate::RuleSet::classes`] plus one; 0 where there is no `classtype`.
@@ -94,6 +98,9 @@ pub struct Signature {
     pub threshold: Option<Box<Threshold>>,
     /// `bypass`, `tag`, `filestore` and what else is accepted and does nothing here stand in the report, not here.
     pub is_bypass: bool,
+    /// `app-layer-protocol` and nothing else about packets: looked at once for each way of a flow, on the packet with
+    /// which detection of the protocol came to an end in that way (found or given up).
+    pub is_detection_only: bool,
 }
 
 /// The `flow` keyword.
@@ -164,6 +171,10 @@ pub struct BufferTest {
     pub transforms: Box<[Transform]>,
     /// What is looked for.
     pub inspection: Inspection,
+    /// Data sets that the bytes are looked up in, after everything else of this buffer.
+    pub datasets: Box<[DatasetTest]>,
+    /// Only this way's buffer is meant (`=>` rules, `bidir.toserver`); `None`: whichever way the rule is looked at.
+    pub way: Option<Way>,
 }
 
 /// An integer of a protocol.
@@ -173,6 +184,8 @@ pub struct NumberTest {
     pub places: Box<[(u8, u16)]>,
     /// What it must be.
     pub range: crate::number::Comparison,
+    /// Which of several have to be so: [`Choice::matches`].
+    pub choice: Choice,
 }
 
 /// A keyword of a protocol's own.

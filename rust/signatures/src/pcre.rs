@@ -19,12 +19,14 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use automaton::Automaton;
-use machine::{Exhausted, Machine, NOWHERE};
+use machine::{Machine, NOWHERE};
 use program::Program;
 use syntax::Flags;
 
 /// Most steps of the machine for one search; some 2 ms. Suricata's `match-limit` is 3,500 of larger steps.
 const MOST_STEPS: u32 = 400_000;
+/// Steps before an automaton is asked for: a tenth of a millisecond, in which it could be built.
+const FIRST_STEPS: u32 = 40_000;
 /// Shorter buffers are left to the machine: an automaton costs more to build than it saves.
 const SHORT_BYTES: usize = 512;
 /// How many of the machine's steps count as one of [`crate::Context::steps`].
@@ -89,7 +91,7 @@ fn split(value: &str) -> Result<(bool, &str, &str, &str), String> {
         Some(rest) => (true, rest.trim_start()),
         None => (false, value),
     };
-    let inner = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).ok_or("pcre needs quotation marks")?;
+    let inner = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(value);
     let inner = inner.strip_prefix('/').ok_or("pcre needs a pattern between slashes")?;
     let at = inner.rfind('/').ok_or("pcre needs a pattern between slashes")?;
     let after = &inner[at + 1..];
@@ -252,20 +254,19 @@ impl Regexes {
         captures: &mut Vec<Capture>,
     ) -> Option<Match> {
         self.prepare(pcre)?;
-        let entry = self.entries.get_mut(&pcre.key)?;
-        let machine = &mut self.machine;
-        let before = entry.automaton.is_some();
+        let (entry, machine) = (self.entries.get_mut(&pcre.key)?, &mut self.machine);
         let mut budget = MOST_STEPS;
         let found = entry.find(machine, pcre, data, from, &mut budget);
         *steps = steps.saturating_sub((MOST_STEPS - budget) / STEPS_PER_STEP);
-        if !before {
-            let grown = entry.automaton.as_ref().and_then(Option::as_ref).map_or(0, |automaton| automaton.heap_bytes());
-            entry.bytes += grown;
-            self.bytes += grown;
-        }
+        let before = entry.bytes;
+        entry.bytes = entry.heap_bytes(); // an automaton was built, or its cache grew
+        self.bytes = (self.bytes + entry.bytes).saturating_sub(before);
+        machine.shrink();
+        self.forget(self.most);
         let found = found?;
         for ((scope, name), group) in pcre.captures.iter().zip(&pcre.groups) {
-            let slot = |index: usize| machine.slots.get(usize::from(*group) * 2 + index).copied().unwrap_or(NOWHERE);
+            let slot =
+                |index: usize| self.machine.slots.get(usize::from(*group) * 2 + index).copied().unwrap_or(NOWHERE);
             if let Some(value) = data.get(slot(0)..slot(1)) {
                 captures.push(Capture { scope: *scope, name: name.clone(), value: value.to_vec() });
             }
@@ -276,31 +277,42 @@ impl Regexes {
     /// Make sure that the expression is compiled, and others are forgotten where that takes too much.
     fn prepare(&mut self, pcre: &Pcre) -> Option<()> {
         self.clock += 1;
-        if let Some(entry) = self.entries.get_mut(&pcre.key) {
-            if entry.pattern == pcre.pattern && entry.flags == pcre.flags {
-                entry.used = self.clock;
-                return Some(());
-            }
+        if let Some(entry) = self.entries.get_mut(&pcre.key)
+            && entry.pattern == pcre.pattern
+            && entry.flags == pcre.flags
+        {
+            entry.used = self.clock;
+            return Some(());
         }
-        while self.entries.len() >= self.most || self.bytes > self.most_bytes {
-            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| *key);
-            let Some(entry) = oldest.and_then(|key| self.entries.remove(&key)) else { break };
-            self.bytes = self.bytes.saturating_sub(entry.bytes);
-        }
+        self.forget(self.most - 1);
         let tree = syntax::parse(pcre.pattern.as_bytes(), pcre.flags).ok()?;
         let program = Program::new(&tree).ok()?;
         let (pattern, flags, used) = (pcre.pattern.clone(), pcre.flags, self.clock);
-        let bytes = program.heap_bytes() + pattern.len();
-        self.bytes += bytes;
-        let entry = Entry { pattern, flags, program, automaton: None, used, bytes };
+        let mut entry = Entry { pattern, flags, program, automaton: None, used, bytes: 0 };
+        entry.bytes = entry.heap_bytes();
+        self.bytes += entry.bytes;
         if let Some(other) = self.entries.insert(pcre.key, entry) {
             self.bytes = self.bytes.saturating_sub(other.bytes); // two expressions with one key
         }
         Some(())
     }
+
+    /// Forget the least recently used ones until there are at most so many and they take no more than they may.
+    fn forget(&mut self, most: usize) {
+        while self.entries.len() > most || self.bytes > self.most_bytes && self.entries.len() > 1 {
+            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| *key);
+            let Some(entry) = oldest.and_then(|key| self.entries.remove(&key)) else { break };
+            self.bytes = self.bytes.saturating_sub(entry.bytes);
+        }
+    }
 }
 
 impl Entry {
+    fn heap_bytes(&self) -> usize {
+        let automaton = self.automaton.as_ref().and_then(Option::as_ref).map_or(0, |automaton| automaton.heap_bytes());
+        self.program.heap_bytes() + self.pattern.len() + automaton
+    }
+
     fn find(
         &mut self,
         machine: &mut Machine,
@@ -312,9 +324,11 @@ impl Entry {
         let whole = |(start, end)| Match { start, end };
         let is_anchored = pcre.is_anchored;
         if data.len().saturating_sub(from) <= SHORT_BYTES || is_anchored || self.program.is_anchored {
-            match machine.search(&self.program, data, from, is_anchored, budget) {
-                Ok(found) => return found.map(whole),
-                Err(Exhausted) => *budget = MOST_STEPS / 2, // the automaton's part comes on top
+            let mut first = FIRST_STEPS;
+            let found = machine.search(&self.program, data, from, is_anchored, &mut first);
+            *budget = budget.saturating_sub(FIRST_STEPS - first);
+            if let Ok(found) = found {
+                return found.map(whole);
             }
         }
         if self.automaton.is_none() {
@@ -327,9 +341,10 @@ impl Entry {
         let (start, end) = automaton.search(data, from, is_anchored)?;
         if pcre.has_relative_next || pcre.has_captures() {
             // the machine knows groups and PCRE's exact end
-            machine.slots.clear();
-            let exact = machine.search(&self.program, data, start, true, budget).ok().flatten();
-            return Some(whole(exact.unwrap_or((start, end))));
+            if let Ok(Some(exact)) = machine.search(&self.program, data, start, true, budget) {
+                return Some(whole(exact));
+            }
+            machine.slots.clear(); // too much work: nothing is captured
         }
         Some(Match { start, end })
     }

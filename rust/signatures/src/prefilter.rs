@@ -78,7 +78,7 @@ impl Prefilter {
     pub fn scan(&self, data: &[u8], found: &mut Found) {
         self.quads.scan::<4>(data, found);
         self.pairs.scan::<2>(data, found);
-        self.singles.scan::<1>(data, found);
+        self.singles.scan_bytes(data, found);
     }
 
     /// Bytes on the heap.

@@ -254,7 +254,7 @@ fn parse_xor(argument: &str) -> Result<Xor, String> {
     if text.contains("extract") || text.contains("offset") {
         return parse_xor_extract(text);
     }
-    let is_key = !text.is_empty() && text.len() % 2 == 0 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_key = !text.is_empty() && text.len().is_multiple_of(2) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     if !is_key || text.len() / 2 > MOST_KEY {
         return Err("xor needs a key of pairs of hexadecimal digits".into());
     }

@@ -18,7 +18,7 @@ MAX_FILE_BYTES = 64 << 20  # MAX_LINES entries of some 300 bytes, three times ov
 def add_to(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verbs below ``baseline``."""
     baseline = add_verb(verbs, "baseline", "learn who talks to whom about what, and say later what is new")
-    below = baseline.add_subparsers(dest="action", metavar="ACTION", required=True)
+    below = baseline.add_subparsers(dest="subverb", metavar="ACTION", required=True)
 
     learn = add_verb(below, "learn", "learn from captures or EVE files (flow events); answered flows alone count")
     learn.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="a capture file or an EVE file")

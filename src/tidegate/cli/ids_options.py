@@ -99,7 +99,8 @@ def sensor_config(arguments: argparse.Namespace, *, interface: str | None = None
     own: list[Setting] = [("tidegate.flow-events", arguments.flows)]
     if arguments.checksums:
         own.append(("pcap-file.checksum-checks", CHECKSUM_SETTINGS[arguments.checksums]))
-        own.append(("stream.checksum-validation", "no" if arguments.checksums == "none" else "yes"))
+    if arguments.checksums in ("none", "all"):
+        own.append(("stream.checksum-validation", CHECKSUM_SETTINGS[arguments.checksums]))
     if arguments.simulate_ips:
         own.append(("simulate-ips", "yes"))
     if arguments.filter:

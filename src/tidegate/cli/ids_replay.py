@@ -35,6 +35,7 @@ def add_to(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     replay.add_argument(
         "--eve", default=None, metavar="FILE", help="write the EVE lines to FILE; '-' is standard output"
     )
+    replay.add_argument("--fast", metavar="FILE", help="write a line of text for each alert to FILE, as in fast.log")
     replay.add_argument("--stats", action="store_true", help="print the counters")
     replay.add_argument(
         "--fail-on-refused", action="store_true", help="exit status 3 if a rule was refused; the rest is inspected"
@@ -46,12 +47,16 @@ def add_to(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run_replay(arguments: argparse.Namespace, output: Output) -> int:
     """Replay one file and say what was in it; the exit status is 0 whether or not there were alerts."""
+    from tidegate.ids.fastlog import encode_fast
+
     lines, stats_line, refused = _open_replay(arguments)
     tally = _Tally(progress=arguments.progress)
-    with _open_eve(arguments.eve) as eve:
+    with _open_eve(arguments.eve) as eve, _open_eve(arguments.fast) as fast:
         for line in lines:
             if eve is not None:
                 eve.write(line + "\n")
+            if fast is not None and (text := encode_fast(json.loads(line))) is not None:
+                fast.write(text + "\n")
             if arguments.eve != "-":
                 tally.add(line)
         last = stats_line()

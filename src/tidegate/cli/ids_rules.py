@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def add_to(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verbs below ``rules``."""
     rules = add_verb(verbs, "rules", "check signature rules, choose those that a device should carry")
-    below = rules.add_subparsers(dest="action", metavar="ACTION", required=True)
+    below = rules.add_subparsers(dest="subverb", metavar="ACTION", required=True)
 
     check = add_verb(
         below, "check", "say which rules load as written, which with differences and which not; 3 if any not"

@@ -29,7 +29,7 @@ NOUNS = {
     "factory": "make a factory CA, give a blank device its identity, keys, policy and vault",
     "firewall": "plan, apply and confirm the firewall, lock down, ban; explain and learn what it decides",
     "identity": "enrol, renew, move and show the device's certificate",
-    "ids": "run the network sensor, replay captures",
+    "ids": "run the network sensor, replay captures; check rules, learn baselines, follow EVE files",
     "image": "build, sign, inspect and verify images and update bundles",
     "keys": "generate, use, list and destroy keys in any provider; hold a key ceremony",
     "policy": "check, sign and verify the policy",

@@ -28,7 +28,7 @@ from tidegate.ids.errors import ConfigInvalid, SensorInternal, SensorMissing
 from tidegate.ids.rulefiles import NamedFiles, read_rules
 from tidegate.ids.section import RULES_MEMORY, parse_memory
 from tidegate.ids.sensor import LINES_A_STEP, load_module, translate_sensor_errors
-from tidegate.ids.settings import DEFAULTS, Setting, merge_settings
+from tidegate.ids.settings import Setting, with_defaults
 
 MAX_DETECTORS = 64  # each is called for every flow and transaction
 FIRST_DETECTOR_ID = 2_990_001  # behind the numbers of our own detectors (docs/formats/eve.md)
@@ -97,7 +97,7 @@ class RuleSet:
         module = _load_engine()
         named = NamedFiles([*folders, *(path.parent for path in files)])
         with translate_sensor_errors(module):
-            handle = module.RuleSet(sources, list(merge_settings(DEFAULTS, settings)), named)
+            handle = module.RuleSet(sources, list(with_defaults(settings)), named)
         return cls(module, handle, sources)
 
     def report(self) -> LoadReport:
@@ -136,7 +136,7 @@ class Sensor:
     def __init__(self, config: SensorConfig | None = None) -> None:
         self.config = config or SensorConfig()
         self._module = _load_engine()
-        settings = merge_settings(DEFAULTS, self.config.settings)
+        settings = with_defaults(self.config.settings)
         self.rules: RuleSet | None = None
         if self.config.rules:
             self.rules = RuleSet.load(*self.config.rules, settings=settings, folders=self.config.folders)
@@ -222,6 +222,14 @@ class LiveCapture:
         with translate_sensor_errors(self._module):
             lines = self._capture.poll(timeout_ms, max_lines)
         return list(self._sensor.with_findings(lines))
+
+    def finish(self) -> list[str]:
+        """End every open flow and return its EVE lines."""
+        return list(self._sensor.finish_lines())
+
+    def stats_line(self) -> str:
+        """Return the counters so far as one EVE line."""
+        return self._sensor.stats_line()
 
     def __enter__(self) -> Self:
         return self

@@ -33,7 +33,7 @@ _UNITS = {"KiB": 1 << 10, "MiB": 1 << 20}
 Interface = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}\Z")]  # IFNAMSIZ
 RuleFile = Annotated[str, Meta(pattern=r"^/[^\0]{0,4094}\Z")]
 SettingName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._#-]{0,127}\Z")]
-SettingValue = Annotated[str, Meta(max_length=4096)]
+SettingValue = Annotated[str, Meta(max_length=1024)]
 Rate = Annotated[int, Meta(ge=0, le=10_000_000)]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -134,19 +134,22 @@ def plan_sensor(section: IdsSection, *, flow_events_per_s: int = LIVE_FLOW_EVENT
     memory_bytes = parse_memory(section.memory or (RULES_MEMORY if section.rules else DEFAULT_MEMORY))
     if section.flood.low_per_s >= section.flood.high_per_s:
         raise ConfigInvalid("flood.low_per_s must be below flood.high_per_s", field="flood.low_per_s")
-    document = {
+    document: dict[str, object] = {
         "memory_bytes": memory_bytes,
         "scan": {name: getattr(section.scan, name) for name in Scan.__struct_fields__},
         "flood": {name: getattr(section.flood, name) for name in Flood.__struct_fields__},
         "flow_events": section.flow_events.value,
         "flow_events_per_s": flow_events_per_s,
     }
+    settings = _plan_settings(section)
+    if section.rules or section.settings or section.home_net or section.detectors != Detectors():
+        document |= {"rules": list(section.rules), "settings": settings}
     return SensorPlan(
         memory_bytes=memory_bytes,
         allow=parse_prefixes(section.allow),
         config_json=json.dumps(document, separators=(",", ":")),
         rules=tuple(Path(name) for name in section.rules),
-        settings=_plan_settings(section),
+        settings=settings,
     )
 
 

@@ -23,6 +23,7 @@ _ERRORS: dict[str, type[TidegateError]] = {
     kind.code: kind
     for kind in (
         errors.ConfigInvalid,
+        errors.SettingsInvalid,
         errors.CapturePermission,
         errors.CaptureNoInterface,
         errors.CaptureUnsupportedInterface,

@@ -27,7 +27,6 @@ MAX_DEPTH = 32  # Suricata's own file has 9
 MAX_NAME = 512  # names are made of keys; the longest known has 90 characters
 MAX_VALUE = 65_536  # a HOME_NET of 3,000 prefixes
 
-_YES = frozenset({"yes", "true", "on", "1"})
 _NO = frozenset({"no", "false", "off", "0"})
 _EVE_TYPES = re.compile(r"outputs\.eve-log(#[0-9]+)?\.types\Z")
 _POSITION = re.compile(r"(?<=\.)(outputs|types)\.[0-9]+\.|\A(outputs|types)\.[0-9]+\.")
@@ -58,6 +57,30 @@ DEFAULTS: tuple[Setting, ...] = (
     ("vars.port-groups.SIP_PORTS", "[5060, 5061]"),
 )
 
+# What an EVE output writes where no configuration says it: as Suricata's own file, and industrial protocols besides.
+_EVE_DEFAULT_TYPES = (
+    "alert anomaly http dns tls files smtp websocket ftp rdp nfs smb tftp ike dcerpc krb5 bittorrent-dht snmp rfb sip "
+    "quic ldap pop3 dhcp ssh mqtt http2 doh2 modbus dnp3 enip stats flow"
+)
+DEFAULT_OUTPUTS: tuple[Setting, ...] = (
+    ("outputs.eve-log.enabled", "yes"),
+    ("outputs.eve-log.enabled-types", ",".join(_EVE_DEFAULT_TYPES.split())),
+    ("outputs.eve-log.types.alert.tagged-packets", "yes"),
+    ("outputs.eve-log.types.anomaly.enabled", "yes"),
+    ("outputs.eve-log.types.anomaly.types.decode", "no"),
+    ("outputs.eve-log.types.anomaly.types.stream", "no"),
+    ("outputs.eve-log.types.anomaly.types.applayer", "yes"),
+    ("outputs.eve-log.types.http.extended", "yes"),
+    ("outputs.eve-log.types.tls.extended", "yes"),
+    ("outputs.eve-log.types.dhcp.extended", "no"),
+)
+
+
+def with_defaults(settings: Sequence[Setting]) -> tuple[Setting, ...]:
+    """Return settings behind the built-in variables and, unless they choose event types, the built-in output."""
+    chosen = any(name == "outputs.eve-log.enabled-types" for name, _ in settings)
+    return merge_settings(DEFAULTS, () if chosen else DEFAULT_OUTPUTS, settings)
+
 
 def parse_setting(text: str) -> Setting:
     """Return ``"NAME=VALUE"`` as a pair, without positions in lists of outputs and types (rule 3).
@@ -79,19 +102,13 @@ def merge_settings(*groups: Iterable[Setting]) -> tuple[Setting, ...]:
     return tuple(merged.items())
 
 
-def flag(settings: Sequence[Setting], name: str, *, default: bool) -> bool:
-    """Return a setting as yes or no, ``default`` where it is absent or neither."""
-    text = dict(settings).get(name, "").lower()
-    return True if text in _YES else False if text in _NO else default
-
-
 def flatten_config(document: object) -> tuple[Setting, ...]:
     """Return a configuration document as settings, by the five rules of this module.
 
     ``document`` has mappings, lists, texts and None, as a YAML reader without types gives them. Raises
     ``ids.settings.invalid`` for anything else, and beyond ``MAX_SETTINGS`` and ``MAX_DEPTH``.
     """
-    if document is None:
+    if document is None or document == "":  # a file of comments
         return ()
     if not isinstance(document, Mapping):
         raise SettingsInvalid("the configuration is no mapping of names to values")
@@ -148,6 +165,6 @@ def _named(item: object) -> tuple[str | None, object]:
         return item, None
     if isinstance(item, Mapping) and len(item) == 1:
         ((key, below),) = item.items()
-        if isinstance(key, str) and (below is None or isinstance(below, Mapping)):
-            return key, below
+        if isinstance(key, str) and (not below or isinstance(below, Mapping)):
+            return key, below or None
     return None, None

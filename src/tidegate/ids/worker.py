@@ -1,8 +1,9 @@
 """The sensor's process: ``python -m tidegate.ids.worker --interface IF``.
 
-Reads its configuration (one JSON line, ``SensorPlan.config_json``) from standard input, opens the capture ring, becomes
-user nobody without a way back, and then writes EVE lines to standard output: first ``{"event_type":"ready", ...}`` (or
-``{"event_type":"error","code":...}`` and exit status 4), a ``stats`` line every ``STATS_S`` and a last one at the end.
+Reads its configuration (one JSON line, ``SensorPlan.config_json``) from standard input and the rules that it names,
+opens the capture ring, becomes user nobody without a way back, and then writes EVE lines to standard output: first
+``{"event_type":"ready", ...}`` (or ``{"event_type":"error","code":...}`` and exit status 3 or 4), a ``stats`` line
+every ``STATS_S`` and a last one at the end.
 Ends on SIGTERM, on SIGINT, when its reader is gone, and with its parent.
 
 Imports little on purpose: it lives as long as the device does. Touches: packet socket, process credentials, pipes.
@@ -16,13 +17,17 @@ import select
 import signal
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from tidegate.base.confine import confine
 from tidegate.base.errors import TidegateError
 from tidegate.ids.errors import ConfigInvalid, WorkerConfinement
 from tidegate.ids.sensor import LINES_A_STEP, LiveSensor
 
-MAX_CONFIG_BYTES = 65_536  # ours are below 1 KiB
+if TYPE_CHECKING:
+    from tidegate.ids.inspector import LiveCapture
+
+MAX_CONFIG_BYTES = 1 << 20  # below 1 KiB without rules; 64 rule files and 256 settings, each at its longest, fit
 POLL_MS = 250  # the sensor's own tick
 RETIRE_MS = 60  # the ring hands over a block that is not full after 50 ms
 STATS_S = 60.0
@@ -35,7 +40,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m tidegate.ids.worker --interface IF < CONFIG\n")
         return 2
     try:
-        with LiveSensor(arguments[1], _read_config()) as sensor:
+        with open_sensor(arguments[1], _read_config()) as sensor:
             confine(keep=None, ends_with_parent=True, failed=WorkerConfinement)
             return _serve(sensor, arguments[1])
     except TidegateError as error:
@@ -44,7 +49,31 @@ def main(arguments: list[str]) -> int:
         return error.exit_status
 
 
-def _serve(sensor: LiveSensor, interface: str) -> int:
+def open_sensor(interface: str, config_json: str) -> LiveSensor | LiveCapture:
+    """Open the interface: for scans and floods alone, or, where the configuration has settings, with rules.
+
+    Rules are read here, while files of root can still be read.
+    """
+    try:
+        config = json.loads(config_json)
+    except ValueError as error:
+        raise ConfigInvalid(f"the configuration line is no JSON: {error}") from error
+    if not isinstance(config, dict) or "settings" not in config:
+        return LiveSensor(interface, config_json)
+    from tidegate.ids.inspector import Sensor, SensorConfig
+
+    sensor = Sensor(
+        SensorConfig(
+            rules=tuple(config["rules"]),
+            settings=tuple((name, value) for name, value in config["settings"]),
+            memory=f"{config['memory_bytes'] >> 10}KiB",
+            interface=interface,
+        )
+    )
+    return sensor.open_interface()
+
+
+def _serve(sensor: LiveSensor | LiveCapture, interface: str) -> int:
     stopping: list[bool] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.append(True))

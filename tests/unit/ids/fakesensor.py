@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 
 class SensorError(Exception):
@@ -44,7 +45,7 @@ class RuleSet:
 
 
 class Inspector:
-    made: list[Inspector] = []
+    made: ClassVar[list[Inspector]] = []
 
     def __init__(self, ruleset, settings, memory_bytes):
         self.ruleset, self.settings, self.memory_bytes = ruleset, settings, memory_bytes

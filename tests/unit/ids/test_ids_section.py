@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tidegate.ids.errors import ConfigInvalid
-from tidegate.ids.section import Flood, IdsSection, Scan, WatchSection, plan_sensor
+from tidegate.ids.section import Detectors, Flood, IdsSection, Scan, WatchSection, plan_sensor
 
 sensor_module = pytest.importorskip("tidegate.ids._sensor", reason="the Rust module is not built")
 
@@ -28,6 +28,7 @@ def test_the_default_section_is_a_valid_plan():
         (IdsSection(memory="2048MiB"), "memory"),
         (IdsSection(memory="-24MiB"), "memory"),
         (IdsSection(memory="24MiB\n"), "memory"),
+        (IdsSection(home_net=("192.0.2.1/24",)), "home_net"),
         (IdsSection(allow=("10.0.0.1/8",)), "allow"),
         (IdsSection(allow=("anything",)), "allow"),
         (IdsSection(flood=Flood(high_per_s=50, low_per_s=50)), "flood.low_per_s"),
@@ -54,6 +55,10 @@ def test_what_a_type_cannot_refuse_is_refused_with_its_field(section, field):
         {"respond": "shout"},
         {"interfaces": ["eth0; reboot"]},
         {"memory": 24},
+        {"rules": ["relative.rules"]},
+        {"settings": {"a b": "x"}},
+        {"settings": {"a": 1}},
+        {"detectors": {"moon": True}},
     ],
 )
 def test_types_and_ranges_are_msgspec_s_to_refuse(document):
@@ -98,3 +103,21 @@ def test_the_sensor_refuses_what_is_outside(config):
     with pytest.raises(sensor_module.SensorError) as caught:
         sensor_module.Sensor(config)
     assert caught.value.args[0] == "ids.config.invalid"
+
+
+def test_rules_settings_and_detectors_become_settings():
+    section = IdsSection(
+        rules=("/etc/a.rules",),
+        settings={"stream.midstream": "yes", "tidegate.flow-events": "off"},
+        home_net=("192.0.2.0/24", "2001:db8::1"),
+        detectors=Detectors(scan=False),
+    )
+    plan = plan_sensor(section)
+    assert (plan.memory_bytes, [str(path) for path in plan.rules]) == (24 << 20, ["/etc/a.rules"])
+    assert dict(plan.settings) == {
+        "tidegate.detectors.scan": "no",
+        "tidegate.detectors.flood": "yes",
+        "tidegate.flow-events": "off",
+        "vars.address-groups.HOME_NET": "[192.0.2.0/24,2001:db8::1/128]",
+        "stream.midstream": "yes",
+    }

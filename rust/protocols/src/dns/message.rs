@@ -47,11 +47,11 @@ impl Header {
     }
 
     /// Return whether a message of `bytes` can hold what is announced: a question takes at least five bytes, a record
-    /// eleven. Cut messages are only asked whether they announce anything.
-    pub fn is_plausible(&self, bytes: usize, is_whole: bool) -> bool {
+    /// eleven.
+    pub fn is_plausible(&self, bytes: usize) -> bool {
         let records: usize = self.counts.iter().skip(1).map(|&count| usize::from(count)).sum();
         let least = usize::from(self.counts[0]) * 5 + records * 11;
-        (self.counts[0] > 0 || records > 0) && (!is_whole || least <= bytes.saturating_sub(HEADER_BYTES))
+        least > 0 && least <= bytes.saturating_sub(HEADER_BYTES)
     }
 }
 

@@ -1,7 +1,7 @@
 //! From datagrams or from a stream of length-prefixed messages to transactions.
 
 use super::message::{Header, Message};
-use super::transaction::{Entry, Style};
+use super::transaction::{Entry, Style, logged_types};
 use super::{Kind, event, types};
 use crate::{ParseError, Parser, Settings, Transaction, Transactions, Transport, Way};
 
@@ -16,6 +16,7 @@ pub struct Dns {
     kind: Kind,
     transport: Transport,
     style: Style,
+    logged_types: Vec<u16>,
     transactions: Transactions<Entry>,
     heap: usize,
     /// By way: bytes are missing, so the next ones may begin anywhere.
@@ -25,12 +26,14 @@ pub struct Dns {
 impl Dns {
     pub fn new(kind: Kind, settings: &Settings, transport: Transport) -> Dns {
         let transactions = Transactions::new(MOST_TRANSACTIONS);
-        Dns { kind, transport, style: Style::new(kind, settings), transactions, heap: 0, is_lost: [false; 2] }
+        let logged_types = if kind == Kind::Dns { logged_types(settings) } else { Vec::new() };
+        let style = Style::new(kind, settings);
+        Dns { kind, transport, style, logged_types, transactions, heap: 0, is_lost: [false; 2] }
     }
 
     fn take(&mut self, way: Way, data: &[u8]) -> Result<(), ParseError> {
         let entry = match self.read(way, data) {
-            Ok(message) => Entry::new(way, message, self.style),
+            Ok(message) => Entry::new(way, message, self.style, &self.logged_types),
             Err(event) => Entry::broken(way, event, self.style),
         };
         self.heap += entry.heap_bytes();
@@ -71,8 +74,7 @@ impl Dns {
             let header = data.get(2..).and_then(Header::read);
             let length = data.first_chunk::<2>().map_or(0, |length| usize::from(u16::from_be_bytes(*length)));
             let is_response = way == Way::ToClient;
-            *lost =
-                !header.is_some_and(|header| header.is_response() == is_response && header.is_plausible(length, true));
+            *lost = !header.is_some_and(|header| header.is_response() == is_response && header.is_plausible(length));
         }
         !*lost
     }
@@ -123,6 +125,6 @@ impl Parser for Dns {
     fn finish(&mut self) {}
 
     fn heap_bytes(&self) -> usize {
-        self.heap + self.transactions.len() * size_of::<Entry>()
+        self.heap + self.transactions.len() * size_of::<Entry>() + self.logged_types.capacity() * 2
     }
 }

@@ -99,6 +99,23 @@ fn an_answer_is_logged_in_both_formats() {
 }
 
 #[test]
+fn settings_choose_types_and_sides() {
+    for (name, value, is_logged) in [
+        ("types", "[aaaa, a]", true),
+        ("types", "[aaaa, mx]", false),
+        ("custom.0", "a", true),
+        ("requests", "no", false),
+        ("responses", "no", true),
+    ] {
+        let mut settings = Settings::default();
+        settings.set(&format!("outputs.eve-log.types.dns.{name}"), value);
+        let mut parser = (DNS.parser)(&settings, Transport::Udp);
+        assert!(parser.parse(Way::ToServer, &question(), false).is_ok());
+        assert_eq!(parser.transaction(0).map(|message| message.is_logged(0)), Some(is_logged), "{name}: {value}");
+    }
+}
+
+#[test]
 fn each_fault_has_its_event() {
     let bent = |at: usize, value: u8| {
         let mut data = question();
@@ -170,6 +187,14 @@ fn probes_know_their_own() {
     assert_eq!((DNS.probe)(&start(&question, false, Way::ToServer)), Probe::Yes);
     assert_eq!((DNS.probe)(&start(&question[..25], false, Way::ToServer)), Probe::No);
     assert_eq!((DNS.probe)(&start(b"GET / HTTP/1.1\r\n", true, Way::ToServer)), Probe::No);
+    let stream = |data| Start { data, way: Way::ToServer, transport: Transport::Tcp, is_usual_port: false };
+    let framed = [&(question.len() as u16).to_be_bytes()[..], &question].concat();
+    assert_eq!((DNS.probe)(&stream(&framed)), Probe::Yes);
+    assert_eq!((DNS.probe)(&stream(&framed[..20])), Probe::More);
+    assert_eq!((DNS.probe)(&stream(b"GET / HTTP/1.1\r\n")), Probe::No, "it must not wait for 18 thousand bytes");
+    let usual = |data| Start { is_usual_port: true, ..stream(data) };
+    assert_eq!((DNS.probe)(&usual(&framed[..20])), Probe::Yes);
+    assert_eq!((DNS.probe)(&usual(b"GET / HTTP/1.1\r\n")), Probe::No);
     assert_eq!((MDNS.probe)(&start(&answer, true, Way::ToServer)), Probe::Yes);
     assert_eq!((MDNS.probe)(&start(&answer, false, Way::ToServer)), Probe::No);
 }

@@ -3,7 +3,8 @@
 use std::any::Any;
 
 use super::message::{Message, Record};
-use super::{Kind, buffer, log, number};
+use super::{Kind, buffer, log, number, types};
+use crate::tls::options::items;
 use crate::{COMPLETE, Json, Settings, Transaction, View, Way};
 
 /// How messages are logged.
@@ -28,16 +29,26 @@ impl Style {
             Kind::Mdns => "outputs.eve-log.types.mdns",
             Kind::Llmnr => "outputs.eve-log.types.llmnr",
         };
-        let formats = settings.text(&format!("{prefix}.formats")).unwrap_or("detailed grouped");
+        let formats = format!("{prefix}.formats");
+        let formats = items(settings, &formats);
+        let has = |name: &str| formats.is_empty() || formats.contains(&name);
         Style {
             kind,
             version: if settings.number(&format!("{prefix}.version"), 3) == 2 { 2 } else { 3 },
             has_requests: settings.flag(&format!("{prefix}.requests"), true),
             has_responses: settings.flag(&format!("{prefix}.responses"), true),
-            is_detailed: formats.contains("detailed"),
-            is_grouped: formats.contains("grouped"),
+            is_detailed: has("detailed"),
+            is_grouped: has("grouped"),
         }
     }
+}
+
+/// Types of questions that are logged; empty: all. Both lists of Suricata's configuration count, `types` and the older
+/// `custom`.
+pub fn logged_types(settings: &Settings) -> Vec<u16> {
+    let names = ["types", "custom"].map(|list| format!("outputs.eve-log.types.dns.{list}"));
+    let items = names.iter().flat_map(|name| items(settings, name));
+    items.filter_map(|item| types::rrtype_number(&item.to_ascii_uppercase())).collect()
 }
 
 /// A message, or what was in its place.
@@ -47,16 +58,19 @@ pub struct Entry {
     message: Option<Box<Message>>,
     fault: [u8; 1],
     style: Style,
+    /// Its question is of a type that is logged.
+    is_wanted: bool,
 }
 
 impl Entry {
-    pub fn new(way: Way, message: Message, style: Style) -> Entry {
-        Entry { id: 0, way, message: Some(Box::new(message)), fault: [0], style }
+    pub fn new(way: Way, message: Message, style: Style, types: &[u16]) -> Entry {
+        let is_wanted = types.is_empty() || message.queries.iter().any(|query| types.contains(&query.rrtype));
+        Entry { id: 0, way, message: Some(Box::new(message)), fault: [0], style, is_wanted }
     }
 
     /// What could not be read: an event and nothing else.
     pub fn broken(way: Way, event: u8, style: Style) -> Entry {
-        Entry { id: 0, way, message: None, fault: [event], style }
+        Entry { id: 0, way, message: None, fault: [event], style, is_wanted: false }
     }
 
     pub fn heap_bytes(&self) -> usize {
@@ -121,7 +135,7 @@ impl Transaction for Entry {
     fn is_logged(&self, record: usize) -> bool {
         let Some(message) = &self.message else { return false };
         let is_wanted = if message.header.is_response() { self.style.has_responses } else { self.style.has_requests };
-        is_wanted && record == self.way as usize
+        is_wanted && self.is_wanted && record == self.way as usize
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -119,6 +119,11 @@ pub fn rrtype_name(rrtype: u16) -> Option<&'static str> {
     name_of(RRTYPES, rrtype.into())
 }
 
+/// Return the number of a type by its name in capitals.
+pub fn rrtype_number(name: &str) -> Option<u16> {
+    RRTYPES.iter().find(|(other, _)| *other == name).and_then(|(_, number)| u16::try_from(*number).ok())
+}
+
 /// Return a type's name or its number.
 pub fn rrtype_text(rrtype: u16) -> String {
     rrtype_name(rrtype).map_or_else(|| rrtype.to_string(), str::to_owned)

@@ -10,10 +10,8 @@ use lzma_rs::decompress::{Options, Stream, UnpackedSize};
 use miniz_oxide::inflate::stream::{InflateState, inflate};
 use miniz_oxide::{DataFormat, MZError, MZFlush, MZStatus};
 
-/// Bytes that are held before a layer decides what they are: the longest header without names, and some data.
-const ENOUGH: usize = 64;
-/// A gzip header with a name may be longer; then it is waited for, but not for ever.
-const MOST_HEADER: usize = 4096;
+use super::deflate::choose;
+
 /// As the reference library: more bytes out for one byte in, all layers together, are an attack.
 const BOMB_RATIO: u64 = 2048;
 /// The reference's `lzma-memlimit`.
@@ -95,7 +93,7 @@ impl Decoder {
     pub fn new(codings: &[Coding], bomb_limit: u64) -> Decoder {
         let layers = codings.iter().map(|coding| match coding {
             Coding::Deflate => Layer::Deciding { held: Vec::new() },
-            Coding::Lzma => Layer::lzma(),
+            Coding::Lzma => Layer::Lzma { stream: None },
         });
         Decoder { layers: layers.collect(), bomb_limit, read: 0, written: 0, trouble: Trouble::default() }
     }
@@ -120,7 +118,7 @@ impl Decoder {
         let layers = self.layers.iter().map(|layer| match layer {
             Layer::Deciding { held } => held.capacity(),
             Layer::Inflating { .. } => size_of::<InflateState>(),
-            Layer::Lzma { .. } => LZMA_MEMORY, // at most
+            Layer::Lzma { stream: Some(_) } => LZMA_MEMORY, // at most
             _ => 0,
         });
         layers.sum::<usize>() + self.layers.capacity() * size_of::<Layer>()
@@ -154,22 +152,13 @@ enum Layer {
         left: usize,
     },
     Lzma {
-        stream: Box<Stream<Bounded>>,
+        stream: Option<Box<Stream<Bounded>>>,
     },
     Passing,
     Over,
 }
 
 impl Layer {
-    fn lzma() -> Layer {
-        let options = Options {
-            unpacked_size: UnpackedSize::ReadFromHeader,
-            memlimit: Some(LZMA_MEMORY),
-            allow_incomplete: true,
-        };
-        Layer::Lzma { stream: Box::new(Stream::new_with_options(&options, Bounded::default())) }
-    }
-
     /// Take bytes and return whether more are wanted.
     fn feed(&mut self, data: &[u8], is_end: bool, trouble: &Trouble, sink: &mut Sink<'_>) -> bool {
         let mut data = data;
@@ -242,17 +231,30 @@ impl Layer {
 
     fn unpack(&mut self, data: &[u8], is_end: bool, trouble: &Trouble, sink: &mut Sink<'_>) -> bool {
         let Layer::Lzma { stream } = self else { return false };
+        let Some(&properties) = data.first() else { return self.finish_lzma(is_end, sink) };
+        if stream.is_none() && !is_modest(properties) {
+            trouble.has_failed.set(true);
+            trouble.is_over_memory.set(properties < LZMA_PROPERTIES);
+            *self = Layer::Passing;
+            return sink(data);
+        }
+        let stream = stream.get_or_insert_with(lzma_stream);
         let is_bad = stream.write_all(data).is_err();
         let out = stream.get_output_mut().map(|out| std::mem::take(&mut out.0)).unwrap_or_default();
         if !out.is_empty() && !sink(&out) {
             return false;
         }
-        if !is_bad && !is_end {
-            return true;
-        }
         trouble.has_failed.set(trouble.has_failed.get() || is_bad);
         trouble.is_over_memory.set(trouble.is_over_memory.get() || is_bad);
-        if let Layer::Lzma { stream } = std::mem::replace(self, Layer::Over)
+        self.finish_lzma(is_bad || is_end, sink)
+    }
+
+    /// Put out the rest, if that was all; return whether more is wanted.
+    fn finish_lzma(&mut self, is_end: bool, sink: &mut Sink<'_>) -> bool {
+        if !is_end {
+            return true;
+        }
+        if let Layer::Lzma { stream: Some(stream) } = std::mem::replace(self, Layer::Over)
             && let Ok(out) = stream.finish()
             && !out.0.is_empty()
         {
@@ -262,76 +264,24 @@ impl Layer {
     }
 }
 
+/// A properties byte is below this: 9 values of lc, 5 of lp, 5 of pb.
+const LZMA_PROPERTIES: u8 = 225;
+/// As in LZMA2: lc + lp. Tables grow with two to the power of it, to 6 MiB at 12.
+const MOST_CONTEXT: u8 = 4;
+
+/// Return whether data with these properties can be unpacked with little memory.
+fn is_modest(properties: u8) -> bool {
+    properties < LZMA_PROPERTIES && properties % 9 + properties / 9 % 5 <= MOST_CONTEXT
+}
+
+fn lzma_stream() -> Box<Stream<Bounded>> {
+    let options =
+        Options { unpacked_size: UnpackedSize::ReadFromHeader, memlimit: Some(LZMA_MEMORY), allow_incomplete: true };
+    Box::new(Stream::new_with_options(&options, Bounded::default()))
+}
+
 /// RFC 1952 section 2.3: checksum and length.
 const GZIP_TRAILER: usize = 8;
-
-/// Where compressed data begins.
-#[derive(Clone, Copy)]
-struct Choice {
-    offset: usize,
-    is_gzip: bool,
-}
-
-/// Decide what `held` is: `None` to wait, `Some(None)` if it is not compressed.
-fn choose(held: &[u8], is_end: bool) -> Option<Option<Choice>> {
-    if held.is_empty() {
-        return None;
-    }
-    let is_gzip = held.starts_with(&[0x1f, 0x8b]);
-    let header = is_gzip.then(|| gzip_header(held)).flatten();
-    let is_waiting = held.len() < ENOUGH || is_gzip && header.is_none() && held.len() < MOST_HEADER;
-    if is_waiting && !is_end {
-        return None;
-    }
-    let zlib = matches!(held, [a, b, ..] if a & 15 == 8 && u16::from_be_bytes([*a, *b]) % 31 == 0).then_some(2);
-    let plain = is_gzip.then_some(GZIP_HEADER); // flags that promise what is not there
-    let offsets = [header, plain, zlib, Some(0)];
-    let mut best = None;
-    for offset in offsets.into_iter().flatten() {
-        let Some(data) = held.get(offset..) else { continue };
-        let (is_clean, written) = trial(data);
-        if is_clean {
-            return Some(Some(Choice { offset, is_gzip }));
-        }
-        // a stream that breaks later is still one, if its header says so
-        if written > 0 && offset > 0 && best.is_none() {
-            best = Some(Choice { offset, is_gzip });
-        }
-    }
-    Some(best)
-}
-
-/// RFC 1952 section 2.3: the header without optional fields.
-const GZIP_HEADER: usize = 10;
-
-/// Return where the data of a gzip member begins.
-fn gzip_header(data: &[u8]) -> Option<usize> {
-    let flags = *data.get(3)?;
-    let mut at = GZIP_HEADER;
-    if flags & 4 != 0 {
-        let length = data.get(at..at + 2)?;
-        at += 2 + usize::from(u16::from_le_bytes([*length.first()?, *length.last()?]));
-    }
-    for flag in [8, 16] {
-        if flags & flag != 0 {
-            at += memchr::memchr(0, data.get(at..)?)? + 1; // name, comment
-        }
-    }
-    if flags & 2 != 0 {
-        at += 2;
-    }
-    (at <= data.len()).then_some(at)
-}
-
-/// Return whether the beginning of `data` inflates without an error, and how many bytes came out.
-fn trial(data: &[u8]) -> (bool, usize) {
-    let mut state = InflateState::new_boxed(DataFormat::Raw);
-    let mut out = [0; STEP];
-    let data = data.get(..data.len().min(ENOUGH * 4)).unwrap_or_default();
-    let result = inflate(&mut state, data, &mut out, MZFlush::None);
-    let is_clean = matches!(result.status, Ok(_) | Err(MZError::Buf));
-    (is_clean && !data.is_empty(), result.bytes_written)
-}
 
 /// What LZMA puts out, between two looks.
 #[derive(Default)]
@@ -451,5 +401,27 @@ mod tests {
         assert!(asked.is_too_many && asked.codings.len() == 2);
         assert!(parse_codings(b"foo gzip", 2, false).is_abnormal);
         assert!(parse_codings(b"lzma", 2, false).codings.is_empty());
+    }
+
+    #[test]
+    fn broken_data_of_any_kind_makes_nothing_panic() {
+        let mut packed = Vec::new();
+        assert!(lzma_rs::lzma_compress(&mut TEXT.repeat(4).as_slice(), &mut packed).is_ok());
+        assert_eq!(decode("lzma", &packed, 5), TEXT.repeat(4));
+        let samples = [("lzma", packed), ("gzip", gzip(0, &[], &TEXT.repeat(4)))];
+        let mut seed = 0x9e37_79b9_u32;
+        for _ in 0..2000 {
+            for (codings, sample) in &samples {
+                let mut data = sample.clone();
+                for _ in 0..3 {
+                    seed ^= seed << 13;
+                    seed ^= seed >> 17;
+                    seed ^= seed << 5;
+                    let at = seed as usize % data.len();
+                    data[at] = seed.to_le_bytes()[3];
+                }
+                decode(codings, &data, 16);
+            }
+        }
     }
 }

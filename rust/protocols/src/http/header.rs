@@ -55,6 +55,7 @@ pub struct Header {
     fields: Vec<Field>,
     raw: Vec<u8>,
     bytes: usize,
+    is_length_ambiguous: bool,
     lines: OnceCell<Vec<u8>>,
     names: OnceCell<Vec<u8>>,
     start: OnceCell<Vec<u8>>,
@@ -124,6 +125,7 @@ impl Header {
         if is_name(name, b"content-length") {
             // the first one counts, and a list of numbers is no length
             let is_same = number(field.value()) == number(value);
+            self.is_length_ambiguous |= !is_same;
             return if is_same { Ok(()) } else { Err(Flaw::DifferentLength) };
         }
         if field.repetitions > MOST_REPETITIONS {
@@ -137,6 +139,12 @@ impl Header {
     /// Return a field's value; `key` in lower case.
     pub fn get(&self, key: &[u8]) -> Option<&[u8]> {
         self.fields.iter().find(|field| is_name(field.name(), key)).map(Field::value)
+    }
+
+    /// Return whether others may read another `Content-Length` in it than the first number.
+    pub fn is_length_ambiguous(&self) -> bool {
+        let is_odd = |value: &[u8]| !value.iter().all(u8::is_ascii_digit);
+        self.is_length_ambiguous || self.get(b"content-length").is_some_and(is_odd)
     }
 
     /// All fields.

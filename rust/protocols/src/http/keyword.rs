@@ -76,7 +76,7 @@ buffers! {
     RequestBody => in_body("http.request_body", &[], &["http_client_body"], ToServer),
     ResponseBody => in_body("http.response_body", &[], &["http_server_body"], ToClient),
     FileData => many(in_body("file.data", &["file_data"], &[], Both)),
-    FileName => many(text("file.name", &["filename"], &[], Both, progress::BODY)),
+    FileName => many(text("file.name", &[], &[], Both, progress::BODY)),
 }
 
 /// Names of states for rule headers.

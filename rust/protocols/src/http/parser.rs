@@ -111,7 +111,12 @@ impl Http {
             Way::ToServer => is_no_request(data),
             Way::ToClient => is_content(data),
         };
-        if data.is_empty() || trim(data).is_empty() || is_rest != Some(true) {
+        let transaction = self.transactions.get_mut(self.ids[way as usize]).unwrap_or(&mut self.nobody);
+        let is_tunnel = way == Way::ToServer && transaction.line.method() == b"CONNECT";
+        if data.is_empty() && way == Way::ToClient && transaction.headers[1].is_length_ambiguous() {
+            return Step::More; // it may not have been all
+        }
+        if is_tunnel || data.is_empty() || trim(data).is_empty() || is_rest != Some(true) {
             self.complete(way, BodyState::Closed);
             return Step::Read(0);
         }
@@ -256,6 +261,7 @@ impl Http {
         let parsed = StatusLine::parse(line.text, &mut events);
         let transaction = self.answered()?;
         events.into_iter().for_each(|event| transaction.raise(event));
+        transaction.forget_response(); // of a 100 before this one
         transaction.status = parsed;
         transaction.advance(Way::ToClient, progress::LINE);
         self.states[1] = State::Header;
@@ -266,7 +272,9 @@ impl Http {
     fn begin_content(&mut self) -> Result<Step, ParseError> {
         self.answered()?;
         let transaction = self.transactions.get_mut(self.ids[1]).unwrap_or(&mut self.nobody);
-        self.sides[1].begin_body(transaction, Framing::Rest, false, &self.config);
+        transaction.advance(Way::ToClient, progress::HEADERS);
+        let is_file = !transaction.status.text.is_empty(); // content right behind a 100
+        self.sides[1].begin_body(transaction, Framing::Rest, is_file, &self.config);
         self.states[1] = State::Body;
         Ok(Step::Read(0))
     }
@@ -283,7 +291,6 @@ impl Http {
                 transaction.raise(Event::SecondContinue);
             }
             self.has_continued = true;
-            transaction.forget_response();
             self.states[1] = State::FirstLine;
             return;
         }
@@ -296,6 +303,9 @@ impl Http {
         }
         if is_connect && self.states[0] == State::Connect {
             self.states[0] = State::FirstLine; // refused: it stays HTTP
+        }
+        if code == 206 && transaction.headers[1].get(b"content-range").is_some_and(|range| !is_range(range)) {
+            transaction.raise(Event::RangeInvalid);
         }
         let is_head = transaction.line.method() == b"HEAD";
         let is_bare = matches!(code, 100..=199 | 204 | 304) && !is_framed;
@@ -323,6 +333,15 @@ impl Http {
             State::Body | State::Trailer | State::Tail => self.complete(way, state),
         }
     }
+}
+
+/// Return whether a text is a range of bytes (RFC 9110 section 14.4).
+fn is_range(text: &[u8]) -> bool {
+    let text = text.get(..6).filter(|unit| unit.eq_ignore_ascii_case(b"bytes ")).and_then(|_| text.get(6..));
+    let mut parts = text.unwrap_or_default().split(|byte| matches!(byte, b'-' | b'/'));
+    let mut next = || parts.next().map(trim).filter(|part| !part.is_empty() && part.iter().all(u8::is_ascii_digit));
+    let ends = next().and_then(number).zip(next().and_then(number));
+    ends.is_some_and(|(start, end)| start <= end)
 }
 
 /// Return whether a `Transfer-Encoding` names chunks somewhere. NULs in it are passed over, as browsers do.

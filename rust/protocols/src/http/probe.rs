@@ -59,8 +59,8 @@ fn probe_request(data: &[u8]) -> Probe {
     }
     let end = memchr::memchr(b'\n', target);
     let line = target.get(..end.unwrap_or(target.len())).unwrap_or_default();
-    let words = line.split(|byte| is_space(*byte)).filter(|word| !word.is_empty());
-    let last = words.last().unwrap_or_default();
+    let mut words = line.rsplit(|byte| is_space(*byte)).filter(|word| !word.is_empty());
+    let last = words.next().unwrap_or_default();
     let names_other = [&b"SIP/"[..], b"RTSP/", b"ICAP/"].iter().any(|name| last.starts_with(name));
     match (METHODS.contains(&method), end) {
         _ if names_other => Probe::No,

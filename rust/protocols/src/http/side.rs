@@ -44,6 +44,8 @@ pub struct Side {
     /// Bytes at the front that hold no line end.
     pub scanned: usize,
     pending: Option<Vec<u8>>,
+    /// The line before ended in a lone carriage return.
+    is_after_return: bool,
     decoder: Option<Box<Decoder>>,
     multipart: Option<Box<Multipart>>,
     is_file: bool,
@@ -53,7 +55,16 @@ impl Side {
     /// Begin.
     pub fn new(way: Way) -> Side {
         let framing = Framing::Length(0);
-        Side { way, framing, scanned: 0, pending: None, decoder: None, multipart: None, is_file: false }
+        Side {
+            way,
+            framing,
+            scanned: 0,
+            pending: None,
+            is_after_return: false,
+            decoder: None,
+            multipart: None,
+            is_file: false,
+        }
     }
 
     /// Return the first line of `data`, if it is complete.
@@ -92,7 +103,9 @@ impl Side {
             return Ok(Step::More);
         }
         transaction.headers[self.way as usize].add_raw(data.get(..line.bytes).unwrap_or_default());
+        let is_after_return = std::mem::replace(&mut self.is_after_return, !line.has_feed);
         match kind {
+            Kind::Field if is_after_return && self.is_continued(line.text) => self.append(line.text),
             Kind::Field => {
                 self.flush(transaction);
                 self.pending = Some(line.text.to_vec());
@@ -113,16 +126,25 @@ impl Side {
         let is_new = self.way == Way::ToClient
             && transaction.status.protocol().eq_ignore_ascii_case(b"HTTP/1.1")
             && is_field(trim(text));
-        match &mut self.pending {
-            Some(pending) if !is_new => {
-                let room = MOST_FOLDED.saturating_sub(pending.len()).min(text.len());
-                pending.extend_from_slice(text.get(..room).unwrap_or_default());
-            }
-            _ => {
-                transaction.raise(Event::of(self.way, Event::RequestFolding, Event::ResponseFolding));
-                self.flush(transaction);
-                self.pending = Some(trim(text).to_vec());
-            }
+        if self.pending.is_some() && !is_new {
+            return self.append(text);
+        }
+        transaction.raise(Event::of(self.way, Event::RequestFolding, Event::ResponseFolding));
+        self.flush(transaction);
+        self.pending = Some(trim(text).to_vec());
+    }
+
+    /// Return whether a lone carriage return was white space inside a field: what follows it is no field without what
+    /// came before, or the other way round.
+    fn is_continued(&self, text: &[u8]) -> bool {
+        let has_colon = self.pending.as_ref().map(|pending| pending.contains(&b':'));
+        has_colon.is_some() && text.first() == Some(&b':') || has_colon == Some(true) && !text.contains(&b':')
+    }
+
+    fn append(&mut self, text: &[u8]) {
+        if let Some(pending) = &mut self.pending {
+            let room = MOST_FOLDED.saturating_sub(pending.len()).min(text.len());
+            pending.extend_from_slice(text.get(..room).unwrap_or_default());
         }
     }
 

@@ -298,6 +298,9 @@ impl HttpTransaction {
             return None;
         }
         let is_request = way == Way::ToServer;
+        if is_request && self.line.method().is_empty() && matches!(buffer, Buffer::RequestLine | Buffer::Start) {
+            return None; // the request was not seen
+        }
         let first_line = if is_request { self.line.text.as_slice() } else { &self.status.text };
         Some(match buffer {
             Buffer::Uri => &self.uri.text,

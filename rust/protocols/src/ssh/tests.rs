@@ -78,7 +78,7 @@ fn buffers_belong_to_their_ways_and_keywords_read_banners() {
     let has = |index, way| transaction.buffer(index, way, 0).is_some();
     assert!(has(buffer::HASSH, Way::ToServer) && !has(buffer::HASSH, Way::ToClient));
     assert!(has(buffer::HASSH_SERVER_STRING, Way::ToClient) && !has(buffer::HASSH_SERVER, Way::ToServer));
-    assert!(has(buffer::SOFTWARE, Way::ToServer) && !transaction.buffer(buffer::PROTO, Way::ToServer, 1).is_some());
+    assert!(has(buffer::SOFTWARE, Way::ToServer) && transaction.buffer(buffer::PROTO, Way::ToServer, 1).is_none());
     let asks =
         |parsed: Result<Box<dyn Custom>, String>, way| parsed.is_ok_and(|custom| custom.matches(transaction, way));
     assert!(asks(parse_protoversion("2_compat"), Way::ToClient));

@@ -131,7 +131,7 @@ fn logged_fields(settings: &Settings) -> u32 {
 }
 
 /// Return the items of a list, however it was flattened: `[a, b]` as one text, or `name.0`, `name.1`.
-fn items<'a>(settings: &'a Settings, name: &str) -> Vec<&'a str> {
+pub(crate) fn items<'a>(settings: &'a Settings, name: &str) -> Vec<&'a str> {
     let prefix = format!("{name}.");
     let mut texts: Vec<&str> = settings.text(name).into_iter().collect();
     let numbered: Vec<String> = settings.under(&prefix).map(|(key, _)| key.to_owned()).collect();

@@ -23,6 +23,13 @@ mod content {
     pub const HEARTBEAT: u8 = 24;
 }
 
+/// Return whether a record holds exactly one message, as a second ClientHello comes.
+fn is_one_message(body: &[u8]) -> bool {
+    let mut reader = Reader::new(body);
+    let (kind, length) = (reader.u8(), reader.be24());
+    kind == Some(1) && length.and_then(|length| usize::try_from(length).ok()) == Some(reader.left())
+}
+
 /// Why nothing more is read; what was noted stays.
 struct Broken(u8);
 
@@ -37,6 +44,8 @@ pub struct Tls {
     /// By way: bytes of an encrypted record that are still to come.
     skip: [usize; 2],
     has_record: [bool; 2],
+    /// By way: the cipher may have changed, or not: TLS 1.3 is offered, and nobody has seen the answer.
+    is_doubtful: [bool; 2],
     /// Length of the latest heartbeat request, to compare its answer with.
     heartbeat: [usize; 2],
     /// Nothing more is read: an error, SSL 2, or the session is over.
@@ -52,6 +61,7 @@ impl Tls {
             pending: Default::default(),
             skip: [0; 2],
             has_record: [false; 2],
+            is_doubtful: [false; 2],
             heartbeat: [0; 2],
             is_over: false,
         }
@@ -109,6 +119,10 @@ impl Tls {
 
     fn record(&mut self, way: Way, kind: u8, body: &[u8]) -> Result<(), Broken> {
         let Some(session) = &mut self.session else { return Ok(()) };
+        if self.is_doubtful[way as usize] && kind == content::HANDSHAKE && !is_one_message(body) {
+            session.side_mut(way).has_changed_cipher = true; // no second hello, so it was TLS 1.2 or older
+            session.shake(way);
+        }
         let is_encrypted = session.side(way).has_changed_cipher;
         match kind {
             content::CHANGE_CIPHER_SPEC => self.change_cipher(way),
@@ -125,6 +139,7 @@ impl Tls {
     fn change_cipher(&mut self, way: Way) {
         let Some(session) = &mut self.session else { return };
         let is_unknown = session.side(Way::ToClient).version == 0 && is_13(session.side(Way::ToServer).version);
+        self.is_doubtful[way as usize] = is_unknown;
         if !session.is_13() && !is_unknown {
             session.side_mut(way).has_changed_cipher = true;
             session.shake(way);

@@ -280,6 +280,19 @@ fn thirteen_needs_no_certificate_and_ignores_its_compatibility_message() {
 }
 
 #[test]
+fn half_a_session_is_not_misread() {
+    // TLS 1.3 is offered, TLS 1.2 chosen, and only the client's way was captured
+    let finished = [record(20, &[1]), record(22, &[0xee; 40])].concat();
+    let parser = played(&[], &[(Way::ToServer, record(22, &client_hello())), (Way::ToServer, finished)]);
+    assert_eq!(events(parser.as_ref()), Vec::<&str>::new());
+    assert_eq!(parser.transaction(0).map(|session| session.progress(Way::ToServer)), Some(client::HANDSHAKE));
+    // a second hello behind the compatibility message is one
+    let again = [record(20, &[1]), record(22, &client_hello())].concat();
+    let parser = played(&[], &[(Way::ToServer, record(22, &client_hello())), (Way::ToServer, again)]);
+    assert_eq!(parser.transaction(0).map(|session| session.progress(Way::ToServer)), Some(client::HELLO));
+}
+
+#[test]
 fn a_resumed_session_is_told_from_one_that_ends_early() {
     let mut script = vec![
         (Way::ToServer, record(22, &client_hello())),

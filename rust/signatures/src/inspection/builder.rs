@@ -80,10 +80,11 @@ impl Builder {
     /// Read one option: `content`, a modifier of the latest content, `pcre`, `byte_test`, … After an error the
     /// builder is of no use.
     pub fn option(&mut self, name: &str, value: Option<&str>, names: &mut Names) -> Result<(), String> {
-        if self.is_in_decoded && name != "base64_decode" {
-            if let Some(decoded) = &mut self.decoded {
-                return decoded.option(name, value, names);
-            }
+        if self.is_in_decoded
+            && name != "base64_decode"
+            && let Some(decoded) = &mut self.decoded
+        {
+            return decoded.option(name, value, names);
         }
         let needed = || value.ok_or_else(|| format!("{name} needs a value"));
         let condition = match name {
@@ -92,8 +93,8 @@ impl Builder {
                 let flags = if is_negated { flag::NEGATED } else { 0 };
                 return self.push(Part::Content(Draft { bytes, flags, ..Draft::default() }));
             }
-            "isdataat" => Condition::IsDataAt(IsDataAt::parse(needed()?, names)?),
-            "bsize" => Condition::Bsize(Bsize::parse(needed()?, names)?),
+            "isdataat" => Condition::IsDataAt(Box::new(IsDataAt::parse(needed()?, names)?)),
+            "bsize" => Condition::Bsize(Box::new(Bsize::parse(needed()?, names)?)),
             "pcre" => Condition::Pcre(Box::new(Pcre::parse(needed()?)?)),
             "byte_test" => Condition::ByteTest(Box::new(ByteTest::parse(needed()?, names)?)),
             "byte_jump" => Condition::ByteJump(Box::new(ByteJump::parse(needed()?, names)?)),

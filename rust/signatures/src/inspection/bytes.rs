@@ -62,10 +62,10 @@ impl Number {
 
     fn check(&self, least: i64) -> Result<(), String> {
         let most = if self.text.is_some() { MOST_DIGITS } else { MOST_BINARY };
-        if let Value::Number(count) = self.count {
-            if !(least..=most).contains(&count) {
-                return Err(format!("a number of {count} bytes cannot be read"));
-            }
+        if let Value::Number(count) = self.count
+            && !(least..=most).contains(&count)
+        {
+            return Err(format!("a number of {count} bytes cannot be read"));
         }
         match self.offset {
             Value::Number(offset) if offset.abs() > i64::from(i32::MAX) => Err("the offset is too big".into()),

@@ -182,20 +182,20 @@ fn parse_bytes(text: &[u8]) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Read a hexadecimal block to its closing bar. Digits come in pairs; spaces may stand between pairs.
+/// Read a hexadecimal block to its closing bar. Digits come in pairs; spaces mean nothing, not even within a pair.
 fn parse_hex(rest: &mut impl Iterator<Item = u8>, bytes: &mut Vec<u8>) -> Result<(), String> {
     let mut first: Option<u32> = None;
     for byte in rest {
         let digit = char::from(byte).to_digit(16);
         match (byte, digit, first) {
             (b'|', _, None) => return Ok(()),
-            (b' ', _, None) => {}
+            (b' ', ..) => {}
             (_, Some(digit), None) => first = Some(digit),
             (_, Some(digit), Some(high)) => {
                 bytes.push((high << 4 | digit) as u8); // two digits fill it exactly
                 first = None;
             }
-            (b'|' | b' ', ..) => return Err("a hexadecimal block is incomplete".into()),
+            (b'|', ..) => return Err("a hexadecimal block is incomplete".into()),
             _ => return Err(format!("{:?} is no hexadecimal digit", char::from(byte))),
         }
     }

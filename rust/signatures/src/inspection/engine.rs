@@ -57,10 +57,7 @@ impl Run<'_, '_, '_> {
                 return Verdict::Stop;
             }
             let next = match condition {
-                Condition::Content(content) => {
-                    is_final |= !content.has(flag::RELATIVE_NEXT | flag::NEGATED);
-                    self.content(content, index, at)
-                }
+                Condition::Content(content) => self.content(content, index, at),
                 Condition::Pcre(pcre) => self.pcre(pcre, index, at),
                 other => self.simple(other, at),
             };
@@ -68,6 +65,9 @@ impl Run<'_, '_, '_> {
                 Next::Go(place) => at = place,
                 Next::End(Verdict::Fail) if is_final => return Verdict::Stop,
                 Next::End(verdict) => return verdict,
+            }
+            if let Condition::Content(content) = condition {
+                is_final |= !content.has(flag::RELATIVE_NEXT | flag::NEGATED);
             }
         }
         Verdict::Match

@@ -14,6 +14,8 @@ const MOST_CACHE_BYTES: usize = 128 << 10;
 pub(super) struct Automaton {
     regex: Regex,
     cache: Cache,
+    /// What the regex itself takes; the cache grows.
+    fixed_bytes: usize,
 }
 
 impl Automaton {
@@ -22,15 +24,16 @@ impl Automaton {
         let hir = translate(&tree.node, true)?;
         let regex = build(&hir).ok()?;
         let cache = regex.create_cache();
-        Some(Automaton { regex, cache })
+        let fixed_bytes = regex.memory_usage();
+        Some(Automaton { regex, cache, fixed_bytes })
     }
 
     /// Bytes on the heap.
     pub fn heap_bytes(&self) -> usize {
-        self.regex.memory_usage() + self.cache.memory_usage()
+        self.fixed_bytes + self.cache.memory_usage()
     }
 
-    /// Return where the first match from `from` on begins.
+    /// Return the ends of the first match from `from` on.
     pub fn search(&mut self, data: &[u8], from: usize, is_anchored: bool) -> Option<(usize, usize)> {
         let anchored = if is_anchored { regex_automata::Anchored::Yes } else { regex_automata::Anchored::No };
         let input = Input::new(data).range(from.min(data.len())..).anchored(anchored);

@@ -6,6 +6,8 @@ use super::syntax::{Assertion, Mode};
 
 /// More places to come back to count as an exhausted budget: some 3 MiB. PCRE2's heap limit in Suricata is alike.
 const MOST_FRAMES: usize = 128 << 10;
+/// What is kept of that from search to search.
+const KEPT_FRAMES: usize = 4 << 10;
 /// A slot that holds no place.
 pub(super) const NOWHERE: usize = usize::MAX;
 
@@ -58,6 +60,13 @@ struct Run<'a> {
 }
 
 impl Machine {
+    /// Give back memory that a hostile search took.
+    pub fn shrink(&mut self) {
+        if self.frames.capacity() > KEPT_FRAMES {
+            self.frames = Vec::new();
+        }
+    }
+
     /// Search from `from` on and return the first match's ends.
     pub fn search(
         &mut self,
@@ -268,11 +277,11 @@ impl Run<'_> {
     fn forget_choices(&mut self, base: usize) {
         let mut kept = base;
         for index in base..self.frames.len() {
-            if let Some(frame @ Frame::Slot { .. }) = self.frames.get(index).copied() {
-                if let Some(place) = self.frames.get_mut(kept) {
-                    *place = frame;
-                    kept += 1;
-                }
+            if let Some(frame @ Frame::Slot { .. }) = self.frames.get(index).copied()
+                && let Some(place) = self.frames.get_mut(kept)
+            {
+                *place = frame;
+                kept += 1;
             }
         }
         self.frames.truncate(kept);

@@ -278,7 +278,7 @@ fn begins(node: &Node, first: &mut Set) -> bool {
         Node::Byte(byte) => first.add(*byte),
         Node::Set(set) => first.add_all(set),
         Node::Concat(nodes) => return nodes.iter().any(|node| begins(node, first)),
-        Node::Alternate(nodes) => return nodes.iter().fold(true, |all, node| begins(node, first) && all),
+        Node::Alternate(nodes) => return nodes.iter().filter(|node| !begins(node, first)).count() == 0,
         Node::Repeat { node, least, .. } => return begins(node, first) && *least > 0,
         Node::Capture(_, node) | Node::Atomic(node) => return begins(node, first),
         Node::Back { .. } | Node::Condition { .. } => {

@@ -300,9 +300,10 @@ impl Parser<'_> {
     }
 
     fn quantifier(&mut self) -> Result<Option<(u32, Option<u32>)>, String> {
-        if self.quoted {
+        if self.quoted && !self.eat(b"\\E") {
             return Ok(None);
         }
+        self.quoted = false;
         let simple = match self.peek() {
             Some(b'*') => (0, None),
             Some(b'+') => (1, None),

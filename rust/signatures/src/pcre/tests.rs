@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used)] // a test may panic
+
 use super::*;
 
 fn find_with(regexes: &mut Regexes, value: &str, data: &[u8]) -> Option<(usize, usize)> {
@@ -11,9 +13,12 @@ fn find(value: &str, data: &[u8]) -> Option<(usize, usize)> {
     find_with(&mut Regexes::default(), &format!("\"{value}\""), data)
 }
 
+/// Pattern, data, the match's ends.
+type Row = (&'static str, &'static [u8], Option<(usize, usize)>);
+
 #[test]
 fn means_what_pcre_means() {
-    let rows: &[(&str, &[u8], Option<(usize, usize)>)] = &[
+    let rows: &[Row] = &[
         ("/abc/", b"xabcx", Some((1, 4))),
         ("/ABC/i", b"xabcx", Some((1, 4))),
         ("/a.c/", b"a\nc", None),
@@ -57,7 +62,7 @@ fn means_what_pcre_means() {
         ("/(?:ab|a)++b/", b"abab", None),
         ("/(?i)a(?-i)b/", b"Ab aB", Some((0, 2))),
         ("/a(?i:b)c/", b"aBc", Some((0, 3))),
-        ("/(?:a(?i)b|c)d/", b"CD", Some((0, 2))),
+        ("/(?:a(?i)b|c)d/", b"Cd", Some((0, 2))),
         ("/\\Qa.b\\E+/", b"a.bb", Some((0, 4))),
         ("/a\\Kb/", b"ab", Some((1, 2))),
         ("/(a)?(?(1)b|c)/", b"xc", Some((1, 2))),
@@ -258,4 +263,88 @@ fn report_on_public_rules() {
     let read = began.elapsed() - fast;
     println!("{all} pcre, {refused} refused, {finite} with an automaton of {} bytes each", bytes / finite.max(1));
     println!("programs of {} bytes each; read in {read:?}, automata in {fast:?}", programs / all.max(1));
+}
+
+/// Whatever stands between the slashes, it is read or refused, and what was read can be searched for.
+#[test]
+fn any_text_is_read_or_refused() {
+    let mut random = Random(0xface);
+    let (mut read, mut machine) = (0, Machine::default());
+    let parts = [
+        "a",
+        "b",
+        "\\",
+        "(",
+        ")",
+        "(?",
+        "(?:",
+        "(?=",
+        "(?<!",
+        "(?P<n>",
+        "(?P=n)",
+        "(?>",
+        "(?|",
+        "(?(1)",
+        "[",
+        "]",
+        "[^",
+        "-",
+        "[:alpha:]",
+        "|",
+        "*",
+        "+",
+        "?",
+        "{",
+        "}",
+        "{2}",
+        "{1,3}",
+        ",",
+        "^",
+        "$",
+        ".",
+        "\\d",
+        "\\1",
+        "\\12",
+        "\\x4",
+        "\\x{41}",
+        "\\c",
+        "\\g{-1}",
+        "\\k<n>",
+        "\\Q",
+        "\\E",
+        "\\K",
+        "\\G",
+        "\\R",
+        "\\Z",
+        "\\b",
+        "(?i)",
+        "(?x)",
+        "#",
+        " ",
+        "\n",
+        "\u{e9}",
+        "\\0",
+        "\\o{7}",
+        "{65535}",
+        "(?U-s:",
+    ];
+    for _ in 0..60_000 {
+        let text: String = (0..random.below(9)).map(|_| parts[random.below(parts.len())]).collect();
+        let flags = Flags { caseless: random.below(2) == 0, extended: random.below(4) == 0, ..Flags::default() };
+        let Ok(tree) = syntax::parse(text.as_bytes(), flags) else { continue };
+        let Ok(program) = Program::new(&tree) else { continue };
+        read += 1;
+        let data: Vec<u8> = (0..random.below(12)).map(|_| b"abAB\n\r\xe9-"[random.below(8)]).collect();
+        let from = random.below(data.len() + 1);
+        let found = machine.search(&program, &data, from, false, &mut 20_000);
+        if let Ok(Some((start, end))) = found {
+            assert!(start <= end && end <= data.len(), "{text:?}");
+        }
+        if program.steps.len() < 1_000
+            && let Some(mut automaton) = Automaton::new(&tree)
+        {
+            automaton.search(&data, from, false);
+        }
+    }
+    assert!(read > 10_000, "{read}");
 }

@@ -1,13 +1,13 @@
 //! Tables of literals by a few of their bytes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{Found, rarity};
 
-/// The bit table has that many bits for each literal: one position in 16 is looked at closer for nothing …
-const BITS_PER_LITERAL: usize = 16;
-/// … up to as many as half of a small processor's first cache (16 KiB of 32).
-const MOST_BITS: u32 = 17;
+/// The bit table has that many bits for each literal: one position in 32 is looked at closer for nothing …
+const BITS_PER_LITERAL: usize = 32;
+/// … up to 32 KiB, a small processor's first cache: 8,000 literals.
+const MOST_BITS: u32 = 18;
 const LEAST_BITS: u32 = 8;
 
 /// One literal, all of whose cases are meant.
@@ -82,14 +82,37 @@ fn hash(gram: u32) -> u32 {
     gram.wrapping_mul(0x9e37_79b1) // 2^32 divided by the golden ratio
 }
 
+/// Ordinary traffic: literals are looked for by bytes that are not in it, where they have some.
+const ORDINARY: &[u8] = b"GET / HTTP/1.1\r\nHost: www.example.com\r\nUser-Agent: Mozilla/5.0 (Windows NT 10.0; Win64; x64) \
+    AppleWebKit/537.36 (KHTML, like Gecko) Chrome/115.0.0.0 Safari/537.36\r\nMozilla/4.0 (compatible; MSIE 7.0; \
+    Windows NT 6.1; Trident/4.0) (X11; Linux x86_64; rv:109.0) Gecko/20100101 Firefox/115.0\r\n\
+    Accept: text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8\r\n\
+    Accept-Language: en-GB,en-US;q=0.5\r\nAccept-Encoding: gzip, deflate, br\r\nConnection: keep-alive\r\n\
+    Connection: close\r\nReferer: http://www.example.com/index.html\r\nReferer: https://\r\nCookie: session=\r\n\
+    Upgrade-Insecure-Requests: 1\r\nPOST /index.php?id=1&action=\r\nContent-Type: application/x-www-form-urlencoded\r\n\
+    Content-Length: 100\r\nCache-Control: no-cache\r\nPragma: no-cache\r\n\r\nHTTP/1.1 200 OK\r\nDate: Mon, 01 Jan 2024 \
+    00:00:00 GMT\r\nServer: Apache/2.4 nginx\r\nLast-Modified: Tue, Wed, Thu, Fri, Sat, Sun, GMT\r\nETag: \"\r\n\
+    Transfer-Encoding: chunked\r\nSet-Cookie: id=; path=/; expires=; HttpOnly; Secure\r\nVary: Accept-Encoding\r\n\
+    Content-Type: text/html; charset=utf-8\r\nContent-Encoding: gzip\r\nExpires: Location: http://\r\nimage/png \
+    image/jpeg image/gif text/css text/javascript application/javascript application/json application/octet-stream\r\n\
+    X-Requested-With: XMLHttpRequest\r\n<!DOCTYPE html><html><head><title></title><meta http-equiv=\"content\" name=\"\
+    <script type=\"text/javascript\" src=\"http://</script><link rel=\"stylesheet\" href=\"/css/style.css\"><body><div \
+    class=\"content\" id=\"main\"></div><p></p><a href=\"/\"><img src=\"/images/ .jpg\" width=\"100\" height=\"\" alt=\"\"><span \
+    style=\"display: none\"></span><ul><li></li></ul><br /></body></html>function(){var document.getElementById(return \
+    window.location if(this. for(var i=0;i<length;i++)\0\0\0\0\xff\xff\xff\xff    \t\t\t\t0000111122223333........";
+
+/// What bytes of ordinary traffic lose against others in the choice: more than four rare bytes can gain.
+const ORDINARY_PENALTY: i64 = 60;
+
 /// Return the place and the folded bytes of the rarest `N` bytes of a literal.
-fn choose<const N: usize>(literal: &[u8], shares: &HashMap<u32, u32>) -> Option<(usize, u32)> {
+fn choose<const N: usize>(literal: &[u8], shares: &HashMap<u32, u32>, ordinary: &HashSet<u32>) -> Option<(usize, u32)> {
     let grams = literal.windows(N).filter_map(|window| window.first_chunk::<N>()).enumerate();
     let weighed = grams.map(|(at, bytes)| {
         let rare: u32 = bytes.iter().map(|byte| u32::from(rarity(*byte))).sum();
         let share = shares.get(&gram(bytes)).copied().unwrap_or(1);
         // twice as many literals with the same bytes weigh as much as a step and a half of rarity
-        (i64::from(rare) * 2 - i64::from(share.max(1).ilog2()) * 3, at, gram(bytes))
+        let penalty = if ordinary.contains(&gram(bytes)) { ORDINARY_PENALTY } else { 0 };
+        (i64::from(rare) * 2 - i64::from(share.max(1).ilog2()) * 3 - penalty, at, gram(bytes))
     });
     weighed.max_by_key(|(weight, ..)| *weight).map(|(_, at, gram)| (at, gram))
 }
@@ -101,10 +124,11 @@ impl Table {
         for (literal, _) in literals.clone() {
             grams(literal).for_each(|bytes| *shares.entry(gram(bytes)).or_default() += 1);
         }
+        let ordinary: HashSet<u32> = grams(ORDINARY).map(gram).collect();
         let mut table = Table::default();
         let (mut list, mut bytes, mut rules) = (Vec::new(), Vec::new(), Vec::new());
         for (literal, (wanted, is_only)) in literals {
-            let Some((back, gram)) = choose::<N>(literal, &shares) else { continue };
+            let Some((back, gram)) = choose::<N>(literal, &shares, &ordinary) else { continue };
             let (at, first) = (bytes.len() as u32, rules.len() as u32);
             bytes.extend_from_slice(literal);
             rules.extend_from_slice(wanted);
@@ -155,8 +179,27 @@ impl Table {
         }
     }
 
-    #[cold]
-    #[inline(never)]
+    /// Add the rules of all literals of one byte in `data`. Such bytes are everywhere: each is looked up once.
+    pub fn scan_bytes(&self, data: &[u8], found: &mut Found) {
+        if self.literals.is_empty() {
+            return;
+        }
+        let mut seen = [false; 256];
+        data.iter().for_each(|byte| seen[usize::from(*byte)] = true);
+        for literal in &self.literals {
+            let Some(byte) = self.bytes.get(literal.at as usize) else { continue };
+            if seen[usize::from(*byte)] || seen[usize::from(byte.to_ascii_uppercase())] {
+                self.rules_of(literal).iter().for_each(|rule| found.add(*rule));
+            }
+        }
+    }
+
+    fn rules_of(&self, literal: &Literal) -> &[u32] {
+        let rules = literal.rules as usize..(literal.rules + literal.count) as usize;
+        self.rules.get(rules).unwrap_or_default()
+    }
+
+    #[inline]
     fn compare(&self, data: &[u8], at: usize, gram: u32, found: &mut Found) {
         let bucket = (hash(gram) >> self.start_shift) as usize;
         let (Some(from), Some(to)) = (self.starts.get(bucket), self.starts.get(bucket + 1)) else { return };
@@ -164,18 +207,17 @@ impl Table {
             if literal.gram != gram {
                 continue;
             }
-            let rules = literal.rules as usize..(literal.rules + literal.count) as usize;
-            let rules = self.rules.get(rules).unwrap_or_default();
+            let rules = self.rules_of(literal);
             if literal.is_only && rules.first().is_some_and(|rule| found.contains(*rule)) {
                 continue;
             }
             let length = usize::from(literal.length);
             let place = at.checked_sub(usize::from(literal.back)).and_then(|start| data.get(start..)?.get(..length));
             let bytes = self.bytes.get(literal.at as usize..literal.at as usize + length);
-            if let (Some(place), Some(bytes)) = (place, bytes) {
-                if place.eq_ignore_ascii_case(bytes) {
-                    rules.iter().for_each(|rule| found.add(*rule));
-                }
+            if let (Some(place), Some(bytes)) = (place, bytes)
+                && place.eq_ignore_ascii_case(bytes)
+            {
+                rules.iter().for_each(|rule| found.add(*rule));
             }
         }
     }
