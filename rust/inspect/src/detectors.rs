@@ -24,6 +24,7 @@ mod servers;
 mod slow;
 mod table;
 mod tunnels;
+mod wiring;
 
 #[cfg(test)]
 mod tests;
@@ -80,7 +81,7 @@ impl Detectors {
         let config = Config::from_settings(settings);
         let of = |percent: usize| memory_bytes / 100 * percent;
         Detectors {
-            reporter: Reporter::new(config.update_us, key),
+            reporter: Reporter::new(config.update_us, config.ignored.clone(), key),
             scans: scans::Scans::new(of(share::SCANS), key, &config),
             acks: acks::Acks::new(of(share::ACKS), key),
             neighbours: neighbours::Neighbours::new(of(share::NEIGHBOURS), key),
@@ -154,6 +155,12 @@ impl Detectors {
     /// Whether nothing was found.
     pub fn is_empty(&self) -> bool {
         self.reporter.is_empty()
+    }
+
+    /// Bytes of all tables: the same from beginning to end.
+    pub fn table_bytes(&self) -> usize {
+        let link = self.neighbours.bytes() + self.logins.bytes() + self.control.bytes();
+        self.scans.bytes() + self.acks.bytes() + self.tunnels.bytes() + self.beacons.bytes() + link
     }
 
     /// Counters for the statistics: alerts that began, findings that were merged into another's, findings that were

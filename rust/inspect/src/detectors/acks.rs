@@ -55,6 +55,11 @@ impl Acks {
         Acks { victims: Table::new(bytes, 60 * SECOND_US, key) }
     }
 
+    /// Bytes of the table.
+    pub fn bytes(&self) -> usize {
+        self.victims.bytes()
+    }
+
     /// What happened to entries.
     pub fn counters(&self) -> TableCounters {
         self.victims.counters

@@ -61,7 +61,7 @@ impl Baseline {
 
     fn read(&mut self, text: &str, bytes: usize) -> Result<(), &'static str> {
         let (mut has_format, mut scan) = (false, Scan::new(text));
-        let mut each = |baseline: &mut Baseline, scan: &mut Scan<'_>| -> Option<()> {
+        let each = |baseline: &mut Baseline, scan: &mut Scan<'_>| -> Option<()> {
             let mut talk = None;
             scan.object(
                 |scan, name| if name == "talk" { read_talk(scan).map(|read| talk = Some(read)) } else { scan.skip() },

@@ -74,6 +74,11 @@ impl Beacons {
         Beacons { talks: Table::new(bytes, IDLE_US, key) }
     }
 
+    /// Bytes of the table.
+    pub fn bytes(&self) -> usize {
+        self.talks.bytes()
+    }
+
     /// What happened to entries.
     pub fn counters(&self) -> TableCounters {
         self.talks.counters

@@ -23,6 +23,8 @@ pub struct Config {
     pub control: ControlConfig,
     pub update_us: u64,
     pub home: Home,
+    /// Sources that may do all this: the operator's own scanner or monitoring.
+    pub ignored: Home,
 }
 
 #[derive(Clone, Debug)]
@@ -105,9 +107,10 @@ pub struct ControlConfig {
     pub factor: u32,
 }
 
-/// Where passwords are tried and connections are long otherwise: FTP, SSH, Telnet, SMB, RDP, VNC. Brokers, databases and
-/// mail have many short connections in good order: there, what the protocol says is counted, where we can read it.
-const LOGIN_PORTS: &str = "21,22,23,445,2222,3389,5900";
+/// Where passwords are tried and connections are long otherwise: SSH, Telnet, SMB, RDP, VNC. Brokers, databases, mail and
+/// cameras that upload by FTP have many short connections in good order: there, what the protocol says is counted, where
+/// we can read it.
+const LOGIN_PORTS: &str = "22,23,445,2222,3389,5900";
 /// What polls by design: DNS, DHCP, NTP, name services, discovery.
 const POLLED_PORTS: &str = "53,67,68,123,137,138,161,546,547,1900,3702,5353,5355";
 /// Below these domains, long random names are how a service works: reputation lookups of antivirus programs.
@@ -157,6 +160,7 @@ impl Config {
             },
             update_us: read.seconds("update-s", 5),
             home: Home::from_settings(settings),
+            ignored: Home::from_list(settings.text("detectors.ignore").unwrap_or_default()),
         }
     }
 
@@ -262,7 +266,7 @@ fn parse_mac(text: &str) -> Option<u64> {
     parts.next().is_none().then_some(mac)
 }
 
-/// The networks that are ours.
+/// A set of networks, such as those that are ours.
 #[derive(Clone, Debug, Default)]
 pub struct Home {
     networks: Vec<(u128, u32, bool)>,
@@ -275,11 +279,13 @@ impl Home {
     /// networks (`any`, other variables) leaves the private networks.
     pub fn from_settings(settings: &Settings) -> Home {
         let text = settings.text("vars.address-groups.HOME_NET").unwrap_or(PRIVATE);
-        let networks: Vec<_> = list(text).iter().filter_map(|item| parse_network(item)).collect();
-        if networks.is_empty() {
-            return Home { networks: list(PRIVATE).iter().filter_map(|item| parse_network(item)).collect() };
-        }
-        Home { networks }
+        let home = Home::from_list(text);
+        if home.networks.is_empty() { Home::from_list(PRIVATE) } else { home }
+    }
+
+    /// Read a list of networks.
+    pub fn from_list(text: &str) -> Home {
+        Home { networks: list(text).iter().filter_map(|item| parse_network(item)).collect() }
     }
 
     /// Whether an address is ours.

@@ -132,6 +132,11 @@ impl Control {
         }
     }
 
+    /// Bytes of the table.
+    pub fn bytes(&self) -> usize {
+        self.memories.bytes()
+    }
+
     /// What happened to entries.
     pub fn counters(&self) -> TableCounters {
         self.memories.counters

@@ -223,7 +223,7 @@ fn write_ends(json: &mut Json<'_>, kind: Kind, subject: &Subject) {
         return json.text("proto", "ARP");
     }
     json.plain("proto", protocol_name(subject.protocol));
-    let has_ports = matches!(subject.protocol, ip::TCP | ip::UDP);
+    let has_ports = matches!(subject.protocol, ip::TCP | ip::UDP) && subject.source != 0 && subject.destination != 0;
     if has_ports && subject.source_port != 0 && subject.destination_port != 0 && kind.has_flow() {
         let tuple = Tuple {
             source: Address(subject.source),

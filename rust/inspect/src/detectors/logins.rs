@@ -161,6 +161,11 @@ impl Logins {
         }
     }
 
+    /// Bytes of the tables.
+    pub fn bytes(&self) -> usize {
+        self.tries.bytes() + self.waiting.bytes()
+    }
+
     /// What happened to entries.
     pub fn counters(&self) -> [TableCounters; 2] {
         [self.tries.counters, self.waiting.counters]
@@ -208,10 +213,10 @@ impl Logins {
 
     fn web(&mut self, step: &Step, layers: &Layers<'_>, context: &mut Context<'_>) {
         let now_us = context.now_us;
-        if step.is_accepted {
-            if let Some((_, waiting)) = self.waiting.enter(&step.key(), now_us) {
-                waiting.add(step.client.1);
-            }
+        if step.is_accepted
+            && let Some((_, waiting)) = self.waiting.enter(&step.key(), now_us)
+        {
+            waiting.add(step.client.1);
         }
         let Some(waiting) = self.waiting.get_mut(&step.key()) else { return };
         let is_request = layers.payload.ends_with(b"\r\n\r\n");

@@ -17,6 +17,9 @@ use crate::layers::{Layers, ip};
 const ASKED_US: u64 = 3_000_000;
 /// Answers to one question by two stations come within this time.
 const TWICE_US: u64 = 1_000_000;
+/// A failover and its undoing are two moves; a third within this time is a quarrel.
+const TO_AND_FRO_US: u64 = 60_000_000;
+const MOST_MOVES: u32 = 3;
 /// Gratuitous replies are counted in windows of this length.
 const WINDOW_US: u64 = 10_000_000;
 const MAPPED: u128 = 0xffff_0000_0000;
@@ -82,6 +85,8 @@ struct Station {
     /// Whose the address was before, and since when it is not.
     before: u64,
     moved_us: u64,
+    /// How often it moved, each time within [`TO_AND_FRO_US`] of the last.
+    moves: u32,
     asked_us: Option<u64>,
     answered_us: u64,
     gratuitous: u32,
@@ -104,6 +109,11 @@ impl Neighbours {
     pub fn new(bytes: usize, key: SipKey) -> Neighbours {
         // an hour: longer than any lease's pause, so that a quiet owner is remembered
         Neighbours { stations: Table::new(bytes, 3_600_000_000, key) }
+    }
+
+    /// Bytes of the table.
+    pub fn bytes(&self) -> usize {
+        self.stations.bytes()
     }
 
     /// What happened to entries.
@@ -192,6 +202,8 @@ impl Neighbours {
         let why = suspicion(station, &claim, is_asked, context);
         let owner = if station.mac == claim.mac { station.before } else { station.mac };
         if station.mac != claim.mac {
+            let goes_on = station.mac != 0 && now_us.saturating_sub(station.moved_us) <= TO_AND_FRO_US;
+            station.moves = if goes_on { station.moves.saturating_add(1) } else { u32::from(station.mac != 0) };
             (station.before, station.moved_us) = (station.mac, now_us);
         }
         (station.mac, station.last_us) = (claim.mac, now_us);
@@ -215,6 +227,9 @@ fn suspicion(station: &Station, claim: &Claim, is_asked: bool, context: &Context
     }
     let since = |time_us: u64| now_us.saturating_sub(time_us);
     let is_alive = since(station.last_us) <= spoofs.alive_us;
+    if station.moves.saturating_add(1) >= MOST_MOVES && since(station.moved_us) <= TO_AND_FRO_US {
+        return Some("it moves to and fro");
+    }
     if station.before == claim.mac && since(station.moved_us) <= spoofs.alive_us.max(spoofs.grace_us) {
         // back at once: the new one was a mistake, or a failover that was undone; later: both are there
         return (since(station.moved_us) > spoofs.grace_us || claim.is_answer && is_asked)

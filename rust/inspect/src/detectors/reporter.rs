@@ -6,6 +6,7 @@
 
 use sensor::SipKey;
 
+use super::config::Home;
 use super::finding::{Evidence, Finding, Kind, Phase, Subject};
 use super::table::words;
 
@@ -46,19 +47,21 @@ pub struct Reporter {
     starts: Vec<(u64, u32)>,
     key: SipKey,
     update_us: u64,
+    ignored: Home,
     /// What happened so far.
     pub counters: ReportCounters,
 }
 
 impl Reporter {
-    /// Return a reporter that updates an open alert every `update_us`.
-    pub fn new(update_us: u64, key: SipKey) -> Reporter {
+    /// Return a reporter that updates an open alert every `update_us` and says nothing about `ignored` sources.
+    pub fn new(update_us: u64, ignored: Home, key: SipKey) -> Reporter {
         Reporter {
             open: Vec::new(),
             waiting: Vec::new(),
             starts: vec![(0, 0); Kind::ALL.len()],
             key,
             update_us,
+            ignored,
             counters: ReportCounters::default(),
         }
     }
@@ -97,6 +100,9 @@ impl Reporter {
         now_us: u64,
         evidence: impl FnOnce() -> Evidence,
     ) {
+        if self.ignored.contains(subject.source) {
+            return;
+        }
         let hash = self.hash(kind, &subject);
         if self.go_on(hash, count, now_us) {
             return;
@@ -203,7 +209,7 @@ mod tests {
 
     #[test]
     fn an_alert_starts_goes_on_and_ends() {
-        let mut reporter = Reporter::new(5_000_000, SipKey([1, 2]));
+        let mut reporter = Reporter::new(5_000_000, Home::default(), SipKey([1, 2]));
         for now_us in (0..10_000_000).step_by(100_000) {
             reporter.report(Kind::ConnectScan, subject(1), 1, now_us, Vec::new);
         }
@@ -215,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_million_invented_sources_are_one_alert() {
-        let mut reporter = Reporter::new(5_000_000, SipKey([1, 2]));
+        let mut reporter = Reporter::new(5_000_000, Home::default(), SipKey([1, 2]));
         let mut told = Vec::new();
         for number in 0..1_000_000_u64 {
             reporter.report(Kind::ConnectScan, subject(u128::from(number) + 1), 1, number, Vec::new);

@@ -17,7 +17,7 @@ use crate::tcp::flag;
 
 /// Entries that time alone may change and that are looked at in each tick.
 const MOST_PENDING: usize = 4096;
-/// Fewer targets than this are no reason to look at an entry again.
+/// Of a port, fewer hosts than this are no reason to look at an entry again. Each port of a host is: a slow scan has one.
 const LEAST_QUEUED: u32 = 3;
 /// Targets that are told as evidence.
 const MOST_SAMPLED: usize = 8;
@@ -75,6 +75,11 @@ impl Scans {
         }
     }
 
+    /// Bytes of the tables.
+    pub fn bytes(&self) -> usize {
+        self.hosts.bytes() + self.ports.bytes() + self.slow.bytes()
+    }
+
     /// Entries that were created and that made room.
     pub fn counters(&self) -> [super::table::TableCounters; 3] {
         [self.hosts.counters, self.ports.counters, self.slow.counters()]
@@ -103,7 +108,7 @@ impl Scans {
                 });
             }
             bits if bits & (flag::RST | flag::FIN) != 0 && layers.payload.is_empty() => {
-                self.settle(What::Tcp, &end, context, Probes::left);
+                self.leave(&end, context);
                 if bits & flag::RST != 0 {
                     self.settle(What::Tcp, &end.reverse(), context, Probes::refused);
                     self.settle(What::Ack, &end.reverse(), context, Probes::refused);
@@ -228,6 +233,16 @@ impl Scans {
         }
     }
 
+    /// A connection ends without a byte. Among hosts that says nothing: whoever balances load asks all of his servers so.
+    fn leave(&mut self, end: &Ends, context: &mut Context<'_>) {
+        if let Some(index) = self.hosts.find(&host_key(What::Tcp, end))
+            && let Some((_, probes)) = self.hosts.at_mut(index)
+            && probes.left(end.port.into())
+        {
+            self.after(true, index, context, false);
+        }
+    }
+
     fn host_target(&self, address: u128) -> u32 {
         match address >> 32 {
             0xffff => address as u32, // so that evidence can name it
@@ -240,7 +255,7 @@ impl Scans {
         self.judge(is_host, index, context, is_new);
         let has_room = self.pending.len() < MOST_PENDING;
         let Some(probes) = self.probes(is_host, index) else { return };
-        let is_due = probes.is_pending() && !probes.is_queued && probes.length() >= LEAST_QUEUED;
+        let is_due = probes.is_pending() && !probes.is_queued && (is_host || probes.length() >= LEAST_QUEUED);
         if is_due && has_room {
             probes.is_queued = true;
             self.pending.push((is_host, index as u32));

@@ -15,11 +15,22 @@ const COOKIE: u32 = 0x6382_5363;
 /// Options of one message that are looked at; there are 254 codes.
 const MOST_OPTIONS: usize = 256;
 
+/// Networks (VLANs) whose servers are learnt; a trunk to a device has a handful. Further ones are not looked at.
+const MOST_LINKS: usize = 64;
+
+/// What was learnt of one link: servers of DHCP and DHCPv6, and the router.
+#[derive(Default)]
+struct Known {
+    vlans: u64,
+    dhcp: Option<u128>,
+    dhcp6: Option<u128>,
+    router: Option<u128>,
+}
+
 /// The servers that were learnt.
 #[derive(Default)]
 pub struct Servers {
-    dhcp: [Option<u128>; 2],
-    router: Option<u128>,
+    links: Vec<Known>,
 }
 
 impl Servers {
@@ -29,9 +40,9 @@ impl Servers {
             _ if layers.fragment.is_some() => {}
             (ip::UDP, 67, 67 | 68) => self.dhcp(layers, context),
             (ip::UDP, 547, 546) if matches!(layers.payload.first(), Some(2 | 7)) => {
-                let known = &mut self.dhcp[1];
+                let Some(known) = self.link(layers).map(|link| &mut link.dhcp6) else { return };
                 if is_unknown(known, &context.config.servers.dhcp, layers.source) {
-                    report(Kind::RogueDhcp, layers, layers.source, self.dhcp[1], context, vec![]);
+                    report(Kind::RogueDhcp, layers, layers.source, *known, context, vec![]);
                 }
             }
             (ip::ICMPV6, ..) if layers.icmp[0] == 134 => self.advertisement(layers, context),
@@ -39,27 +50,42 @@ impl Servers {
         }
     }
 
+    fn link(&mut self, layers: &Layers<'_>) -> Option<&mut Known> {
+        let vlans = layers.vlans().iter().fold(0, |sum, vlan| sum << 12 | u64::from(*vlan));
+        let index = match self.links.iter().position(|link| link.vlans == vlans) {
+            Some(index) => index,
+            None if self.links.len() < MOST_LINKS => {
+                self.links.push(Known { vlans, ..Known::default() });
+                self.links.len() - 1
+            }
+            None => return None,
+        };
+        self.links.get_mut(index)
+    }
+
     fn dhcp(&mut self, layers: &Layers<'_>, context: &mut Context<'_>) {
         let Some(answer) = Answer::read(layers.payload) else { return };
         // a relay sends in its own name: the server names itself in an option
         let server = answer.server.unwrap_or(layers.source);
-        if !is_unknown(&mut self.dhcp[0], &context.config.servers.dhcp, server) {
+        let Some(known) = self.link(layers).map(|link| &mut link.dhcp) else { return };
+        if !is_unknown(known, &context.config.servers.dhcp, server) {
             return;
         }
         let mut evidence = vec![("offered", Value::Address(answer.offered))];
         for (name, value) in [("router", answer.router), ("dns", answer.dns)] {
             evidence.extend(value.map(|value| (name, Value::Address(value))));
         }
-        report(Kind::RogueDhcp, layers, server, self.dhcp[0], context, evidence);
+        report(Kind::RogueDhcp, layers, server, *known, context, evidence);
     }
 
     fn advertisement(&mut self, layers: &Layers<'_>, context: &mut Context<'_>) {
         let mut reader = Reader::new(layers.transport);
         let (Some(_), Some(lifetime), Some(_)) = (reader.take(6), reader.be16(), reader.take(8)) else { return };
-        if is_unknown(&mut self.router, &context.config.servers.routers, layers.source) {
+        let Some(known) = self.link(layers).map(|link| &mut link.router) else { return };
+        if is_unknown(known, &context.config.servers.routers, layers.source) {
             let mut evidence = vec![("lifetime_s", Value::Number(lifetime.into()))];
             evidence.extend(link_address(reader, 1).map(|mac| ("router_mac", Value::Mac(mac))));
-            report(Kind::RogueRouter, layers, layers.source, self.router, context, evidence);
+            report(Kind::RogueRouter, layers, layers.source, *known, context, evidence);
         }
     }
 }

@@ -64,6 +64,11 @@ impl Slow {
         Slow { sources: Table::new(bytes, window_us, key), key, half_us: window_us / 2 }
     }
 
+    /// Bytes of the table.
+    pub fn bytes(&self) -> usize {
+        self.sources.bytes()
+    }
+
     /// What happened to entries.
     pub fn counters(&self) -> TableCounters {
         self.sources.counters

@@ -83,6 +83,11 @@ impl Tunnels {
         }
     }
 
+    /// Bytes of the table.
+    pub fn bytes(&self) -> usize {
+        self.talks.bytes()
+    }
+
     /// What happened to entries.
     pub fn counters(&self) -> TableCounters {
         self.talks.counters
@@ -212,7 +217,8 @@ fn split(name: &[u8]) -> Option<(&[u8], &[u8])> {
     let second = name.get(start.map_or(0, |at| at + 1)..top)?;
     let is_registry = name.len() - top == 3 && REGISTRIES.iter().any(|registry| second.eq_ignore_ascii_case(registry));
     if is_registry {
-        start = Some(dots.next()?);
+        start?; // the registry itself is nobody's
+        start = dots.next();
     }
     match start {
         Some(at) => Some((name.get(..at)?, name.get(at + 1..)?)),
@@ -246,7 +252,8 @@ mod tests {
 
     #[test]
     fn names_are_divided_at_the_registered_domain() {
-        let rows: [(&[u8], Option<(&[u8], &[u8])>); 6] = [
+        type Row = (&'static [u8], Option<(&'static [u8], &'static [u8])>);
+        let rows: [Row; 6] = [
             (b"a.b.example.com", Some((b"a.b", b"example.com"))),
             (b"www.example.co.uk", Some((b"www", b"example.co.uk"))),
             (b"example.co.uk", Some((b"", b"example.co.uk"))),
