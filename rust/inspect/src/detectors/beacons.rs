@@ -102,7 +102,7 @@ impl Beacons {
         let Some((_, talk)) = self.talks.enter(&key, context.now_us) else { return };
         let size = flow.bytes[0].saturating_add(flow.bytes[1]);
         // the first interval is none: a full ring behind it is needed
-        if !talk.add(flow.first_us, size) || talk.count < beacons.flows.max(MOST as u32 + 1) {
+        if !talk.add(flow.first_us, size) || talk.count < beacons.flows.max(MOST as u32) + 1 {
             return;
         }
         let (interval_ms, is_regular) = regular(&talk.intervals_ms, beacons.jitter_percent);

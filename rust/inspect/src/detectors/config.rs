@@ -136,22 +136,8 @@ impl Config {
                 dhcp: read.addresses("rogue.dhcp.servers"),
                 routers: read.addresses("rogue.router.routers"),
             },
-            tunnels: TunnelConfig {
-                window_us: read.seconds("dns.tunnel.window-s", 60),
-                names: read.count("dns.tunnel.names", 30, 4, 1000),
-                length: read.count("dns.tunnel.length", 24, 8, 200),
-                entropy: read.count("dns.tunnel.entropy-tenths", 30, 1, 80) as f32 / 10.0,
-                answer_bytes: settings.number("detectors.dns.tunnel.answer-bytes", 16 << 10),
-                ignore: list(settings.text("detectors.dns.tunnel.ignore").unwrap_or(HASHED_NAMES)),
-            },
-            beacons: BeaconConfig {
-                flows: read.count("beacon.flows", 16, 6, 10_000),
-                jitter_percent: read.count("beacon.jitter-percent", 10, 1, 50),
-                least_us: read.seconds("beacon.least-s", 10),
-                is_home_included: settings.flag("detectors.beacon.home", false),
-                ignored_ports: read.ports("beacon.ignore-ports", POLLED_PORTS),
-                ignored: read.addresses("beacon.ignore"),
-            },
+            tunnels: read.tunnels(),
+            beacons: read.beacons(),
             logins: read.logins(),
             control: ControlConfig {
                 learn_us: read.seconds("ics.learn-s", 3600),
@@ -202,9 +188,9 @@ impl Read<'_> {
             ports: self.count("scan.connect.ports", 12, 3, most),
             udp_ports: self.count("scan.udp.ports", 12, 3, most),
             ack_ports: self.count("scan.ack.ports", 10, 3, most),
-            tcp_hosts: self.count("sweep.tcp.hosts", 16, 3, most),
+            tcp_hosts: self.count("sweep.tcp.hosts", 8, 3, most),
             udp_hosts: self.count("sweep.udp.hosts", 24, 3, most),
-            icmp_hosts: self.count("sweep.icmp.hosts", 16, 3, most),
+            icmp_hosts: self.count("sweep.icmp.hosts", 8, 3, most),
             arp_hosts: self.count("sweep.arp.hosts", 24, 3, most),
             slow_targets: self.count("scan.slow.targets", 100, 10, 500),
             slow_window_us: self.seconds("scan.slow.window-s", 6 * 3600).max(1_000_000),
@@ -226,6 +212,28 @@ impl Read<'_> {
             grace_us: self.seconds("spoof.grace-s", 5),
             alive_us: self.seconds("spoof.alive-s", 30),
             gratuitous: self.count("spoof.arp-gratuitous.replies", 20, 3, 10_000),
+        }
+    }
+
+    fn tunnels(&self) -> TunnelConfig {
+        TunnelConfig {
+            window_us: self.seconds("dns.tunnel.window-s", 60),
+            names: self.count("dns.tunnel.names", 30, 4, 1000),
+            length: self.count("dns.tunnel.length", 24, 8, 200),
+            entropy: self.count("dns.tunnel.entropy-tenths", 30, 1, 80) as f32 / 10.0,
+            answer_bytes: self.0.number("detectors.dns.tunnel.answer-bytes", 16 << 10),
+            ignore: list(self.0.text("detectors.dns.tunnel.ignore").unwrap_or(HASHED_NAMES)),
+        }
+    }
+
+    fn beacons(&self) -> BeaconConfig {
+        BeaconConfig {
+            flows: self.count("beacon.flows", 16, 6, 10_000),
+            jitter_percent: self.count("beacon.jitter-percent", 10, 1, 50),
+            least_us: self.seconds("beacon.least-s", 10),
+            is_home_included: self.0.flag("detectors.beacon.home", false),
+            ignored_ports: self.ports("beacon.ignore-ports", POLLED_PORTS),
+            ignored: self.addresses("beacon.ignore"),
         }
     }
 

@@ -181,22 +181,23 @@ impl Control {
         if is_learning {
             return;
         }
-        let tell = |kind: Kind, evidence: Evidence, context: &mut Context<'_>| {
-            if context.config.is_on(kind) {
-                context.reporter.report(kind, subject(flow), 1, now_us, || evidence);
-            }
-        };
         let said = || vec![("app_proto", Value::text(name.as_bytes())), ("function", Value::text(function.as_bytes()))];
         if is_new {
             let mut evidence = said();
             evidence.push(("new_client", Value::Number(is_new_client.into())));
-            tell(Kind::IcsNewFunction, evidence, context);
+            tell(Kind::IcsNewFunction, flow, evidence, context);
         }
         if writes > limit {
             let mut evidence = said();
             evidence.extend([("writes", Value::Number(writes.into())), ("limit", Value::Number(limit.into()))]);
-            tell(Kind::IcsWriteRate, evidence, context);
+            tell(Kind::IcsWriteRate, flow, evidence, context);
         }
+    }
+}
+
+fn tell(kind: Kind, flow: &FlowSeen, evidence: Evidence, context: &mut Context<'_>) {
+    if context.config.is_on(kind) {
+        context.reporter.report(kind, subject(flow), 1, context.now_us, || evidence);
     }
 }
 

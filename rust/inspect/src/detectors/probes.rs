@@ -24,6 +24,8 @@ pub struct Probes {
     told: u32,
     /// Silence says nothing: only refusals count.
     pub counts_refusals_only: bool,
+    /// Targets are not ours.
+    pub is_outward: bool,
     /// It is on the list of those that time alone may change.
     pub is_queued: bool,
     /// Packets that asked.

@@ -26,7 +26,6 @@ struct Open {
     subject: Subject,
     evidence: Evidence,
     count: u64,
-    reported_count: u64,
     last_us: u64,
     reported_us: u64,
 }
@@ -104,35 +103,34 @@ impl Reporter {
             return;
         }
         let hash = self.hash(kind, &subject);
-        if self.go_on(hash, count, now_us) {
-            return;
+        if let Some(index) = self.open.iter().position(|open| open.hash == hash) {
+            return self.go_on(index, count, now_us, evidence);
         }
         let open = self.open.iter().filter(|open| open.kind == kind).count();
         if open < MOST_OPEN && self.may_start(kind, now_us) {
             return self.start(hash, kind, subject, count, now_us, evidence());
         }
         self.counters.merged += 1;
-        let subject = Subject { protocol: subject.protocol, ..Subject::default() };
+        let merged = Subject { protocol: subject.protocol, ..Subject::default() };
         let hash = self.hash(kind, &Subject::default());
-        if !self.go_on(hash, count, now_us) {
+        match self.open.iter().position(|open| open.hash == hash) {
+            Some(index) => self.go_on(index, count, now_us, merged_evidence),
             // one for each kind, beyond the number of others: still bounded
-            self.start(hash, kind, subject, count, now_us, vec![("merged", super::finding::Value::Number(1))]);
+            None => self.start(hash, kind, merged, count, now_us, merged_evidence()),
         }
     }
 
-    fn go_on(&mut self, hash: u64, count: u64, now_us: u64) -> bool {
+    fn go_on(&mut self, index: usize, count: u64, now_us: u64, evidence: impl FnOnce() -> Evidence) {
         let update_us = self.update_us;
-        let Some(index) = self.open.iter().position(|open| open.hash == hash) else { return false };
-        if let Some(open) = self.open.get_mut(index) {
-            open.count = open.count.saturating_add(count);
-            open.last_us = open.last_us.max(now_us);
-            let quiet_us = u64::from(open.kind.info().quiet_s) * 1_000_000;
-            let wait_us = if quiet_us >= HOUR_US { quiet_us } else { update_us.max(quiet_us / 4) };
-            if now_us.saturating_sub(open.reported_us) >= wait_us {
-                self.tell(index, Phase::Update, now_us);
-            }
+        let Some(open) = self.open.get_mut(index) else { return };
+        open.count = open.count.saturating_add(count);
+        open.last_us = open.last_us.max(now_us);
+        let quiet_us = u64::from(open.kind.info().quiet_s) * 1_000_000;
+        let wait_us = if quiet_us >= HOUR_US { quiet_us } else { update_us.max(quiet_us / 4) };
+        if now_us.saturating_sub(open.reported_us) >= wait_us {
+            open.evidence = evidence();
+            self.tell(index, Phase::Update, now_us);
         }
-        true
     }
 
     fn may_start(&mut self, kind: Kind, now_us: u64) -> bool {
@@ -146,15 +144,14 @@ impl Reporter {
 
     fn start(&mut self, hash: u64, kind: Kind, subject: Subject, count: u64, now_us: u64, evidence: Evidence) {
         self.counters.started += 1;
-        let open =
-            Open { hash, kind, subject, evidence, count, reported_count: 0, last_us: now_us, reported_us: now_us };
+        let open = Open { hash, kind, subject, evidence, count, last_us: now_us, reported_us: now_us };
         self.open.push(open);
         self.tell(self.open.len() - 1, Phase::Start, now_us);
     }
 
     fn tell(&mut self, index: usize, phase: Phase, now_us: u64) {
         let Some(open) = self.open.get_mut(index) else { return };
-        (open.reported_us, open.reported_count) = (now_us, open.count);
+        open.reported_us = now_us;
         if self.waiting.len() >= MOST_WAITING {
             self.counters.refused += 1;
             return;
@@ -197,6 +194,10 @@ impl Reporter {
         };
         self.key.hash(&[kind as u64, a, b, c, d, port.into()])
     }
+}
+
+fn merged_evidence() -> Evidence {
+    vec![("merged", super::finding::Value::Number(1))]
 }
 
 #[cfg(test)]

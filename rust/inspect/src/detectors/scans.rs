@@ -24,6 +24,11 @@ const MOST_SAMPLED: usize = 8;
 /// Where traceroute sends its datagrams: from 33434, three for each of thirty hops, as IANA has it.
 const TRACEROUTE: std::ops::RangeInclusive<u16> = 33434..=33534;
 
+/// Ports of the web.
+const WEB: [u16; 4] = [80, 443, 8080, 8443];
+/// Out there, hosts die and peers of networks without a centre are looked for by the dozen: more must fail.
+const OUTWARD_FACTOR: u32 = 3;
+
 /// What an entry is about.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -208,6 +213,9 @@ impl Scans {
         let target = self.host_target(end.to);
         if is_sweep && let Some((index, probes)) = self.ports.enter(&port_key(what, end), context.now_us) {
             note(probes, end);
+            probes.is_outward = what != What::Arp && !context.config.home.contains(end.to);
+            // a page asks for dozens of hosts, and none answers where the uplink is down
+            probes.counts_refusals_only = what == What::Tcp && probes.is_outward && WEB.contains(&end.port);
             probes.open_window(context.now_us, window_us);
             probes.ask(target);
             self.after(false, index, context, true);
@@ -398,7 +406,8 @@ fn judge_ports(key: &[u64; 3], probes: &Probes, context: &mut Context<'_>, is_ne
         What::Arp => (Kind::ArpSweep, scans.arp_hosts),
         What::Ack => return,
     };
-    if probes.failures() < threshold {
+    let factor = if probes.is_outward { OUTWARD_FACTOR } else { 1 };
+    if probes.failures() < threshold.saturating_mul(factor).min(super::probes::MOST as u32) {
         return;
     }
     let is_v4 = source >> 32 == 0xffff || what == What::Arp;

@@ -84,9 +84,9 @@ fn the_same_dead_service_asked_for_all_day_is_no_slow_scan() {
 fn a_sweep_is_seen_over_tcp_udp_and_icmp() {
     type Probe = fn(&str) -> Vec<u8>;
     let rows: [(Kind, u32, Probe); 3] = [
-        (Kind::TcpSweep, 16, |host| tcp((SCANNER, 40_000), (host, 22), SYN, b"")),
+        (Kind::TcpSweep, 8, |host| tcp((SCANNER, 40_000), (host, 22), SYN, b"")),
         (Kind::UdpSweep, 24, |host| udp((SCANNER, 40_000), (host, 161), b"x")),
-        (Kind::IcmpSweep, 16, |host| ip_frame(SCANNER, host, 1, &[8, 0, 0, 0, 0, 1, 0, 1])),
+        (Kind::IcmpSweep, 8, |host| ip_frame(SCANNER, host, 1, &[8, 0, 0, 0, 0, 1, 0, 1])),
     ];
     for (kind, threshold, probe) in rows {
         for (hosts, expected) in [(threshold - 1, vec![]), (threshold + 1, vec![kind])] {
@@ -200,6 +200,19 @@ fn acknowledgements_within_connections_are_no_flood() {
     }
     bench.frame(&tcp((SCANNER, 40_000), (VICTIM, 80), FIN | PSH | ACK, b"x"));
     assert_eq!(bench.starts(), []);
+}
+
+#[test]
+fn a_dead_uplink_sweeps_nothing_and_a_worm_does() {
+    for (port, expected) in [(443, vec![]), (23, vec![Kind::TcpSweep])] {
+        let mut bench = Bench::new(&[]);
+        for host in 1..60 {
+            bench.frame(&tcp((VICTIM, 40_000), (&format!("203.0.113.{host}"), port), SYN, b""));
+            bench.wait(30 * MILLI);
+        }
+        bench.wait(SECOND);
+        assert_eq!(bench.starts(), expected, "{port}");
+    }
 }
 
 #[test]
