@@ -62,6 +62,9 @@ pub struct Detectors {
     now_us: u64,
 }
 
+/// Packets of several queues are seconds apart at most.
+const MOST_LATE_US: u64 = 60_000_000;
+
 /// Shares of the memory number in percent. Scans have the most, since whoever scans makes the most entries; a baseline
 /// has what a device's takes (a line is 16 bytes); the rest is open alerts and what is not counted.
 mod share {
@@ -101,12 +104,18 @@ impl Detectors {
         self.baseline.error
     }
 
+    /// Time goes on; packets that come a little late do not turn it back, a clock that was set does.
+    fn advance(&mut self, now_us: u64) {
+        let is_set = self.now_us.saturating_sub(now_us) > MOST_LATE_US;
+        self.now_us = if is_set { now_us } else { self.now_us.max(now_us) };
+    }
+
     /// Look at a packet, with the flow that it belongs to where it has one.
     pub fn packet(&mut self, layers: &Layers<'_>, flow: Option<&FlowSeen>, now_us: u64) {
         if layers.is_invalid {
             return;
         }
-        self.now_us = self.now_us.max(now_us);
+        self.advance(now_us);
         let mut context = Context { now_us: self.now_us, config: &self.config, reporter: &mut self.reporter };
         self.scans.packet(layers, flow, &mut context);
         self.acks.packet(layers, flow, &mut context);
@@ -118,7 +127,7 @@ impl Detectors {
 
     /// Look at a transaction that is complete, once.
     pub fn transaction(&mut self, flow: &FlowSeen, protocol: usize, transaction: &dyn Transaction, now_us: u64) {
-        self.now_us = self.now_us.max(now_us);
+        self.advance(now_us);
         let mut context = Context { now_us: self.now_us, config: &self.config, reporter: &mut self.reporter };
         self.tunnels.transaction(flow, protocol, transaction, &mut context);
         self.logins.transaction(flow, protocol, transaction, &mut context);
@@ -135,7 +144,7 @@ impl Detectors {
 
     /// Let time pass; four times a second is enough.
     pub fn tick(&mut self, now_us: u64) {
-        self.now_us = self.now_us.max(now_us);
+        self.advance(now_us);
         let mut context = Context { now_us: self.now_us, config: &self.config, reporter: &mut self.reporter };
         self.scans.tick(&mut context);
         self.reporter.tick(self.now_us, false);

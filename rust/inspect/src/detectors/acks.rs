@@ -4,6 +4,7 @@ use sensor::SipKey;
 
 use super::Context;
 use super::finding::{Kind, Subject, Value};
+use super::reporter::Count;
 use super::seen::FlowSeen;
 use super::table::{Entry, Table, TableCounters, words};
 use crate::layers::{Layers, ip};
@@ -78,8 +79,7 @@ impl Acks {
         let (high, low) = (context.config.scans.ack_high, context.config.scans.ack_low);
         let Some((_, victim)) = self.victims.enter(&words(layers.destination), context.now_us) else { return };
         victim.count(layers.source, context.now_us, low);
-        let begins = !victim.is_flooded && victim.count >= high;
-        victim.is_flooded |= begins;
+        victim.is_flooded |= victim.count >= high;
         if !victim.is_flooded {
             return;
         }
@@ -92,7 +92,7 @@ impl Acks {
             protocol: ip::TCP,
             flow_id: if is_majority { flow.id } else { 0 },
         };
-        let (peak, count) = (victim.peak, if begins { victim.count } else { 1 });
+        let (peak, count) = (victim.peak, Count::so_far(victim.count));
         context
             .reporter
             .report(Kind::AckFlood, subject, count, context.now_us, || vec![("rate_per_s", Value::Number(peak))]);

@@ -8,6 +8,7 @@ use super::Context;
 use super::config::parse_address;
 use super::finding::{Kind, Subject};
 use super::json_text::Scan;
+use super::reporter::Count;
 use super::seen::FlowSeen;
 use super::table::words;
 use crate::layers::{Layers, ip};
@@ -126,7 +127,7 @@ impl Baseline {
                 protocol: talk.protocol,
                 flow_id: flow.id,
             };
-            context.reporter.report(kind, subject, 1, context.now_us, Vec::new);
+            context.reporter.report(kind, subject, Count::ONE, context.now_us, Vec::new);
         }
     }
 }

@@ -7,6 +7,7 @@ use sensor::SipKey;
 
 use super::Context;
 use super::finding::{Kind, Subject, Value};
+use super::reporter::Count;
 use super::seen::FlowSeen;
 use super::table::{Entry, Table, TableCounters, words};
 
@@ -118,8 +119,7 @@ impl Beacons {
             protocol: flow.protocol,
             flow_id: flow.id,
         };
-        let is_open = context.reporter.is_open(Kind::Beacon, &subject);
-        let count = if is_open { 1 } else { talk.count.into() };
+        let count = Count::so_far(talk.count);
         context.reporter.report(Kind::Beacon, subject, count, context.now_us, || {
             vec![("interval_ms", Value::Number(interval_ms.into())), ("bytes", Value::Number(bytes.into()))]
         });

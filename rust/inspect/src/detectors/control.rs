@@ -9,6 +9,7 @@ use sensor::SipKey;
 use super::Context;
 use super::finding::{Evidence, Kind, Subject, Value};
 use super::hooks::{logged, number, number_index, protocol_index};
+use super::reporter::Count;
 use super::seen::FlowSeen;
 use super::table::{Entry, Table, TableCounters, words};
 
@@ -197,7 +198,7 @@ impl Control {
 
 fn tell(kind: Kind, flow: &FlowSeen, evidence: Evidence, context: &mut Context<'_>) {
     if context.config.is_on(kind) {
-        context.reporter.report(kind, subject(flow), 1, context.now_us, || evidence);
+        context.reporter.report(kind, subject(flow), Count::ONE, context.now_us, || evidence);
     }
 }
 

@@ -10,6 +10,7 @@ use sensor::SipKey;
 use super::Context;
 use super::finding::{Kind, Subject, Value};
 use super::hooks::{buffer_index, number_index, protocol_index};
+use super::reporter::Count;
 use super::seen::FlowSeen;
 use super::table::{Entry, Table, TableCounters, words};
 use crate::layers::{Layers, ip};
@@ -152,7 +153,6 @@ impl Logins {
             mqtt(),
             buffer("ftp", "ftp.completion_code", ReplySource::Ftp),
             buffer("http", "http.stat_code", ReplySource::Http),
-            buffer("http1", "http.stat_code", ReplySource::Http),
         ];
         Logins {
             tries: Table::new(bytes / 2, 600_000_000, key),
@@ -233,8 +233,7 @@ impl Logins {
             return;
         }
         let (length, is_new) = (waiting.length, step.is_accepted);
-        let is_open = context.reporter.is_open(Kind::Slowloris, &step.subject());
-        let count = if is_open { u64::from(is_new) } else { length.into() };
+        let count = Count { first: length.into(), more: is_new.into() };
         context.reporter.report(Kind::Slowloris, step.subject(), count, now_us, || {
             vec![("open_connections", Value::Number(length.into()))]
         });
@@ -301,9 +300,7 @@ impl ReplySource {
 }
 
 fn report_tries(failures: u32, subject: Subject, seen_in: &'static str, context: &mut Context<'_>) {
-    let is_open = context.reporter.is_open(Kind::BruteForce, &subject);
-    let count = if is_open { 1 } else { failures.into() };
-    context.reporter.report(Kind::BruteForce, subject, count, context.now_us, || {
+    context.reporter.report(Kind::BruteForce, subject, Count::so_far(failures), context.now_us, || {
         vec![("failures", Value::Number(failures.into())), ("seen_in", Value::text(seen_in.as_bytes()))]
     });
 }

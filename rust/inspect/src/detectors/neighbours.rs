@@ -10,6 +10,7 @@ use sensor::SipKey;
 
 use super::Context;
 use super::finding::{Kind, Subject, Value};
+use super::reporter::Count;
 use super::table::{Entry, Table, TableCounters, words};
 use crate::layers::{Layers, ip};
 
@@ -252,7 +253,7 @@ fn report(claim: &Claim, owner: u64, why: &'static str, context: &mut Context<'_
     }
     let is_gateway = context.config.spoofs.gateways.contains(&claim.address);
     let subject = subject(claim);
-    context.reporter.report(kind, subject, 1, context.now_us, || {
+    context.reporter.report(kind, subject, Count::ONE, context.now_us, || {
         vec![
             ("address", Value::Address(claim.address)),
             ("mac", Value::Mac(claim.mac)),
@@ -266,7 +267,7 @@ fn report(claim: &Claim, owner: u64, why: &'static str, context: &mut Context<'_
 fn report_gratuitous(claim: &Claim, count: u32, context: &mut Context<'_>) {
     let is_virtual = context.config.spoofs.virtual_addresses.contains(&claim.address);
     if context.config.is_on(Kind::ArpGratuitous) && !is_virtual {
-        context.reporter.report(Kind::ArpGratuitous, subject(claim), 1, context.now_us, || {
+        context.reporter.report(Kind::ArpGratuitous, subject(claim), Count::ONE, context.now_us, || {
             vec![
                 ("address", Value::Address(claim.address)),
                 ("mac", Value::Mac(claim.mac)),

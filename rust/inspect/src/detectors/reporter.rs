@@ -39,6 +39,24 @@ pub struct ReportCounters {
     pub refused: u64,
 }
 
+/// How much a report stands for: of everything so far if it begins an alert, or since the last report.
+#[derive(Clone, Copy)]
+#[allow(missing_docs)]
+pub struct Count {
+    pub first: u64,
+    pub more: u64,
+}
+
+impl Count {
+    /// One thing each time.
+    pub const ONE: Count = Count { first: 1, more: 1 };
+
+    /// So many so far, then one each time.
+    pub fn so_far(first: impl Into<u64>) -> Count {
+        Count { first: first.into(), more: 1 }
+    }
+}
+
 /// Open alerts and findings that wait.
 pub struct Reporter {
     open: Vec<Open>,
@@ -75,12 +93,6 @@ impl Reporter {
         self.waiting.is_empty()
     }
 
-    /// Whether an alert about that subject is open.
-    pub fn is_open(&self, kind: Kind, subject: &Subject) -> bool {
-        let hash = self.hash(kind, subject);
-        self.open.iter().any(|open| open.hash == hash)
-    }
-
     /// Whether a scan or sweep of that source is being reported.
     pub fn is_scanning(&self, source: u128) -> bool {
         let is_scan = |kind| {
@@ -90,12 +102,12 @@ impl Reporter {
         self.open.iter().any(|open| open.subject.source == source && is_scan(open.kind))
     }
 
-    /// A condition holds: `count` more of it.
+    /// A condition holds.
     pub fn report(
         &mut self,
         kind: Kind,
         subject: Subject,
-        count: u64,
+        count: Count,
         now_us: u64,
         evidence: impl FnOnce() -> Evidence,
     ) {
@@ -104,19 +116,19 @@ impl Reporter {
         }
         let hash = self.hash(kind, &subject);
         if let Some(index) = self.open.iter().position(|open| open.hash == hash) {
-            return self.go_on(index, count, now_us, evidence);
+            return self.go_on(index, count.more, now_us, evidence);
         }
         let open = self.open.iter().filter(|open| open.kind == kind).count();
         if open < MOST_OPEN && self.may_start(kind, now_us) {
-            return self.start(hash, kind, subject, count, now_us, evidence());
+            return self.start(hash, kind, subject, count.first, now_us, evidence());
         }
         self.counters.merged += 1;
         let merged = Subject { protocol: subject.protocol, ..Subject::default() };
         let hash = self.hash(kind, &Subject::default());
         match self.open.iter().position(|open| open.hash == hash) {
-            Some(index) => self.go_on(index, count, now_us, merged_evidence),
+            Some(index) => self.go_on(index, count.more, now_us, merged_evidence),
             // one for each kind, beyond the number of others: still bounded
-            None => self.start(hash, kind, merged, count, now_us, merged_evidence()),
+            None => self.start(hash, kind, merged, count.more, now_us, merged_evidence()),
         }
     }
 
@@ -212,7 +224,7 @@ mod tests {
     fn an_alert_starts_goes_on_and_ends() {
         let mut reporter = Reporter::new(5_000_000, Home::default(), SipKey([1, 2]));
         for now_us in (0..10_000_000).step_by(100_000) {
-            reporter.report(Kind::ConnectScan, subject(1), 1, now_us, Vec::new);
+            reporter.report(Kind::ConnectScan, subject(1), Count::ONE, now_us, Vec::new);
         }
         reporter.tick(19_000_000, false);
         reporter.tick(19_900_000, false);
@@ -225,7 +237,7 @@ mod tests {
         let mut reporter = Reporter::new(5_000_000, Home::default(), SipKey([1, 2]));
         let mut told = Vec::new();
         for number in 0..1_000_000_u64 {
-            reporter.report(Kind::ConnectScan, subject(u128::from(number) + 1), 1, number, Vec::new);
+            reporter.report(Kind::ConnectScan, subject(u128::from(number) + 1), Count::ONE, number, Vec::new);
             told.extend(reporter.take());
         }
         reporter.tick(2_000_000, true);

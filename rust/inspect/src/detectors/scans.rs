@@ -9,6 +9,7 @@ use sensor::SipKey;
 use super::Context;
 use super::finding::{Evidence, Kind, Subject, Value};
 use super::probes::Probes;
+use super::reporter::Count;
 use super::seen::FlowSeen;
 use super::slow::Slow;
 use super::table::{Table, words};
@@ -442,7 +443,7 @@ fn report(
     evidence: impl FnOnce() -> Evidence,
 ) {
     if context.config.is_on(kind) {
-        let count = if context.reporter.is_open(kind, &subject) { u64::from(is_new) } else { probes.asked.into() };
+        let count = Count { first: probes.asked.into(), more: is_new.into() };
         context.reporter.report(kind, subject, count, context.now_us, evidence);
     }
 }

@@ -7,6 +7,7 @@ use protocols::Reader;
 use super::Context;
 use super::finding::{Evidence, Kind, Subject, Value};
 use super::neighbours::{frame_macs, link_address};
+use super::reporter::Count;
 use crate::layers::{Layers, ip};
 
 /// RFC 2131 section 2: what stands before the options, and the cookie in front of them.
@@ -119,7 +120,7 @@ fn report(
         protocol: layers.protocol,
         ..Subject::default()
     };
-    context.reporter.report(kind, subject, 1, context.now_us, || evidence);
+    context.reporter.report(kind, subject, Count::ONE, context.now_us, || evidence);
 }
 
 /// What a DHCP server says.

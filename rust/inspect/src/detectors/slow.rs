@@ -7,6 +7,7 @@ use sensor::SipKey;
 
 use super::Context;
 use super::finding::{Kind, Subject, Value};
+use super::reporter::Count;
 use super::table::{Entry, Table, TableCounters, words};
 
 const WORDS: usize = 8;
@@ -89,9 +90,7 @@ impl Slow {
             return;
         }
         let subject = Subject { source, protocol, ..Subject::default() };
-        let failures = entry.failures;
-        let is_open = context.reporter.is_open(Kind::SlowScan, &subject);
-        let count = if is_open { 1 } else { failures.into() };
+        let count = Count::so_far(entry.failures);
         context.reporter.report(Kind::SlowScan, subject, count, context.now_us, || {
             vec![("distinct_targets", Value::Number(distinct as u64))]
         });

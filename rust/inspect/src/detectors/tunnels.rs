@@ -9,6 +9,7 @@ use sensor::SipKey;
 use super::Context;
 use super::finding::{Kind, Subject, Value};
 use super::hooks::{buffer_index, number_index};
+use super::reporter::Count;
 use super::seen::FlowSeen;
 use super::table::{Entry, Table, TableCounters, words};
 use crate::layers::ip;
@@ -172,8 +173,7 @@ fn judge(talk: &Talk, flow: &FlowSeen, domain: &[u8], sample: &[u8], context: &m
         protocol: if flow.protocol == 0 { ip::UDP } else { flow.protocol },
         flow_id: flow.id,
     };
-    let is_open = context.reporter.is_open(Kind::DnsTunnel, &subject);
-    let count = if is_open { 1 } else { talk.queries.into() };
+    let count = Count::so_far(talk.queries);
     context.reporter.report(Kind::DnsTunnel, subject, count, context.now_us, || {
         vec![
             ("domain", Value::text(domain)),

@@ -180,3 +180,76 @@ fn much_text_in_answers_to_names_that_change_is_seen() {
         assert_eq!(bench.starts(), expected);
     }
 }
+
+/// Show a parser the messages of one flow and the detectors its transactions.
+fn converse(bench: &mut Bench, name: &str, port: u16, messages: &[(Way, &[u8])]) {
+    let Some(protocol) = PROTOCOLS.iter().position(|protocol| protocol.name == name) else { panic!("no {name}") };
+    let flow = FlowSeen {
+        addresses: [address(ATTACKER), address(SERVER)],
+        ports: [30_000, port],
+        protocol: 6,
+        ..FlowSeen::default()
+    };
+    let mut parser = (PROTOCOLS[protocol].parser)(&Settings::default(), Transport::Tcp);
+    for (way, data) in messages {
+        assert!(parser.parse(*way, data, false).is_ok());
+    }
+    parser.finish();
+    let (first, end) = parser.range();
+    for transaction in (first..end).filter_map(|id| parser.transaction(id)) {
+        bench.detectors.transaction(&flow, protocol, transaction, bench.now_us);
+    }
+    bench.found.append(&mut bench.detectors.take());
+}
+
+#[test]
+fn what_protocols_say_about_logins_is_counted() {
+    use Way::{ToClient, ToServer};
+    let request: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let (no, yes): (&[u8], &[u8]) =
+        (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    let connect: &[u8] = b"\x10\x11\x00\x04MQTT\x04\xc2\x00\x3c\x00\x01a\x00\x00\x00\x00";
+    let rows: [(&str, u16, &[(Way, &[u8])], u32, Vec<Kind>); 6] = [
+        ("http", 80, &[(ToServer, request), (ToClient, no)], 25, vec![Kind::BruteForce]),
+        ("http", 80, &[(ToServer, request), (ToClient, no)], 19, vec![]),
+        // a browser that is asked for a password before each page
+        ("http", 80, &[(ToServer, request), (ToClient, no), (ToServer, request), (ToClient, yes)], 200, vec![]),
+        ("mqtt", 1883, &[(ToServer, connect), (ToClient, b"\x20\x02\x00\x05")], 12, vec![Kind::BruteForce]),
+        ("mqtt", 1883, &[(ToServer, connect), (ToClient, b"\x20\x02\x00\x00")], 100, vec![]),
+        (
+            "ftp",
+            21,
+            &[
+                (ToClient, b"220 hello\r\n"),
+                (ToServer, b"USER a\r\n"),
+                (ToClient, b"331 go on\r\n"),
+                (ToServer, b"PASS b\r\n"),
+                (ToClient, b"530 no\r\n"),
+            ],
+            12,
+            vec![Kind::BruteForce],
+        ),
+    ];
+    for (name, port, messages, count, expected) in rows {
+        let mut bench = Bench::new(&[]);
+        for _ in 0..count {
+            converse(&mut bench, name, port, messages);
+            bench.wait(100 * MILLI);
+        }
+        assert_eq!(bench.starts(), expected, "{name} {count}");
+    }
+}
+
+#[test]
+fn functions_of_control_protocols_are_read_by_their_parsers() {
+    let mut bench = Bench::new(&[]);
+    let message = |function: u8| vec![0, 1, 0, 0, 0, 6, 1, function, 0, 1, 0, 1];
+    converse(&mut bench, "modbus", 502, &[(Way::ToServer, &message(3))]);
+    bench.wait(3700 * SECOND);
+    converse(&mut bench, "modbus", 502, &[(Way::ToServer, &message(3))]);
+    assert_eq!(bench.starts(), []);
+    converse(&mut bench, "modbus", 502, &[(Way::ToServer, &message(6))]);
+    assert_eq!(bench.starts(), [Kind::IcsNewFunction]);
+    let evidence = bench.found.first().map(|finding| finding.evidence.clone()).unwrap_or_default();
+    assert!(evidence.contains(&("function", crate::detectors::Value::text(b"6"))), "{evidence:?}");
+}
