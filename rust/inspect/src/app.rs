@@ -26,6 +26,18 @@ pub struct Looked {
     pub has_begun: bool,
 }
 
+/// Rules that wait for one transaction to go on.
+const MOST_WAITING: usize = 512;
+
+impl Looked {
+    /// Look at a rule again when there is more.
+    pub fn wait_for(&mut self, rule: u32) {
+        if self.waiting.len() < MOST_WAITING && !self.waiting.contains(&rule) {
+            self.waiting.push(rule);
+        }
+    }
+}
+
 /// What the sensor remembers about a transaction.
 #[derive(Debug, Default)]
 pub struct Tracked {
@@ -75,6 +87,8 @@ pub struct Fed {
     pub consumed: usize,
     /// The protocol has just become known.
     pub is_found: bool,
+    /// This way looks like another protocol than the one that the flow was taken for.
+    pub is_found_differently: bool,
     /// The flow's client is really its server.
     pub is_reversed: bool,
     /// The parser has just given up.
@@ -116,6 +130,8 @@ impl App {
                 Some(true) => fed.is_found = true,
             }
             fed.is_reversed = self.found[way as usize].is_none();
+        } else if self.found[way as usize].is_none() && !self.has_failed[way as usize] && !data.is_empty() {
+            self.compare(way, data, flow, &mut fed);
         }
         let way = if fed.is_reversed { way.reverse() } else { way };
         self.parse(way, data, is_end, flow, &mut fed);
@@ -156,6 +172,23 @@ impl App {
         }
         self.has_failed[side] = true;
         Some(false)
+    }
+
+    /// The other way's first bytes: do they look like the same protocol?
+    fn compare(&mut self, way: Way, data: &[u8], flow: &FlowHint<'_>, fed: &mut Fed) {
+        let side = way as usize;
+        let is_usual_port = |ports: &[u16]| ports.contains(&flow.server_port) || ports.contains(&flow.client_port);
+        let looks_like = |index: u8| {
+            PROTOCOLS.get(usize::from(index)).is_some_and(|protocol| {
+                let is_usual_port = is_usual_port(protocol.ports);
+                let start = Start { data, way, transport: flow.transport, is_usual_port };
+                protocol.transports.contains(&flow.transport) && (protocol.probe)(&start) == Probe::Yes
+            })
+        };
+        let known = self.protocol.filter(|index| looks_like(*index));
+        let other = || (0..PROTOCOLS.len() as u8).find(|index| looks_like(*index));
+        self.found[side] = known.or_else(other).or(self.protocol);
+        fed.is_found_differently = self.found[side] != self.protocol;
     }
 
     fn parse(&mut self, way: Way, data: &[u8], is_end: bool, flow: &FlowHint<'_>, fed: &mut Fed) {

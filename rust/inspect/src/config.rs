@@ -80,6 +80,7 @@ pub struct InspectConfig {
     /// `(way, offset)`: the parser fails there.
     pub failing_app_offset: [Option<u64>; 2],
     pub alerts_per_packet: usize,
+    pub counts_errors_by_app: bool,
     pub uses_vlan: bool,
     pub guesses_transactions: bool,
     pub output: OutputConfig,
@@ -166,6 +167,7 @@ impl InspectConfig {
                 let name = format!("simulate-applayer-error-at-offset-{way}");
                 settings.text(&name).and_then(|text| text.parse().ok())
             }),
+            counts_errors_by_app: settings.flag("stats.exception-policy.per-app-proto-errors", false),
             alerts_per_packet: settings.number("packet-alert-max", 15).clamp(1, 256) as usize,
             uses_vlan: settings.flag("vlan.use-for-tracking", true),
             guesses_transactions: settings.flag("detect.guess-applayer-tx", false),

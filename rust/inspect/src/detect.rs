@@ -4,8 +4,8 @@ use std::sync::Mutex;
 
 use protocols::{COMPLETE, View, Way};
 use signatures::{
-    Action, Capture, Context, FlowFacts, Found, Inspection, PacketBuffer, PacketFacts, PayloadScope, Regexes, RuleSet,
-    Signature, State, Subject, TransactionTest,
+    Action, Capture, Context, FlowFacts, Found, Inspection, Kind, PacketBuffer, PacketFacts, PayloadScope, Regexes,
+    RuleSet, Signature, State, Subject, TransactionTest,
 };
 
 use crate::app::{App, Looked, Tracked};
@@ -15,8 +15,10 @@ use crate::memory::RuleMemory;
 
 /// Buffers of one kind in one transaction that are looked at.
 const MOST_BUFFERS: usize = 1024;
-/// Rules that wait for one transaction to go on.
-const MOST_WAITING: usize = 512;
+/// Rules about transactions whose contents in the stream one flow remembers.
+const MOST_PAYLOAD_MATCHES: usize = 64;
+/// Chains of flowbits inside one transaction that are followed; public rule sets have two links.
+const MOST_ROUNDS: usize = 3;
 /// A growing buffer is looked at when it is complete, or this long.
 const LEAST_GROWN: usize = 32 << 10;
 
@@ -77,6 +79,7 @@ pub struct Scratch {
     /// What the data sets say about values that matched, by rule: name and JSON text.
     pub contexts: Vec<(u32, String, String)>,
     pending: Vec<(String, String)>,
+    refused_by_state: Vec<u32>,
 }
 
 impl Scratch {
@@ -92,6 +95,7 @@ impl Scratch {
             regexes: Regexes::default(),
             contexts: Vec::new(),
             pending: Vec::new(),
+            refused_by_state: Vec::new(),
         }
     }
 }
@@ -143,7 +147,6 @@ impl Run<'_> {
         {
             self.transaction_rules(flow);
         }
-        self.scratch.matches.sort_by_key(|found| (found.rule, found.transaction));
     }
 
     fn packet_rules(&mut self, mut flow: Option<&mut Flow>) {
@@ -201,13 +204,22 @@ impl Run<'_> {
         self.scratch.captures.clear();
         self.scratch.pending.clear();
         let Some(is_in_stream) = self.payload_matches(rule) else { return };
+        if rule.kind == Kind::Transaction {
+            if let Some(flow) = flow
+                && flow.payload_matches.len() < MOST_PAYLOAD_MATCHES
+                && !flow.payload_matches.contains(&index)
+            {
+                flow.payload_matches.push(index);
+            }
+            return;
+        }
         for (buffer, inspection) in &rule.packet_buffers {
             let Some(data) = packet_buffer(self.job.packet, *buffer) else { return };
             if !self.inspect(inspection, View::whole(data)) {
                 return;
             }
         }
-        if rule.packet_tests.iter().any(is_about_app) && !self.job.has_app_news {
+        if rule.is_detection_only && !self.job.has_app_news {
             return;
         }
         self.matched(index, rule, flow, None, is_in_stream);
@@ -354,8 +366,19 @@ impl Run<'_> {
         candidates.extend_from_slice(&self.scratch.found.rules);
         candidates.sort_unstable();
         candidates.dedup();
+        self.scratch.refused_by_state.clear();
         for index in candidates {
             self.try_transaction_rule(index, transaction, looked, (protocol, way, id), progress, flow);
+        }
+        // a match may have set what an earlier rule of the same transaction waits for
+        for _ in 0..MOST_ROUNDS {
+            let before = self.scratch.matches.len();
+            for index in std::mem::take(&mut self.scratch.refused_by_state) {
+                self.try_transaction_rule(index, transaction, looked, (protocol, way, id), progress, flow);
+            }
+            if self.scratch.matches.len() == before || self.scratch.refused_by_state.is_empty() {
+                break;
+            }
         }
         (looked.progress, looked.grown, looked.has_begun) = (progress, grown, true);
         looked.is_over = progress[way as usize] == COMPLETE && (looked.waiting.is_empty() || progress == [COMPLETE; 2]);
@@ -416,14 +439,20 @@ impl Run<'_> {
             }
         }
         if verdict == Verdict::Wait {
-            if looked.waiting.len() < MOST_WAITING {
-                looked.waiting.push(index);
-            }
-            return;
+            return looked.wait_for(index);
         }
-        let Some(is_in_stream) = self.payload_matches(rule) else { return };
+        let is_in_stream = match (flow.payload_matches.contains(&index), self.payload_matches(rule)) {
+            (_, Some(is_in_stream)) => is_in_stream,
+            (true, None) => true,
+            (false, None) => {
+                looked.wait_for(index); // the stream around the transaction may come later
+                return;
+            }
+        };
         if self.matched(index, rule, Some(flow), Some(id), is_in_stream) {
             looked.matched.push(index);
+        } else {
+            self.scratch.refused_by_state.push(index);
         }
     }
 
@@ -436,7 +465,7 @@ impl Run<'_> {
         progress: [u8; 2],
     ) -> Verdict {
         let Some(place) = test_place(test, protocol) else { return Verdict::No };
-        let way = test_way(&place, way);
+        let way = test_way(test, &place, way);
         if progress[way as usize] < place.progress {
             return Verdict::Wait;
         }
@@ -476,7 +505,7 @@ impl Run<'_> {
                 let index = usize::from(place.index);
                 let most = if place.is_multiple { MOST_BUFFERS } else { 1 };
                 let numbers = (0..most).map_while(|nth| transaction.number(index, way, nth));
-                decided(numbers.into_iter().any(|number| test.range.matches(number)))
+                decided(test.choice.matches(test.range, numbers))
             }
             TransactionTest::Custom(test) => {
                 let found = test.places.iter().find(|(owner, _, _)| usize::from(*owner) == protocol);
@@ -513,19 +542,12 @@ impl Run<'_> {
     }
 }
 
-/// Whether a test asks which protocol the flow speaks: such rules are decided when that becomes known.
-pub fn is_about_app(test: &signatures::PacketTest) -> bool {
-    matches!(test, signatures::PacketTest::AppProtocol(_))
-}
-
 fn collect_packet(group: &PacketGroup, packet: &PacketFacts<'_>, chunk: Option<Chunk<'_>>, found: &mut Found) {
     if let Some(chunk) = chunk {
         if let Some(prefilter) = &group.stream {
             prefilter.scan(chunk.data, found);
         }
-        for rule in &group.always_stream {
-            found.add(*rule);
-        }
+        group.always_stream.each(packet.source_port, packet.destination_port, |rule| found.add(rule));
     }
     if !packet.payload.is_empty() && !packet.is_pseudo {
         if let Some(prefilter) = &group.packet {
@@ -540,12 +562,7 @@ fn collect_packet(group: &PacketGroup, packet: &PacketFacts<'_>, chunk: Option<C
     if packet.is_pseudo {
         return;
     }
-    for rule in &group.always {
-        found.add(*rule);
-    }
-    for rule in group.by_port.get(&packet.destination_port).into_iter().flatten() {
-        found.add(*rule);
-    }
+    group.always.each(packet.source_port, packet.destination_port, |rule| found.add(rule));
 }
 
 /// How many bytes of growing buffers there are in all.

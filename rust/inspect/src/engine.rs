@@ -16,8 +16,8 @@ use crate::checksum;
 use crate::config::{ExceptionPolicy, InspectConfig};
 use crate::counters::Counters;
 use crate::defrag::Defrag;
-use crate::detectors::Detectors;
 use crate::detect::{Chunk, Detector, Job, Run, Scratch};
+use crate::detectors::Detectors;
 use crate::eve::{Origin, Scene};
 use crate::flow::{Ending, Flow, FlowAction, FlowTable, Stage};
 use crate::layers::{self, Layers, Step, ip};
@@ -309,9 +309,9 @@ impl Inspector {
             Some(_) => Way::ToServer,
             None => flow.way(layers),
         };
-        let is_first = flow.packets == [0, 0];
         flow.last_us = flow.last_us.max(self.now_us);
         flow.packets[way as usize] += 1;
+        let is_first = flow.packets[way as usize] == 1;
         flow.bytes[way as usize] += layers.frame.len() as u64;
         flow.icmp[way as usize] = layers.icmp;
         if flow.protocol != ip::TCP && flow.is_answered() && flow.stage == Stage::New {
@@ -334,7 +334,7 @@ impl Inspector {
                 if let Some(reason) = self.tcp(layers, flow, &mut step) {
                     let scene = self.scene(layers, place, step.way, None);
                     self.drop_packet(&scene, reason, Some(flow));
-                    return self.after_packet(flow, false);
+                    return self.after_packet(flow, false, step.way);
                 }
             }
             ip::UDP if !layers.payload.is_empty() && crate::icmp::quoted(layers).is_none() => {
@@ -344,10 +344,16 @@ impl Inspector {
         }
         self.watch_packet(layers, Some((flow, step.way)));
         if step.is_broken && self.app_error(layers, place, flow, &step) {
-            return self.after_packet(flow, false);
+            return self.after_packet(flow, false, step.way);
         }
-        self.look(layers, place, flow, &step);
-        self.after_packet(flow, false);
+        match step.received.take() {
+            Some(frame) => {
+                let link = if place.depth == 0 { place.link } else { Link::RawIp };
+                self.look(&layers::decode(&frame, link), place, flow, &step);
+            }
+            None => self.look(layers, place, flow, &step),
+        }
+        self.after_packet(flow, false, step.way);
     }
 
     /// Rules, verdict, alerts.
@@ -453,19 +459,25 @@ impl Inspector {
         }
         let mut tcp = flow.tcp.take().unwrap_or_default();
         let before = tcp.state;
-        let segment = Segment { tcp: layers.tcp, payload: layers.payload, way: step.way };
         let is_refused = self.config.stream.failing_packet == self.number && !layers.payload.is_empty();
+        let segment = Segment { tcp: layers.tcp, payload: layers.payload, way: step.way, is_refused };
         let outcome = tcp.packet(&segment, &self.config.stream);
         self.count_tcp(&outcome, before, &tcp, layers);
         if outcome.is_reversed {
             flow.swap();
             step.way = step.way.reverse();
         }
+        // the packet that completes the handshake counts only if it carries something
+        step.is_established |= tcp.state >= State::Established && !layers.payload.is_empty();
         step.events.extend(outcome.event);
         for event in outcome.event {
             *self.counters.events.entry(event).or_default() += 1;
         }
         step.is_in_stream = outcome.inserted.is_kept;
+        if self.config.stream.is_inline && outcome.inserted.has_conflict {
+            step.received = received(layers, &tcp, step.way);
+            step.is_in_stream = true;
+        }
         let state = tcp.state;
         flow.tcp = Some(tcp);
         if outcome.is_pickup && self.note_midstream(flow) || outcome.lacks_session {
@@ -479,8 +491,8 @@ impl Inspector {
             state if state >= State::Established => Stage::Established,
             _ => flow.stage,
         };
-        if is_refused {
-            return self.out_of_memory(flow);
+        if is_refused && let Some(reason) = self.out_of_memory(flow) {
+            return Some(reason);
         }
         if outcome.is_valid {
             let ways = if self.config.stream.is_inline {
@@ -530,13 +542,13 @@ impl Inspector {
 
     fn midstream(&mut self, flow: &mut Flow, outcome: &Outcome) -> Option<&'static str> {
         let policy = self.config.stream.midstream_policy;
+        if !flow.policies.iter().any(|(target, _)| *target == "stream_midstream") {
+            flow.policies.push(("stream_midstream", policy));
+        }
         if policy == ExceptionPolicy::Ignore {
             return None;
         }
         if !outcome.is_pickup {
-            if !flow.policies.iter().any(|(target, _)| *target == "stream_midstream") {
-                flow.policies.push(("stream_midstream", policy));
-            }
             self.counters.policy("stream_midstream", policy);
         }
         self.apply_policy(flow, policy, "stream midstream")
@@ -546,7 +558,7 @@ impl Inspector {
         let policy = self.config.stream.memcap_policy;
         self.counters.policy("stream_reassembly", policy);
         if policy != ExceptionPolicy::Ignore {
-            flow.policies.push(("stream_reassembly", policy));
+            flow.policies.push(("stream_reassembly_memcap", policy));
         }
         self.apply_policy(flow, policy, "stream reassembly")
     }
@@ -602,7 +614,6 @@ impl Inspector {
                 let missing = if missing > 0 { missing } else { limit - at };
                 stream.has_gap = true;
                 stream.app += missing;
-                stream.raw = stream.raw.max(stream.app.min(stream.raw + missing));
                 flow.app.gap(way, missing);
                 step.events.push("stream.reassembly_seq_gap");
                 continue;
@@ -643,6 +654,7 @@ impl Inspector {
             Counters::add(&mut self.counters.app_flows, protocol, 1);
             step.has_app_news = true;
         }
+        step.has_app_news |= fed.is_found_differently;
         if fed.has_failed {
             step.has_app_news = true;
             if flow.app.is_unknown_for_good() {
@@ -689,8 +701,8 @@ impl Inspector {
     }
 
     /// Log what has become complete; forget what nobody needs any more.
-    fn after_packet(&mut self, flow: &mut Flow, is_end: bool) {
-        self.log_transactions(flow, is_end);
+    fn after_packet(&mut self, flow: &mut Flow, is_end: bool, way: Way) {
+        self.log_transactions(flow, is_end, way);
         if let Some(tcp) = &mut flow.tcp {
             let has_rules = self.detector.is_some();
             for side in &mut tcp.sides {
@@ -739,7 +751,7 @@ impl Inspector {
                 self.look(&layers, &place, flow, &step);
             }
         }
-        self.after_packet(flow, true);
+        self.after_packet(flow, true, Way::ToServer);
     }
 
     fn account(&mut self, flow: &mut Flow) {
@@ -770,6 +782,8 @@ pub(crate) struct FlowStep {
     pub broken_way: Option<Way>,
     pub has_app_news: bool,
     pub events: Vec<&'static str>,
+    /// Inline: the frame as the receiver gets it, where bytes that came first win over what it carries.
+    pub received: Option<Vec<u8>>,
 }
 
 impl Default for FlowStep {
@@ -784,8 +798,18 @@ impl Default for FlowStep {
             broken_way: None,
             has_app_news: false,
             events: Vec::new(),
+            received: None,
         }
     }
+}
+
+/// The frame with the bytes that the stream holds in place of its own.
+fn received(layers: &Layers<'_>, tcp: &Session, way: Way) -> Option<Vec<u8>> {
+    let held = tcp.sides[way as usize].bytes_at(layers.tcp.sequence, layers.payload.len())?;
+    let at = layers.payload.as_ptr().addr().checked_sub(layers.frame.as_ptr().addr())?;
+    let mut frame = layers.frame.to_vec();
+    frame.get_mut(at..at + layers.payload.len())?.copy_from_slice(held);
+    Some(frame)
 }
 
 fn raw_limit(stream: &crate::stream::Stream, is_inline: bool, is_pseudo: bool) -> u64 {
@@ -804,8 +828,8 @@ fn hint<'a>(ports: [u16; 2], transport: Transport, settings: &'a Settings, confi
 }
 
 fn app_views(flow: &Flow) -> [Option<u8>; 2] {
-    [0, 1]
-        .map(|side| if flow.app.has_failed[side] && flow.app.found[side].is_none() { None } else { flow.app.protocol })
+    let app = &flow.app;
+    [0, 1].map(|side| if app.has_failed[side] { app.found[side] } else { app.found[side].or(app.protocol) })
 }
 
 fn begins_anew(flow: &Flow, layers: &Layers<'_>) -> bool {

@@ -220,8 +220,10 @@ pub fn write_app(json: &mut Json<'_>, flow: &Flow) {
         Some(index) => {
             json.text("app_proto", name(index));
             for (way, suffix) in [(0, "app_proto_ts"), (1, "app_proto_tc")] {
-                if flow.app.found[way].is_none() && flow.app.has_failed[way] {
-                    json.text(suffix, "failed");
+                match flow.app.found[way] {
+                    Some(other) if other != index => json.text(suffix, name(other)),
+                    None if flow.app.has_failed[way] => json.text(suffix, "failed"),
+                    _ => {}
                 }
             }
             if let Some(before) = flow.app.before {

@@ -109,6 +109,8 @@ pub struct Flow {
     pub variables: Vec<(Box<str>, Vec<u8>)>,
     /// Likewise, for the latest packet.
     pub packet_variables: Vec<(Box<str>, Vec<u8>)>,
+    /// Rules about transactions whose contents in the stream were found.
+    pub payload_matches: Vec<u32>,
     pub ip_only_done: [bool; 2],
     pub app_told: [bool; 2],
     pub is_swapped: bool,

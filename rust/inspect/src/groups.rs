@@ -22,13 +22,54 @@ pub struct PacketGroup {
     pub outside_stream: Option<Prefilter>,
     /// Literals of rules about streams.
     pub stream: Option<Prefilter>,
-    /// Rules about packets without a literal, for any port.
-    pub always: Vec<u32>,
-    /// Likewise, by destination port.
-    pub by_port: HashMap<u16, Vec<u32>>,
-    /// Rules about streams without a literal.
-    pub always_stream: Vec<u32>,
+    /// Rules about packets without a (useful) literal.
+    pub always: ByPort,
+    /// Likewise, about streams.
+    pub always_stream: ByPort,
 }
+
+/// Rules that no literal leads to: by the port that they are about, where there is one.
+#[derive(Default)]
+pub struct ByPort {
+    any: Vec<u32>,
+    destination: HashMap<u16, Vec<u32>>,
+    source: HashMap<u16, Vec<u32>>,
+}
+
+impl ByPort {
+    fn add(&mut self, rule: &Signature, index: u32) {
+        let header = &rule.header;
+        if header.direction() != Direction::Forward {
+            return self.any.push(index);
+        }
+        let (list, ranges) = match (few_ports(header.destination_ports()), few_ports(header.source_ports())) {
+            (Some(ranges), _) => (&mut self.destination, ranges),
+            (None, Some(ranges)) => (&mut self.source, ranges),
+            (None, None) => return self.any.push(index),
+        };
+        for port in ranges.iter().flat_map(|(low, high)| *low..=*high) {
+            list.entry(port).or_default().push(index);
+        }
+    }
+
+    /// Call `with` for every rule that may be about a packet between these ports.
+    #[inline]
+    pub fn each(&self, source: u16, destination: u16, mut with: impl FnMut(u32)) {
+        let lists = [self.destination.get(&destination), self.source.get(&source)];
+        for rule in self.any.iter().chain(lists.into_iter().flatten().flatten()) {
+            with(*rule);
+        }
+    }
+}
+
+fn few_ports(ranges: Option<&[(u16, u16)]>) -> Option<&[(u16, u16)]> {
+    let count =
+        |ranges: &[(u16, u16)]| ranges.iter().map(|(low, high)| u32::from(*high) - u32::from(*low) + 1).sum::<u32>();
+    ranges.filter(|ranges| count(ranges) <= MOST_PORTS)
+}
+
+/// Literals shorter than this are in every other packet: where a port says more, it is asked instead.
+const SHORT_LITERAL: usize = 4;
 
 /// Literals in one buffer of one protocol.
 pub struct BufferGroup {
@@ -119,7 +160,10 @@ impl Groups {
                 Kind::Decode => decode.push(index),
                 Kind::IpOnly => ip_only.push(index),
                 Kind::Packet => add_packet_rule(&mut packets, rule, index),
-                Kind::Transaction => add_transaction_rule(&mut transactions, rule, index),
+                Kind::Transaction => {
+                    add_transaction_rule(&mut transactions, rule, index);
+                    add_payload_of_transaction_rule(&mut packets, rule, index);
+                }
             }
         }
         Groups {
@@ -157,6 +201,8 @@ fn ways(rule: &Signature) -> impl Iterator<Item = Way> {
 
 fn add_packet_rule(groups: &mut [PacketEntries], rule: &Signature, index: u32) {
     let literal = rule.payload.as_ref().and_then(|inspection| inspection.pattern()).map(|pattern| pattern.literal);
+    let has_port = few_ports(rule.header.destination_ports()).or(few_ports(rule.header.source_ports())).is_some();
+    let literal = literal.filter(|literal| literal.len() >= SHORT_LITERAL || !has_port);
     for transport in transports(rule.header.carrier()) {
         for way in ways(rule) {
             let Some(group) = groups.get_mut(transport * 2 + way as usize) else { continue };
@@ -173,10 +219,10 @@ fn add_packet_rule(groups: &mut [PacketEntries], rule: &Signature, index: u32) {
                 }
                 (None, scope) => {
                     if rule.payload.is_some() && scope != PayloadScope::Packet {
-                        group.group.always_stream.push(index);
+                        group.group.always_stream.add(rule, index);
                     }
                     if scope != PayloadScope::StreamOnly {
-                        add_by_port(&mut group.group, rule, index);
+                        group.group.always.add(rule, index);
                     }
                 }
             }
@@ -184,16 +230,21 @@ fn add_packet_rule(groups: &mut [PacketEntries], rule: &Signature, index: u32) {
     }
 }
 
-fn add_by_port(group: &mut PacketGroup, rule: &Signature, index: u32) {
-    let count =
-        |ranges: &[(u16, u16)]| ranges.iter().map(|(low, high)| u32::from(*high) - u32::from(*low) + 1).sum::<u32>();
-    match rule.header.destination_ports() {
-        Some(ranges) if rule.header.direction() == Direction::Forward && count(ranges) <= MOST_PORTS => {
-            for port in ranges.iter().flat_map(|(low, high)| *low..=*high) {
-                group.by_port.entry(port).or_default().push(index);
+/// A rule about a transaction may also look for something in the stream around it: that is found like other rules'
+/// contents, and remembered by the flow.
+fn add_payload_of_transaction_rule(groups: &mut [PacketEntries], rule: &Signature, index: u32) {
+    let literal = rule.payload.as_ref().and_then(|inspection| inspection.pattern()).map(|pattern| pattern.literal);
+    let Some(literal) = literal else { return };
+    for transport in transports(rule.header.carrier()) {
+        for way in ways(rule) {
+            let Some(group) = groups.get_mut(transport * 2 + way as usize) else { continue };
+            if *transport == 0 && rule.payload_scope != PayloadScope::Packet {
+                group.stream.push((literal.clone(), index));
+                group.outside_stream.push((literal.clone(), index));
+            } else {
+                group.packet.push((literal.clone(), index));
             }
         }
-        _ => group.always.push(index),
     }
 }
 
@@ -285,7 +336,12 @@ pub fn test_place(test: &TransactionTest, protocol: usize) -> Option<Place> {
 }
 
 /// The way whose buffer a test looks at when transactions are looked at in `way`.
-pub fn test_way(place: &Place, way: Way) -> Way {
+pub fn test_way(test: &TransactionTest, place: &Place, way: Way) -> Way {
+    if let TransactionTest::Buffer(buffer) = test
+        && let Some(chosen) = buffer.way
+    {
+        return chosen;
+    }
     match place.ways {
         protocols::Ways::Both => way,
         protocols::Ways::ToServer => Way::ToServer,
@@ -305,7 +361,7 @@ fn best_literal(rule: &Signature, protocol: usize, way: Way) -> Option<Literal> 
         };
         let rank = (pattern.is_chosen, pattern.literal.len());
         if best.as_ref().is_none_or(|(chosen, length, _)| rank > (*chosen, *length)) {
-            let literal = (place.index, test_way(&place, way), buffer.transforms.clone(), pattern.literal);
+            let literal = (place.index, test_way(test, &place, way), buffer.transforms.clone(), pattern.literal);
             best = Some((rank.0, rank.1, literal));
         }
     }
@@ -317,7 +373,7 @@ fn needed_for(rule: &Signature, protocol: usize, way: Way) -> u8 {
     let mut needed = rule.hook.map_or(0, |(_, progress)| progress);
     for test in &rule.transaction_tests {
         if let Some(place) = test_place(test, protocol)
-            && test_way(&place, way) == way
+            && test_way(test, &place, way) == way
         {
             needed = needed.max(if place.is_growing { COMPLETE } else { place.progress });
         }

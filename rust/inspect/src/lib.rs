@@ -33,7 +33,8 @@ mod xff;
 pub use budget::Budget;
 pub use detect::Detector;
 pub use detectors::{
-    Config as DetectorConfig, Detectors, Evidence, Finding, FlowSeen, Home, Kind, KindInfo, Phase, Subject, Value, encode,
+    Config as DetectorConfig, Detectors, Evidence, Finding, FlowSeen, Home, Kind, KindInfo, Phase, Subject, Value,
+    encode,
 };
 pub use engine::Inspector;
 pub use layers::{Layers, decode};

@@ -6,9 +6,13 @@ use protocols::PROTOCOLS;
 use sensor::{CaptureCounters, Timestamp};
 
 use crate::budget::Budget;
+use crate::config::ExceptionPolicy;
 use crate::engine::Inspector;
 use crate::eve;
 use crate::layers::Step;
+
+/// What an exception policy can have done.
+const POLICIES: [&str; 6] = ["drop_flow", "drop_packet", "pass_flow", "pass_packet", "bypass", "reject"];
 
 /// Return the line.
 pub fn line(inspector: &Inspector, uptime_s: u64, budget: &Budget, capture: &CaptureCounters) -> String {
@@ -86,8 +90,23 @@ pub fn line(inspector: &Inspector, uptime_s: u64, budget: &Budget, capture: &Cap
         let errors = count(&counters.app_errors);
         rows.insert(format!("app_layer.error.{}.parser", protocol.name), errors);
         let policy = inspector.config.app_error_policy;
-        if errors > 0 && policy != crate::config::ExceptionPolicy::Ignore {
-            rows.insert(format!("app_layer.error.{}.exception_policy.{}", protocol.name, policy.name()), errors);
+        if inspector.config.counts_errors_by_app && policy != ExceptionPolicy::Ignore {
+            for name in POLICIES {
+                let count = if name == policy.name() { errors } else { 0 };
+                rows.insert(format!("app_layer.error.{}.exception_policy.{name}", protocol.name), count);
+            }
+        }
+    }
+    let config = &inspector.config;
+    for (target, policy) in [
+        ("stream_midstream", config.stream.midstream_policy),
+        ("stream_reassembly", config.stream.memcap_policy),
+        ("app_layer_error", config.app_error_policy),
+        ("flow_memcap", config.flow_memcap_policy),
+        ("defrag_memcap", config.defrag_memcap_policy),
+    ] {
+        for name in POLICIES.iter().filter(|_| policy != ExceptionPolicy::Ignore) {
+            rows.insert(format!("exception_policy.{}.{name}", eve::policy_path(target)), 0);
         }
     }
     for ((target, policy), count) in &counters.policies {

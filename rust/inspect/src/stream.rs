@@ -3,17 +3,28 @@
 //! Offsets are 64 bits wide and count from the byte behind the SYN. Two readers go along the bytes on their own: the
 //! application's parser and the rules about raw streams. What both have passed is let go of.
 
-use std::collections::BTreeMap;
-
 use crate::defrag::{Overlap, without};
 
 /// Stretches that wait for a gap before them; the peer's window holds no more segments than this in practice.
 const MAX_BLOCKS: usize = 256;
 
+#[derive(Debug)]
+struct Block {
+    at: u64,
+    data: Vec<u8>,
+}
+
+impl Block {
+    fn end(&self) -> u64 {
+        self.at + self.data.len() as u64
+    }
+}
+
 /// Bytes in order.
 #[derive(Debug, Default)]
 pub struct Stream {
-    blocks: BTreeMap<u64, Vec<u8>>,
+    /// In order; between two of them bytes are missing.
+    blocks: Vec<Block>,
     held: usize,
     /// The parser's place.
     pub app: u64,
@@ -72,31 +83,31 @@ impl Stream {
             return result;
         }
         let piece = |from: u64, to: u64| data.get((from - offset) as usize..(to - offset) as usize).unwrap_or_default();
-        // nearly always: right behind the last block
-        let last = self.blocks.last_key_value().map(|(at, block)| *at + block.len() as u64);
-        match last {
-            Some(last) if last == range.0 => {
-                if let Some(mut block) = self.blocks.last_entry() {
-                    block.get_mut().extend_from_slice(piece(range.0, range.1));
-                    self.held += (range.1 - range.0) as usize;
-                    result.is_kept = true;
-                    return result;
-                }
+        // nearly always: right behind the last block, or the first one
+        match self.blocks.last_mut() {
+            Some(block) if block.end() == range.0 => {
+                block.data.extend_from_slice(piece(range.0, range.1));
+                self.held += (range.1 - range.0) as usize;
+                result.is_kept = true;
             }
-            Some(last) if range.0 < last => {
+            Some(block) if range.0 < block.end() => {
                 self.insert_slowly(range, (offset, offset + data.len() as u64), &piece, policy, &mut result);
-                return result;
             }
-            _ => {}
+            _ => result.is_kept = self.put(range.0, piece(range.0, range.1)),
         }
-        if self.blocks.len() >= MAX_BLOCKS {
-            return result;
-        }
-        self.held += (range.1 - range.0) as usize;
-        self.blocks.insert(range.0, piece(range.0, range.1).to_vec());
-        self.most_blocks = self.most_blocks.max(self.blocks.len());
-        result.is_kept = true;
         result
+    }
+
+    /// Put a block where none is; return whether there was room for it.
+    fn put(&mut self, at: u64, data: &[u8]) -> bool {
+        if self.blocks.len() >= MAX_BLOCKS {
+            return false;
+        }
+        let place = self.blocks.partition_point(|block| block.at < at);
+        self.blocks.insert(place, Block { at, data: data.to_vec() });
+        self.held += data.len();
+        self.most_blocks = self.most_blocks.max(self.blocks.len());
+        true
     }
 
     fn insert_slowly<'d>(
@@ -108,93 +119,81 @@ impl Stream {
         result: &mut Inserted,
     ) {
         let mut gaps = vec![range];
-        let old: Vec<(u64, u64)> = self.blocks.iter().map(|(at, block)| (*at, *at + block.len() as u64)).collect();
-        for block in old {
-            let common = (block.0.max(range.0), block.1.min(range.1));
+        for block in &mut self.blocks {
+            let whole = (block.at, block.end());
+            let common = (whole.0.max(range.0), whole.1.min(range.1));
             if common.0 >= common.1 {
                 continue;
             }
             result.has_overlap = true;
             let new = piece(common.0, common.1);
-            let Some(held) = self.blocks.get_mut(&block.0) else { continue };
-            let Some(there) = held.get_mut((common.0 - block.0) as usize..(common.1 - block.0) as usize) else {
-                continue;
-            };
+            let place = (common.0 - whole.0) as usize..(common.1 - whole.0) as usize;
+            let Some(there) = block.data.get_mut(place) else { continue };
             if there != new {
                 result.has_conflict = true;
-                if policy.prefers_new(segment, block) {
+                if policy.prefers_new(segment, whole) {
                     there.copy_from_slice(new);
                 }
             }
-            gaps = gaps.into_iter().flat_map(|gap| without(gap, block)).collect();
+            gaps = gaps.into_iter().flat_map(|gap| without(gap, whole)).collect();
         }
         for (from, to) in gaps {
-            if self.blocks.len() >= MAX_BLOCKS {
-                return;
-            }
-            self.held += (to - from) as usize;
-            self.blocks.insert(from, piece(from, to).to_vec());
-            result.is_kept = true;
+            result.is_kept |= self.put(from, piece(from, to));
         }
-        self.most_blocks = self.most_blocks.max(self.blocks.len());
         self.join();
     }
 
     /// Make one block of those that touch.
     fn join(&mut self) {
-        let starts: Vec<u64> = self.blocks.keys().copied().collect();
-        let Some(mut current) = starts.first().copied() else { return };
-        for start in starts.into_iter().skip(1) {
-            let end = self.blocks.get(&current).map_or(0, |block| current + block.len() as u64);
-            if end == start
-                && let Some(next) = self.blocks.remove(&start)
-            {
-                if let Some(block) = self.blocks.get_mut(&current) {
-                    block.extend_from_slice(&next);
-                }
-            } else {
-                current = start;
+        let mut joined: Vec<Block> = Vec::with_capacity(self.blocks.len());
+        for block in self.blocks.drain(..) {
+            match joined.last_mut() {
+                Some(last) if last.end() == block.at => last.data.extend_from_slice(&block.data),
+                _ => joined.push(block),
             }
         }
+        self.blocks = joined;
     }
 
     /// Return the bytes from `from` on that are there without a gap, up to `to`.
+    #[inline]
     pub fn contiguous(&self, from: u64, to: u64) -> &[u8] {
-        let Some((at, block)) = self.blocks.range(..=from).next_back() else { return &[] };
-        let skip = (from - at) as usize;
-        let most = to.saturating_sub(from);
-        let rest = block.get(skip..).unwrap_or_default();
-        rest.get(..usize::try_from(most).unwrap_or(usize::MAX)).unwrap_or(rest)
+        let place = self.blocks.partition_point(|block| block.at <= from);
+        let Some(block) = place.checked_sub(1).and_then(|place| self.blocks.get(place)) else { return &[] };
+        let rest = block.data.get((from - block.at) as usize..).unwrap_or_default();
+        let most = usize::try_from(to.saturating_sub(from)).unwrap_or(usize::MAX);
+        rest.get(..most).unwrap_or(rest)
     }
 
     /// Return how many bytes are missing at `from`, if something behind them is there; else 0.
     pub fn gap_at(&self, from: u64) -> u64 {
-        if !self.contiguous(from, u64::MAX).is_empty() {
+        if self.blocks.is_empty() || !self.contiguous(from, u64::MAX).is_empty() {
             return 0;
         }
-        self.blocks.range(from..).next().map_or(0, |(at, _)| at - from)
+        let place = self.blocks.partition_point(|block| block.at < from);
+        self.blocks.get(place).map_or(0, |block| block.at - from)
     }
 
     /// Let go of what both readers have passed.
+    #[inline]
     pub fn release(&mut self) {
-        let base = if self.is_off { u64::MAX } else { self.app.min(self.raw) };
-        while let Some(mut first) = self.blocks.first_entry() {
-            let start = *first.key();
-            let length = first.get().len() as u64;
-            if start + length <= base {
-                self.held -= length as usize;
-                first.remove();
-                continue;
-            }
-            // a copy of the rest costs as much as it frees: only when half is over
-            if base > start && (base - start) * 2 >= length {
-                let mut block = first.remove();
-                let over = (base - start) as usize;
-                block.drain(..over);
-                self.held -= over;
-                self.blocks.insert(base, block);
-            }
-            return;
+        if self.held > 0 {
+            self.release_to(if self.is_off { u64::MAX } else { self.app.min(self.raw) });
+        }
+    }
+
+    fn release_to(&mut self, base: u64) {
+        let over = self.blocks.iter().take_while(|block| block.end() <= base).count();
+        for block in self.blocks.drain(..over) {
+            self.held -= block.data.len();
+        }
+        let Some(first) = self.blocks.first_mut() else { return };
+        // a copy of the rest costs as much as it frees: only when half is over
+        if base > first.at && (base - first.at) * 2 >= first.data.len() as u64 {
+            let count = (base - first.at) as usize;
+            first.data.drain(..count);
+            first.at = base;
+            self.held -= count;
         }
     }
 

@@ -78,6 +78,12 @@ impl Side {
         (self.isn, self.next, self.last_ack, self.has_isn) = (isn, isn.wrapping_add(1), isn.wrapping_add(1), true);
     }
 
+    /// The stream's bytes from a sequence number on, if all of them are there.
+    pub fn bytes_at(&self, sequence: u32, count: usize) -> Option<&[u8]> {
+        let from = self.offset(sequence)?;
+        Some(self.stream.contiguous(from, from + count as u64)).filter(|bytes| bytes.len() == count)
+    }
+
     /// The stream's offset of a sequence number near what was seen; `None` before its beginning.
     fn offset(&self, sequence: u32) -> Option<u64> {
         let near = self.stream.end;
@@ -145,6 +151,8 @@ pub struct Segment<'a> {
     pub payload: &'a [u8],
     /// Which way it goes.
     pub way: Way,
+    /// There is no memory for its bytes.
+    pub is_refused: bool,
 }
 
 impl Segment<'_> {
@@ -455,6 +463,9 @@ impl Session {
         let side = &mut self.sides[segment.way as usize];
         let sequence = segment.tcp.sequence.wrapping_add(shift);
         let end = sequence.wrapping_add(segment.payload.len() as u32);
+        if segment.is_refused {
+            return Inserted::default();
+        }
         let policy = if config.is_inline { crate::defrag::Overlap::First } else { config.overlap };
         let depth = config.depth;
         let inserted = match side.offset(sequence) {

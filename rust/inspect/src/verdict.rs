@@ -29,11 +29,10 @@ impl Inspector {
         }
         let Some(detector) = self.detector.clone() else { return };
         let mut matches = std::mem::take(&mut self.scratch.matches);
-        if matches.len() > self.config.alerts_per_packet {
-            self.counters.alert_overflow += (matches.len() - self.config.alerts_per_packet) as u64;
-            matches.truncate(self.config.alerts_per_packet);
-        }
         let mut fate = Fate { reason: "rules", ..Fate::default() };
+        let beyond = matches.split_off(matches.len().min(self.config.alerts_per_packet));
+        self.counters.alert_overflow += beyond.len() as u64;
+        matches.sort_by_key(|found| (found.rule, found.transaction));
         let mut alerts: Vec<Match> = Vec::new();
         for found in &matches {
             let Some(rule) = detector.rules.signatures.get(found.rule as usize) else { continue };
@@ -50,6 +49,12 @@ impl Inspector {
                 break; // nothing that comes after it counts
             }
             alerts.push(found);
+        }
+        // there was no room for these as alerts; what they say is to be dropped is dropped all the same
+        for found in beyond.iter().filter(|found| matches!(found.action, Action::Drop | Action::Reject(_))) {
+            if let Some(rule) = detector.rules.signatures.get(found.rule as usize) {
+                self.act(rule, found, &mut fate, flow.as_deref_mut());
+            }
         }
         if let Some(flow) = flow.as_deref_mut() {
             flow.has_alert |= !alerts.is_empty();
@@ -107,15 +112,18 @@ impl Inspector {
             signatures::Kind::IpOnly | signatures::Kind::Transaction => true,
             signatures::Kind::Decode => false,
             signatures::Kind::Packet => {
-                let asks_app = |test: &PacketTest| matches!(test, PacketTest::AppProtocol(_) | PacketTest::AppIs(_));
-                found.is_in_stream || rule.packet_tests.iter().any(asks_app) || is_about_ip_alone(rule)
+                let names_app = rule.packet_tests.iter().any(PacketTest::is_header_app);
+                found.is_in_stream || rule.is_detection_only || names_app || is_about_ip_alone(rule)
             }
         };
         match found.action {
             Action::Alert => {}
             Action::Pass => {
                 fate.is_passed = true;
-                if is_about_flow && let Some(flow) = flow {
+                if is_about_flow
+                    && !fate.is_dropped
+                    && let Some(flow) = flow
+                {
                     flow.action.get_or_insert(FlowAction::Pass);
                 }
             }
@@ -228,7 +236,7 @@ impl Inspector {
             eve::begin(&mut line, "alert", scene.time_us, scene.number, flow, Some(&ends), layers.vlans(), config);
         eve::write_origin(&mut json, scene, config);
         // a packet rule's alert shows the flow's only transaction: for UDP if the rule names the protocol, else by setting
-        let names_app = rule.packet_tests.iter().any(|test| matches!(test, PacketTest::AppIs(_)));
+        let names_app = rule.packet_tests.iter().any(PacketTest::is_header_app);
         let is_guessing = self.config.guesses_transactions || layers.protocol == ip::UDP && names_app;
         let guessed = flow.filter(|_| is_guessing && found.transaction.is_none());
         let guessed = guessed.and_then(|flow| only_transaction(flow).filter(|id| flow.guessed != Some(*id)));
@@ -291,14 +299,14 @@ impl Inspector {
     }
 
     /// Log records, files and events of transactions that are due.
-    pub(crate) fn log_transactions(&mut self, flow: &mut Flow, is_end: bool) {
+    pub(crate) fn log_transactions(&mut self, flow: &mut Flow, is_end: bool, way: Way) {
         let Some(protocol) = flow.app.protocol else { return };
         let Some(info) = PROTOCOLS.get(usize::from(protocol)) else { return };
         let mut app = std::mem::take(&mut flow.app);
         let (first, end) = app.range();
         for id in first..end {
             let is_last = is_end || app.is_broken;
-            if self.log_transaction(flow, &mut app, info, id, is_last) {
+            if self.log_transaction(flow, &mut app, info, id, (is_last, way)) {
                 if let Some(transaction) = app.parser().and_then(|parser| parser.transaction(id)) {
                     self.watch_transaction(flow, protocol, transaction);
                 }
@@ -316,7 +324,7 @@ impl Inspector {
         app: &mut crate::app::App,
         info: &protocols::Protocol,
         id: u64,
-        is_end: bool,
+        (is_end, way): (bool, Way),
     ) -> bool {
         let (time_us, number) = (self.now_us, self.number);
         let Some((transaction, tracked)) = app.both(id) else { return false };
@@ -364,7 +372,7 @@ impl Inspector {
             tracked.events += 1;
             if config.anomaly[2] && config.writes("anomaly") {
                 let name = info.events.get(usize::from(*event)).copied().unwrap_or("unknown");
-                let ends = Ends::of_flow(flow, Way::ToServer);
+                let ends = Ends::of_flow(flow, way);
                 let mut line = String::with_capacity(512);
                 let mut json =
                     eve::begin(&mut line, "anomaly", time_us, number, Some(flow), Some(&ends), vlans, config);
@@ -427,7 +435,8 @@ fn alert_ends(
 
 /// A rule that asks nothing of a packet but where it is from and where it goes holds for the whole flow.
 fn is_about_ip_alone(rule: &Signature) -> bool {
-    rule.packet_tests.is_empty()
+    rule.flow == signatures::FlowGate::default()
+        && rule.packet_tests.is_empty()
         && rule.payload.is_none()
         && rule.packet_buffers.is_empty()
         && rule.flow_tests.is_empty()

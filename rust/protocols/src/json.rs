@@ -130,6 +130,15 @@ impl<'a> Json<'a> {
 
 fn escape(out: &mut String, bytes: &[u8]) {
     out.push('"');
+    // nearly always: nothing to escape
+    let is_plain = |byte: &u8| (b' '..=b'~').contains(byte) && !matches!(byte, b'"' | b'\\');
+    if bytes.iter().all(is_plain)
+        && let Ok(text) = std::str::from_utf8(bytes)
+    {
+        out.push_str(text);
+        out.push('"');
+        return;
+    }
     for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {
             match character {

@@ -7,6 +7,7 @@
 //! that set the flowbits it waits for; 5. the rest is beyond the limit. The same input always gives the same choice.
 
 use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr};
 
 use protocols::{PROTOCOLS, Transport, Way};
 
@@ -24,6 +25,13 @@ const UNKNOWN_YEAR: u32 = 2010;
 const RULE_BYTES: usize = 160;
 const CONDITION_BYTES: usize = 96;
 
+/// RFC 1918, as the stock `HOME_NET`: with IPv6 besides, every `!$HOME_NET` would touch the device.
+const PRIVATE: &[(IpAddr, u8)] = &[
+    (IpAddr::V4(Ipv4Addr::new(192, 168, 0, 0)), 16),
+    (IpAddr::V4(Ipv4Addr::new(10, 0, 0, 0)), 8),
+    (IpAddr::V4(Ipv4Addr::new(172, 16, 0, 0)), 12),
+];
+
 /// Something that the device offers to others.
 #[derive(Clone, Debug)]
 pub struct Service {
@@ -40,8 +48,8 @@ pub struct Service {
 pub struct Device {
     /// All that listens. Empty: no service at all.
     pub services: Vec<Service>,
-    /// Its own addresses or networks.
-    pub networks: Vec<(std::net::IpAddr, u8)>,
+    /// Its own networks: address and bits of the prefix. Empty: the private ranges, as in the stock `HOME_NET`.
+    pub networks: Vec<(IpAddr, u8)>,
     /// The present year: rules lose weight with age.
     pub year: u32,
 }
@@ -73,7 +81,7 @@ pub enum Reason {
 /// The choice.
 #[derive(Debug, Default)]
 pub struct Selection {
-    /// Indices of the rules to keep, in their order.
+    /// Indices of the rules to keep, the most useful first.
     pub kept: Vec<usize>,
     /// Indices of the others, each with the reason.
     pub rejected: Vec<(usize, Reason)>,
@@ -98,6 +106,7 @@ pub fn choose(rules: &[Signature], device: &Device, budget: Budget) -> Selection
             Budget::Bytes(bytes) => bytes,
         },
     );
+    let mut order = Vec::new();
     for (rank, (.., place)) in ranked.into_iter().enumerate() {
         let together = together(place, rules, &setters, &kept);
         let costs = together.iter().filter_map(|place| rules.get(*place)).map(|rule| match budget {
@@ -107,6 +116,7 @@ pub fn choose(rules: &[Signature], device: &Device, budget: Budget) -> Selection
         match left.checked_sub(costs.sum()) {
             Some(rest) => {
                 left = rest;
+                order.extend_from_slice(&together);
                 kept.extend(together);
             }
             None => rejected.push((place, Reason::BeyondLimit(rank))),
@@ -114,13 +124,12 @@ pub fn choose(rules: &[Signature], device: &Device, budget: Budget) -> Selection
     }
     rejected.retain(|(place, _)| !kept.contains(place)); // wanted after all, for its flowbits
     rejected.sort_by_key(|(place, _)| *place);
-    let mut kept: Vec<usize> = kept.into_iter().collect();
-    kept.sort_unstable();
-    Selection { kept, rejected }
+    Selection { kept: order, rejected }
 }
 
 fn networks(device: &Device) -> AddressSet {
-    let ranges = device.networks.iter().map(|(address, bits)| {
+    let networks = if device.networks.is_empty() { PRIVATE } else { &device.networks };
+    let ranges = networks.iter().map(|(address, bits)| {
         let width = if address.is_ipv4() { 96u32 } else { 0 };
         let host = u128::MAX.checked_shr(width.saturating_add(u32::from(*bits))).unwrap_or(0);
         let low = mapped(*address) & !host;
@@ -143,7 +152,7 @@ fn judge(rule: &Signature, device: &Device, home: &AddressSet) -> Result<u32, Re
         None => to_home && !from_home && rule.header.source_ports().is_none(),
     };
     let is_offered = is_offered(rule, device);
-    if is_server && !is_offered {
+    if is_server && !is_offered && !is_for_everyone(rule) {
         return Err(Reason::NoSuchService);
     }
     let facts = Metadata::read(&rule.metadata);
@@ -151,20 +160,21 @@ fn judge(rule: &Signature, device: &Device, home: &AddressSet) -> Result<u32, Re
     Ok(facts.score(rule, device, is_server && is_offered))
 }
 
+/// Every device answers to ICMP, and to whatever is wrong with packets.
+fn is_for_everyone(rule: &Signature) -> bool {
+    matches!(rule.header.carrier(), Carrier::Icmp | Carrier::Icmpv4 | Carrier::Icmpv6)
+        || matches!(rule.kind, Kind::Decode | Kind::IpOnly)
+}
+
 fn is_offered(rule: &Signature, device: &Device) -> bool {
     let ports =
         if rule.flow.way == Some(Way::ToClient) { rule.header.source_ports() } else { rule.header.destination_ports() };
     let carrier = rule.header.carrier();
-    if matches!(carrier, Carrier::Icmp | Carrier::Icmpv4 | Carrier::Icmpv6)
-        || matches!(rule.kind, Kind::Decode | Kind::IpOnly)
-    {
-        return true; // every device answers to these
-    }
     device.services.iter().any(|service| {
         let is_carried = match service.transport {
-            Transport::Tcp => carrier != Carrier::Udp,
-            Transport::Udp => !carrier.is_tcp(),
-        };
+            Transport::Tcp => carrier.is_tcp(),
+            Transport::Udp => carrier == Carrier::Udp,
+        } || matches!(carrier, Carrier::Ip | Carrier::Ipv4 | Carrier::Ipv6);
         let is_there = ports.is_none_or(|ports| ports.iter().any(|(low, high)| (*low..=*high).contains(&service.port)));
         is_carried && is_there && speaks(service, rule)
     })

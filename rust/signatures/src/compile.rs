@@ -20,6 +20,7 @@ use crate::packet_test::PacketTest;
 use crate::parse::Rule;
 use crate::registry::Registry;
 use crate::ruleset::Files;
+use crate::shared::Shared;
 use crate::threshold::Threshold;
 use crate::variables::Pool;
 
@@ -54,6 +55,7 @@ pub(crate) struct Compiler<'a> {
     pub names: StateNames,
     pub datasets: Datasets,
     pub reputation: Reputation,
+    pub shared: Shared,
 }
 
 /// A rule that loads.
@@ -88,7 +90,7 @@ struct Draft<'a> {
     class_priority: Option<u8>,
     priority: Option<u8>,
     metadata: String,
-    references: Vec<(Box<str>, Box<str>)>,
+    references: Vec<(&'a str, &'a str)>,
     target_is_source: Option<bool>,
     is_silent: bool,
     is_bypass: bool,
@@ -129,7 +131,7 @@ impl<'a> Compiler<'a> {
             })?;
         }
         let bits = bit_use(&draft);
-        finish::finish(draft, action, &self.registry, bits)
+        finish::finish(draft, action, &self.registry, &mut self.shared, bits)
     }
 
     fn option<'r>(&mut self, draft: &mut Draft<'r>, name: &'r str, value: Option<&'r str>) -> Result<(), String> {

@@ -28,6 +28,7 @@ mod prefilter;
 mod ranges;
 mod registry;
 mod ruleset;
+mod shared;
 mod threshold;
 mod transform;
 mod variables;

@@ -1,5 +1,7 @@
 //! What a rule is once it is loaded.
 
+use std::sync::Arc;
+
 use protocols::Way;
 
 use crate::dataset::DatasetTest;
@@ -63,7 +65,7 @@ pub struct Signature {
     /// `metadata` as written, without quotes.
     pub metadata: Box<str>,
     /// `reference` options: system and id.
-    pub references: Box<[(Box<str>, Box<str>)]>,
+    pub references: Box<[(Arc<str>, Box<str>)]>,
     /// `target:src_ip` is `Some(true)`, `target:dest_ip` is `Some(false)`.
     pub target_is_source: Option<bool>,
     /// What is to be done.
@@ -87,7 +89,7 @@ pub struct Signature {
     /// Contents in buffers of packets (`ip.hdr`, `tcp.hdr`).
     pub packet_buffers: Box<[(PacketBuffer, Inspection)]>,
     /// Indices into `protocols::PROTOCOLS`: which protocols' transactions are looked at. Empty for other kinds.
-    pub protocols: Box<[u8]>,
+    pub protocols: Arc<[u8]>,
     /// What has to match in a transaction, in written order.
     pub transaction_tests: Box<[TransactionTest]>,
     /// `http1:response_headers` in the header: only at this progress of this way, even without a test on it.
@@ -166,7 +168,7 @@ pub enum TransactionTest {
 #[derive(Debug)]
 pub struct BufferTest {
     /// Which: by protocol, an index into its `buffers`.
-    pub places: Box<[(u8, u16)]>,
+    pub places: Arc<[(u8, u16)]>,
     /// What is done to the bytes first.
     pub transforms: Box<[Transform]>,
     /// What is looked for.
@@ -181,17 +183,20 @@ pub struct BufferTest {
 #[derive(Debug)]
 pub struct NumberTest {
     /// Which: by protocol, an index into its `numbers`.
-    pub places: Box<[(u8, u16)]>,
+    pub places: Arc<[(u8, u16)]>,
     /// What it must be.
     pub range: crate::number::Comparison,
     /// Which of several have to be so: [`Choice::matches`].
     pub choice: Choice,
 }
 
+/// A protocol, an index into its `keywords`, and the parsed argument.
+pub type CustomPlace = (u8, u16, Box<dyn protocols::Custom>);
+
 /// A keyword of a protocol's own.
 pub struct CustomTest {
     /// By protocol, an index into its `keywords`, and the parsed argument.
-    pub places: Box<[(u8, u16, Box<dyn protocols::Custom>)]>,
+    pub places: Box<[CustomPlace]>,
     /// `!` before the argument is the protocol's business; this is for keywords that the loader negates itself.
     pub is_negated: bool,
 }

@@ -71,6 +71,9 @@ fn negate(comparison: Comparison) -> Option<Comparison> {
     })
 }
 
+/// Makes a comparison with a value.
+type Make = fn(u64) -> Comparison;
+
 struct Syntax<'a> {
     most: u64,
     names: &'a [(&'a str, u64)],
@@ -81,7 +84,7 @@ impl Syntax<'_> {
         if let Some(mask) = text.strip_prefix('&') {
             return self.mask(mask);
         }
-        let operators: [(&str, fn(u64) -> Comparison); 6] = [
+        let operators: [(&str, Make); 6] = [
             ("!=", Comparison::NotEqual),
             (">=", Comparison::AtLeast),
             ("<=", Comparison::AtMost),

@@ -39,24 +39,28 @@ fn action_rank(action: Action, ranks: &[u8; 4]) -> u8 {
     }
 }
 
+/// A rule on its way into the set.
+pub(crate) struct Loaded {
+    pub signature: Signature,
+    pub bits: BitUse,
+}
+
 /// Sort: by action, then by flowbits (who only sets, who sets what others wait for, who only reads, who does neither),
 /// then by priority, then as written.
-pub(crate) fn sorted(rules: Vec<(Signature, BitUse)>, ranks: &[u8; 4]) -> Vec<Signature> {
+pub(crate) fn sorted(rules: Vec<Loaded>, ranks: &[u8; 4]) -> Vec<Signature> {
     let links = links(&rules);
-    let mut rules: Vec<(u8, u8, u8, Signature)> = rules
-        .into_iter()
-        .zip(links)
-        .map(|((signature, _), link)| (action_rank(signature.action, ranks), link, signature.priority, signature))
-        .collect();
-    rules.sort_by_key(|(action, link, priority, _)| (*action, *link, *priority));
-    rules.into_iter().map(|(.., signature)| signature).collect()
+    let mut rules: Vec<(u8, Loaded)> = links.into_iter().zip(rules).collect();
+    rules.sort_by_key(|(link, rule)| (action_rank(rule.signature.action, ranks), *link, rule.signature.priority));
+    let mut signatures = Vec::with_capacity(rules.len()); // exactly: the set lives long
+    signatures.extend(rules.into_iter().map(|(_, rule)| rule.signature));
+    signatures
 }
 
 /// How far behind the first setters each rule comes. Circles end at the bound.
-fn links(rules: &[(Signature, BitUse)]) -> Vec<u8> {
+fn links(rules: &[Loaded]) -> Vec<u8> {
     let mut links: Vec<u8> = rules
         .iter()
-        .map(|(_, bits)| match (bits.sets.is_empty(), bits.reads.is_empty()) {
+        .map(|rule| match (rule.bits.sets.is_empty(), rule.bits.reads.is_empty()) {
             (false, true) => 0,
             (false, false) => 1,
             (true, false) => MOST_LINKS + 1,
@@ -65,16 +69,15 @@ fn links(rules: &[(Signature, BitUse)]) -> Vec<u8> {
         .collect();
     for _ in 0..MOST_LINKS {
         let mut latest: HashMap<u32, u8> = HashMap::new();
-        for ((_, bits), link) in rules.iter().zip(&links) {
-            for bit in &bits.sets {
+        for (rule, link) in rules.iter().zip(&links) {
+            for bit in &rule.bits.sets {
                 let slot = latest.entry(*bit).or_default();
                 *slot = (*slot).max(*link);
             }
         }
         let mut has_changed = false;
-        for ((_, bits), link) in
-            rules.iter().zip(links.iter_mut()).filter(|(_, link)| (1..=MOST_LINKS).contains(&**link))
-        {
+        for (rule, link) in rules.iter().zip(links.iter_mut()).filter(|(_, link)| (1..=MOST_LINKS).contains(&**link)) {
+            let bits = &rule.bits;
             // a bit that the rule itself sets (a toggle after a test) does not push it back
             let waits = bits.reads.iter().filter(|bit| !bits.sets.contains(bit)).filter_map(|bit| latest.get(bit));
             let wanted = waits.map(|link| link.saturating_add(1)).max().unwrap_or(1).clamp(1, MOST_LINKS);

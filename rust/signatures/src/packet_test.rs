@@ -175,6 +175,16 @@ impl PacketTest {
         }
     }
 
+    /// Whether it is `app-layer-protocol`.
+    pub fn is_about_app(&self) -> bool {
+        matches!(self, PacketTest::AppProtocol(_))
+    }
+
+    /// Whether it stands for a header such as `alert http`: such a rule's action is about the flow.
+    pub fn is_header_app(&self) -> bool {
+        matches!(self, PacketTest::AppIs(_))
+    }
+
     /// Lower is cheaper, or rules out more.
     pub(crate) fn cost(&self) -> u8 {
         match self {

@@ -53,12 +53,26 @@ fn continued(line: &[u8]) -> Option<&[u8]> {
     line.trim_ascii_end().strip_suffix(b"\\")
 }
 
-/// UTF-8, or else Latin-1.
+/// UTF-8, or else Latin-1. Contents are about bytes, so in Latin-1 a content's `\xe9` becomes `|e9|`.
 fn decode(line: &[u8]) -> Cow<'_, str> {
-    match std::str::from_utf8(line) {
-        Ok(text) => Cow::Borrowed(text),
-        Err(_) => Cow::Owned(line.iter().map(|byte| char::from(*byte)).collect()),
+    if let Ok(text) = std::str::from_utf8(line) {
+        return Cow::Borrowed(text);
     }
+    let mut text = String::with_capacity(line.len());
+    let (mut is_content, mut is_escaped) = (false, false);
+    for byte in line {
+        match byte {
+            b'"' if is_content && !is_escaped => is_content = false,
+            b'"' => is_content |= text.ends_with("content:") || text.ends_with("content:!"),
+            _ => {}
+        }
+        is_escaped = *byte == b'\\' && !is_escaped;
+        match byte {
+            0x80.. if is_content => text.push_str(&format!("|{byte:02x}|")),
+            _ => text.push(char::from(*byte)),
+        }
+    }
+    Cow::Owned(text)
 }
 
 /// Take a rule apart.
@@ -200,6 +214,9 @@ mod tests {
     fn bytes_that_are_no_utf8_are_latin1() {
         let lines: Vec<String> = rule_lines(b"caf\xe9\ncaf\xc3\xa9").map(|(_, text)| text.into_owned()).collect();
         assert_eq!(lines, ["café", "café"]);
+        let rule =
+            rule_lines(b"(msg:\"\xe9\"; content:\"a\\\"\xe9\"; x:\"\xe9\";)").next().map(|(_, text)| text.into_owned());
+        assert_eq!(rule.as_deref(), Some("(msg:\"é\"; content:\"a\\\"|e9|\"; x:\"é\";)"));
     }
 
     #[test]

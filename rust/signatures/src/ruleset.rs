@@ -5,13 +5,14 @@ use std::collections::HashMap;
 use protocols::{PROTOCOLS, Protocol, Settings};
 
 use crate::classes::{Classes, read_references};
-use crate::compile::{BitUse, Compiled, Compiler, StateNames};
+use crate::compile::{Compiled, Compiler, StateNames};
 use crate::dataset::Datasets;
 use crate::effects::Reputation;
 use crate::model::Signature;
-use crate::order::{action_order, sorted};
+use crate::order::{Loaded, action_order, sorted};
 use crate::parse::{parse_rule, rule_lines};
 use crate::registry::Registry;
+use crate::shared::Shared;
 use crate::threshold::Thresholds;
 use crate::variables::{Pool, Variables};
 
@@ -116,7 +117,7 @@ impl RuleSet {
 
 struct Loader<'a> {
     compiler: Compiler<'a>,
-    rules: Vec<(Signature, BitUse)>,
+    rules: Vec<Loaded>,
     places: HashMap<(u32, u32), usize>,
     set: RuleSet,
 }
@@ -142,6 +143,7 @@ impl<'a> Loader<'a> {
             names: StateNames::default(),
             datasets: Datasets::default(),
             reputation,
+            shared: Shared::default(),
         };
         Loader { compiler, rules: Vec::new(), places: HashMap::new(), set }
     }
@@ -164,11 +166,11 @@ impl<'a> Loader<'a> {
         let Compiled { signature, notes, bits } = compiled;
         let (id, sid) = ((signature.gid, signature.sid), signature.sid);
         match self.places.get(&id).and_then(|place| self.rules.get_mut(*place)) {
-            Some(other) if other.0.rev < signature.rev => *other = (signature, bits),
+            Some(other) if other.signature.rev < signature.rev => *other = Loaded { signature, bits },
             Some(_) => return Err(format!("sid {sid} is there already, in the same or a higher revision")),
             None => {
                 self.places.insert(id, self.rules.len());
-                self.rules.push((signature, bits));
+                self.rules.push(Loaded { signature, bits });
             }
         }
         Ok((sid, notes))

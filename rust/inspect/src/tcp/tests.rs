@@ -12,7 +12,12 @@ fn config(settings: &[(&str, &str)]) -> StreamConfig {
 }
 
 fn segment(way: Way, flags: u8, sequence: u32, acknowledgement: u32, payload: &'static [u8]) -> Segment<'static> {
-    Segment { tcp: Tcp { sequence, acknowledgement, flags, window: 8192, ..Tcp::default() }, payload, way }
+    Segment {
+        tcp: Tcp { sequence, acknowledgement, flags, window: 8192, ..Tcp::default() },
+        payload,
+        way,
+        is_refused: false,
+    }
 }
 
 fn open(session: &mut Session, config: &StreamConfig) {

@@ -339,7 +339,10 @@ impl Transaction for HttpTransaction {
             Buffer::RequestBody | Buffer::ResponseBody => self.body(way).map(Body::view),
             Buffer::FileData if way == Way::ToClient => self.body(way).filter(|_| nth == 0).map(Body::view),
             Buffer::FileData => self.file(way, nth).map(Body::view),
-            buffer => self.text(buffer, way, nth).filter(|text| !text.is_empty()).map(View::whole),
+            // a header without a value is an empty buffer; what else is empty was not there
+            buffer => {
+                self.text(buffer, way, nth).filter(|text| !text.is_empty() || buffer.field().is_some()).map(View::whole)
+            }
         }
     }
 

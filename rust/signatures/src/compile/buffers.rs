@@ -162,7 +162,13 @@ impl<'a> Buffers<'a> {
     fn transform(&mut self, transform: Transform) -> Result<(), String> {
         let sticky = self.sticky.as_mut().ok_or("a transform needs a buffer before it")?;
         if sticky.group.is_some() {
-            return Err("a transform comes before what is looked for".to_owned());
+            // what follows is looked for in the same buffer, transformed
+            *sticky = Sticky {
+                name: sticky.name.clone(),
+                target: sticky.target.clone(),
+                transforms: Vec::new(),
+                group: None,
+            };
         }
         if matches!(sticky.target, Target::Packet(_) | Target::Payload) {
             return Err("parts of packets are not transformed".to_owned());
@@ -257,11 +263,18 @@ impl<'a> Buffers<'a> {
         if name == "pcre"
             && let Some((rest, letter)) = pcre_letter(value.unwrap_or_default())?
         {
-            if group.is_some() {
-                return Err("a letter for a buffer cannot be used while a sticky buffer is active".to_owned());
+            let target = Target::App(letter_places(letter, registry)?);
+            let active = group.and_then(|group| self.groups.get(group));
+            if active.is_some_and(|group| group.target != target) {
+                return Err("its letter means another buffer than the active one".to_owned());
             }
-            group = Some(self.group(Target::App(letter_places(letter, registry)?), Vec::new(), false)?);
+            if active.is_none() {
+                group = Some(self.group(target, Vec::new(), false)?);
+            }
             text = Some(rest.into());
+        }
+        if name == "pcre" {
+            text = text.map(quoted); // Suricata takes an expression without quotes too
         }
         let is_relative = value.unwrap_or_default().split([',', ' ']).any(|word| word.trim() == "relative");
         let follows =
@@ -405,6 +418,12 @@ fn pcre_letter(text: &str) -> Result<Option<(String, char)>, String> {
     }
     let others: String = switches.chars().filter(|switch| !is_letter(switch)).collect();
     Ok(Some((format!("{expression}/{others}{tail}"), letter)))
+}
+
+/// The text in quotes, a negation before them.
+fn quoted(text: std::borrow::Cow<'_, str>) -> std::borrow::Cow<'_, str> {
+    let (mark, rest) = text.strip_prefix('!').map_or(("", &*text), |rest| ("!", rest.trim_start()));
+    if rest.starts_with('"') { text } else { format!("{mark}\"{rest}\"").into() }
 }
 
 /// What is left of tests on parts of packets: contents in them, and data sets of addresses.

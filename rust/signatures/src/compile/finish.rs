@@ -2,12 +2,12 @@
 
 use protocols::{Way, Ways};
 
-use crate::facts::PacketFacts;
 use crate::header::{Carrier, Direction};
 use crate::inspection::{Builder, Inspection, Names};
 use crate::model::{Action, BufferTest, Kind, PacketBuffer, PayloadScope, Signature, TransactionTest};
 use crate::packet_test::PacketTest;
 use crate::registry::Registry;
+use crate::shared::Shared;
 
 use super::buffers::{Group, Target, packet_datasets, ways};
 use super::{BitUse, Compiled, Draft, checks};
@@ -22,6 +22,7 @@ pub(super) fn finish(
     mut draft: Draft<'_>,
     action: Action,
     registry: &Registry,
+    shared: &mut Shared,
     bits: BitUse,
 ) -> Result<Compiled, String> {
     let sid = draft.sid.ok_or("there is no sid")?; // 1
@@ -34,7 +35,7 @@ pub(super) fn finish(
     checks::check_size(&draft.packet_tests, payload_group)?; // 7
     let payload_scope = payload_scope(&draft, payload_group);
     let is_detection_only = is_detection_only(&draft);
-    let parts = build(&mut draft, registry)?;
+    let parts = build(&mut draft, registry, shared)?;
     if kind != Kind::Transaction
         && let Some(named) = draft.named.take()
     {
@@ -51,7 +52,7 @@ pub(super) fn finish(
         class: draft.class,
         priority: draft.priority.or(draft.class_priority).unwrap_or(DEFAULT_PRIORITY),
         metadata: draft.metadata.into(),
-        references: draft.references.into(),
+        references: draft.references.iter().map(|(system, id)| (shared.text(system), (*id).into())).collect(),
         target_is_source: draft.target_is_source,
         action,
         is_silent: draft.is_silent,
@@ -63,7 +64,7 @@ pub(super) fn finish(
         payload: parts.payload.map(Box::new),
         payload_scope,
         packet_buffers: parts.packet_buffers.into(),
-        protocols: if kind == Kind::Transaction { protocols.into() } else { Box::default() },
+        protocols: shared.protocols(if kind == Kind::Transaction { &protocols } else { &[] }),
         transaction_tests: parts.tests.into(),
         hook: draft.hook,
         effects: draft.effects.into(),
@@ -230,7 +231,7 @@ struct Parts {
     tests: Vec<TransactionTest>,
 }
 
-fn build(draft: &mut Draft<'_>, registry: &Registry) -> Result<Parts, String> {
+fn build(draft: &mut Draft<'_>, registry: &Registry, shared: &mut Shared) -> Result<Parts, String> {
     let mut parts = Parts::default();
     let mut tests = std::mem::take(&mut draft.tests);
     for mut group in std::mem::take(&mut draft.buffers.groups) {
@@ -253,8 +254,9 @@ fn build(draft: &mut Draft<'_>, registry: &Registry) -> Result<Parts, String> {
             Target::Payload => parts.payload = Some(inspection),
             Target::Packet(buffer) => parts.packet_buffers.push((buffer, inspection)),
             Target::App(places) => {
+                inspection.check(&group.transforms)?;
                 let (transforms, datasets) = (group.transforms.into(), group.datasets.into());
-                let test = BufferTest { places: places.into(), transforms, inspection, datasets, way };
+                let test = BufferTest { places: shared.places(&places), transforms, inspection, datasets, way };
                 tests.push((group.order, TransactionTest::Buffer(test)));
             }
         }
@@ -270,18 +272,7 @@ fn inspection(group: &Group<'_>) -> Result<Inspection, String> {
     for (name, value) in group.chunks.iter().flat_map(|chunk| &chunk.options) {
         builder.option(name, value.as_deref(), &mut names).map_err(|error| format!("{name}: {error}"))?;
     }
-    builder.finish()
-}
-
-/// A packet without a flow never meets `flow`; here so that the sensor and the budget agree.
-impl crate::model::FlowGate {
-    /// Return whether packet and flow are as `flow` asks.
-    pub fn admits(&self, packet: &PacketFacts<'_>, flow: Option<&crate::facts::FlowFacts>) -> bool {
-        if self.fragment.is_some_and(|wanted| wanted != packet.is_reassembled) {
-            return false;
-        }
-        let Some(flow) = flow else { return !self.needs_flow && self.way.is_none() };
-        self.way.is_none_or(|way| way == flow.way)
-            && self.established.is_none_or(|wanted| wanted == flow.is_established)
-    }
+    let inspection = builder.finish()?;
+    inspection.check(&group.transforms)?;
+    Ok(inspection)
 }

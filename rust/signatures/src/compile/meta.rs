@@ -8,7 +8,7 @@ use crate::threshold::Threshold;
 use super::Draft;
 
 /// The version of the language that `requires: version` is compared with.
-const VERSION: [u32; 3] = [8, 0, 7];
+const VERSION: [u32; 3] = [9, 0, 0];
 /// The longest `msg` and `metadata` together with references: a rule is at most 64 KiB anyway.
 const MOST_REFERENCES: usize = 256;
 
@@ -29,10 +29,10 @@ fn once<T>(slot: &mut Option<T>, value: T) -> Result<(), String> {
 }
 
 /// Read one of them; `false` where `name` is none.
-pub(super) fn option(
-    draft: &mut Draft<'_>,
+pub(super) fn option<'a>(
+    draft: &mut Draft<'a>,
     name: &str,
-    value: Option<&str>,
+    value: Option<&'a str>,
     classes: &Classes,
 ) -> Result<bool, String> {
     match name {
@@ -111,14 +111,14 @@ fn class(draft: &mut Draft<'_>, value: Option<&str>, classes: &Classes) -> Resul
     Ok(())
 }
 
-fn reference(draft: &mut Draft<'_>, value: Option<&str>) -> Result<(), String> {
+fn reference<'a>(draft: &mut Draft<'a>, value: Option<&'a str>) -> Result<(), String> {
     let (system, id) =
         unquoted(value.ok_or("it needs an argument")?)?.split_once(',').ok_or("system and id are expected")?;
     let (system, id) = (system.trim(), id.trim());
     if system.is_empty() || id.is_empty() || draft.references.len() >= MOST_REFERENCES {
         return Err("system and id are expected".to_owned());
     }
-    draft.references.push((system.into(), id.into()));
+    draft.references.push((system, id));
     Ok(())
 }
 
@@ -152,6 +152,9 @@ pub(super) fn check_requirements(rule: &Rule<'_>, registry: &Registry) -> Result
     Ok(())
 }
 
+/// Whether a comparison holds between this version and the one in the rule.
+type Holds = fn(&[u32; 3], &[u32; 3]) -> bool;
+
 fn is_version(text: &str) -> Result<bool, String> {
     let mut is_met = true;
     let mut rest = text.trim();
@@ -159,7 +162,7 @@ fn is_version(text: &str) -> Result<bool, String> {
         return Err("requires: version needs a comparison".to_owned());
     }
     while !rest.is_empty() {
-        let operators: [(&str, fn(&[u32; 3], &[u32; 3]) -> bool); 4] =
+        let operators: [(&str, Holds); 4] =
             [(">=", |a, b| a >= b), ("<=", |a, b| a <= b), (">", |a, b| a > b), ("<", |a, b| a < b)];
         let found = operators.iter().find_map(|(sign, holds)| Some((rest.strip_prefix(sign)?.trim_start(), holds)));
         let (tail, holds) = found.ok_or("requires: version needs a comparison")?;

@@ -153,7 +153,7 @@ fn decode_hex(text: &str) -> Option<Vec<u8>> {
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 /// RFC 4648 section 4, padding required.
-fn decode_base64(text: &str) -> Option<Vec<u8>> {
+pub(super) fn decode_base64(text: &str) -> Option<Vec<u8>> {
     let data = text.trim_end_matches('=');
     let padding = text.len().checked_sub(data.len())?;
     if !text.len().is_multiple_of(4) || padding > 2 {

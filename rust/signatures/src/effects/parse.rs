@@ -29,6 +29,9 @@ pub(crate) fn parse(
     if !matches!(name, "flowbits" | "flowint" | "xbits" | "hostbits" | "iprep" | "flowvar") {
         return None;
     }
+    if name == "flowvar" {
+        return Some(value.ok_or_else(|| "it needs an argument".to_owned()).and_then(|text| flowvar(text, number_of)));
+    }
     let argument = match value.ok_or_else(|| "it needs an argument".to_owned()).and_then(unquoted) {
         Ok(argument) => argument,
         Err(error) => return Some(Err(error)),
@@ -46,8 +49,7 @@ pub(crate) fn parse(
         "flowint" => flowint(&parts, number_of),
         "xbits" => xbits(&parts, number_of),
         "hostbits" => hostbits(&parts, number_of),
-        "iprep" => iprep(&parts, reputation),
-        _ => flowvar(argument, number_of),
+        _ => iprep(&parts, reputation),
     })
 }
 
