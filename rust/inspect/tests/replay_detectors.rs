@@ -16,9 +16,7 @@ use sensor::SipKey;
 const MEMORY_BYTES: usize = 16 << 20;
 
 fn corpora() -> Option<PathBuf> {
-    let folder =
-        std::env::var_os("TIDEGATE_CORPORA").map_or_else(|| PathBuf::from("/work/shared/corpora"), PathBuf::from);
-    folder.is_dir().then_some(folder)
+    std::env::var_os("TIDEGATE_CORPORA").map(PathBuf::from).filter(|folder| folder.is_dir())
 }
 
 fn captures(folder: &Path, list: &mut Vec<PathBuf>) {

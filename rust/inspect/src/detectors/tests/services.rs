@@ -209,7 +209,8 @@ fn what_protocols_say_about_logins_is_counted() {
     let (no, yes): (&[u8], &[u8]) =
         (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
     let connect: &[u8] = b"\x10\x11\x00\x04MQTT\x04\xc2\x00\x3c\x00\x01a\x00\x00\x00\x00";
-    let rows: [(&str, u16, &[(Way, &[u8])], u32, Vec<Kind>); 6] = [
+    type Row<'a> = (&'a str, u16, &'a [(Way, &'a [u8])], u32, Vec<Kind>);
+    let rows: [Row<'_>; 6] = [
         ("http", 80, &[(ToServer, request), (ToClient, no)], 25, vec![Kind::BruteForce]),
         ("http", 80, &[(ToServer, request), (ToClient, no)], 19, vec![]),
         // a browser that is asked for a password before each page
