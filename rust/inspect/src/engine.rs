@@ -17,6 +17,7 @@ use crate::config::{ExceptionPolicy, InspectConfig};
 use crate::counters::Counters;
 use crate::defrag::Defrag;
 use crate::detect::{Chunk, Detector, Job, Run, Scratch};
+use crate::detectors::Detectors;
 use crate::eve::{Origin, Scene};
 use crate::flow::{Ending, Flow, FlowAction, FlowTable, Stage};
 use crate::layers::{self, Layers, Step, ip};
@@ -38,6 +39,7 @@ pub struct Inspector {
     pub(crate) config: InspectConfig,
     pub(crate) settings: Settings,
     pub(crate) detector: Option<Arc<Detector>>,
+    pub(crate) detectors: Option<Box<Detectors>>,
     pub(crate) counters: Counters,
     pub(crate) lines: Lines,
     pub(crate) memory: RuleMemory,
@@ -72,6 +74,7 @@ impl Inspector {
             lines: Lines::new(budget.output_bytes, config.output.clone()),
             memory: detector.as_ref().map(|detector| detector.initial()).unwrap_or_default(),
             scratch: Scratch::new(rules),
+            detectors: Detectors::of_inspector(memory_bytes, key, &settings),
             flows: FlowTable::new(budget.flows, key, config.uses_vlan),
             defrag: Defrag::new(budget.defrag_bytes, config.stream.overlap),
             counters: Counters::default(),
@@ -108,6 +111,7 @@ impl Inspector {
     pub fn tick(&mut self, now_us: u64) {
         self.now_us = self.now_us.max(now_us);
         self.next_tick_us = now_us.saturating_add(TICK_US);
+        self.watch_time(false);
         for _ in 0..MOST_ENDED {
             let Some(slot) = self.flows.expired(now_us) else { return };
             self.end_flow(slot, Ending::TimedOut);
@@ -122,6 +126,7 @@ impl Inspector {
                 return true;
             }
         }
+        self.watch_time(true);
         false
     }
 
@@ -218,6 +223,7 @@ impl Inspector {
 
     /// A packet without a flow: only rules.
     fn without_flow(&mut self, layers: &Layers<'_>, place: &Place<'_>, events: &[&'static str]) {
+        self.watch_packet(layers, None);
         let facts = packet_facts(layers, self.now_us, self.number, events);
         let job = Job {
             packet: &facts,
@@ -336,6 +342,7 @@ impl Inspector {
             }
             _ => {}
         }
+        self.watch_packet(layers, Some((flow, step.way)));
         if step.is_broken && self.app_error(layers, place, flow, &step) {
             return self.after_packet(flow, false, step.way);
         }
@@ -745,6 +752,7 @@ impl Inspector {
         flow.accounted = 0;
         let flow = self.flows.remove(slot, flow);
         *self.counters.flow_ends.entry(ending.name()).or_default() += 1;
+        self.watch_end(&flow);
         self.log_flow(&flow, ending);
     }
 

@@ -14,6 +14,7 @@ mod config;
 mod counters;
 mod defrag;
 mod detect;
+mod detectors;
 mod engine;
 mod eve;
 mod flow;
@@ -31,5 +32,9 @@ mod xff;
 
 pub use budget::Budget;
 pub use detect::Detector;
+pub use detectors::{
+    Config as DetectorConfig, Detectors, Evidence, Finding, FlowSeen, Home, Kind, KindInfo, Phase, Subject, Value,
+    encode,
+};
 pub use engine::Inspector;
 pub use layers::{Layers, decode};

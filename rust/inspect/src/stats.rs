@@ -42,6 +42,12 @@ pub fn line(inspector: &Inspector, uptime_s: u64, budget: &Budget, capture: &Cap
     ] {
         rows.insert(name.to_owned(), value);
     }
+    if let Some(detectors) = &inspector.detectors {
+        for (name, count) in detectors.counters() {
+            rows.insert(format!("detectors.{name}"), count);
+        }
+        rows.insert("memory.detector_table_bytes".to_owned(), detectors.table_bytes() as u64);
+    }
     let (flows, held, fragments) = inspector.live();
     let pressure = (held * 100 / budget.stream_bytes.max(1)) as u64;
     rows.insert("memcap.pressure".to_owned(), pressure);

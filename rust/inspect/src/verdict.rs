@@ -311,6 +311,9 @@ impl Inspector {
         for id in first..end {
             let is_last = is_end || app.is_broken;
             if self.log_transaction(flow, &mut app, info, id, (is_last, way)) {
+                if let Some(transaction) = app.parser().and_then(|parser| parser.transaction(id)) {
+                    self.watch_transaction(flow, protocol, transaction);
+                }
                 crate::counters::Counters::add(&mut self.counters.app_transactions, protocol, 1);
                 app.remove(id);
             }
