@@ -235,6 +235,7 @@ impl Inspector {
         };
         self.detect(&job, None);
         let scene = self.scene(layers, place, Way::ToServer, None);
+        self.log_anomalies(&scene, None, events);
         self.verdict(&scene, None, None);
     }
 
@@ -358,6 +359,10 @@ impl Inspector {
 
     /// Rules, verdict, alerts.
     fn look(&mut self, layers: &Layers<'_>, place: &Place<'_>, flow: &mut Flow, step: &FlowStep) {
+        if !step.events.is_empty() {
+            let scene = self.scene(layers, place, step.way, None);
+            self.log_anomalies(&scene, Some(flow), &step.events);
+        }
         if flow.action == Some(FlowAction::Pass) || self.detector.is_none() {
             self.counters.accepted += u64::from(self.config.is_ips);
             return;

@@ -302,6 +302,38 @@ impl Inspector {
         guessed
     }
 
+    /// What was wrong with a packet, as anomalies, where settings ask for them.
+    pub(crate) fn log_anomalies(&mut self, scene: &Scene<'_>, flow: Option<&Flow>, events: &[&'static str]) {
+        let config = &self.lines.config;
+        if events.is_empty() || !(config.anomaly[0] || config.anomaly[1]) || !config.writes("anomaly") {
+            return;
+        }
+        let mut lines = Vec::new();
+        for event in events {
+            let is_stream = event.starts_with("stream.");
+            if !config.anomaly[usize::from(is_stream)] {
+                continue;
+            }
+            let ends = Ends::of_packet(scene.layers);
+            let mut line = String::with_capacity(384);
+            let vlans = scene.layers.vlans();
+            let mut json =
+                eve::begin(&mut line, "anomaly", scene.time_us, scene.number, flow, Some(&ends), vlans, config);
+            json.open("anomaly");
+            json.text("type", if is_stream { "stream" } else { "decode" });
+            match is_stream {
+                true => json.text("event", event),
+                false => json.text("event", format!("decoder.{event}")),
+            }
+            json.close();
+            eve::end(&mut line);
+            lines.push(line);
+        }
+        for line in lines {
+            self.lines.put(line, false);
+        }
+    }
+
     /// Log records, files and events of transactions that are due.
     pub(crate) fn log_transactions(&mut self, flow: &mut Flow, is_end: bool, way: Way) {
         let Some(protocol) = flow.app.protocol else { return };

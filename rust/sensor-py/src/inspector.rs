@@ -198,7 +198,7 @@ pub struct Inspector {
 
 #[pymethods]
 impl Inspector {
-    /// `settings` have Suricata's names. With `detectors.enabled`, scans and floods are looked for as well.
+    /// `settings` have Suricata's names. Detectors run beside the rules; `detectors.enabled=no` switches them off.
     #[new]
     fn new(
         py: Python<'_>,
@@ -210,7 +210,9 @@ impl Inspector {
         detached(py, move || {
             let settings = settings_from(&settings);
             let mut left = memory_bytes;
-            let tally = match settings.flag("detectors.enabled", false) {
+            let is_on = |name: &str| settings.flag(name, true);
+            let wants_tally = is_on("tidegate.detectors.scan") || is_on("tidegate.detectors.flood");
+            let tally = match is_on("detectors.enabled") && wants_tally {
                 true => {
                     let share = memory_bytes / 100 * TALLY_PERCENT;
                     left -= share;

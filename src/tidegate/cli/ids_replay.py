@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from tidegate.base.durable import translate_os_errors
 from tidegate.cli.ids_options import (
@@ -23,6 +23,9 @@ from tidegate.cli.ids_options import (
 )
 from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
+
+if TYPE_CHECKING:
+    from tidegate.ids.inspector import Sensor
 
 MAX_SHOWN = 1000  # alerts in the answer; --eve has all
 PROGRESS_S = 0.5

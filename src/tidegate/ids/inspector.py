@@ -136,7 +136,7 @@ class Sensor:
     def __init__(self, config: SensorConfig | None = None) -> None:
         self.config = config or SensorConfig()
         self._module = _load_engine()
-        settings = with_defaults(self.config.settings)
+        self.settings = settings = with_defaults(self.config.settings)
         self.rules: RuleSet | None = None
         if self.config.rules:
             self.rules = RuleSet.load(*self.config.rules, settings=settings, folders=self.config.folders)
