@@ -10,8 +10,10 @@
 mod body;
 mod dhcp;
 mod dns;
+mod ftp;
 mod http;
 mod json;
+mod line;
 mod ntp;
 mod protocol;
 mod reader;
@@ -22,6 +24,7 @@ mod tls;
 mod transactions;
 
 pub use body::{Body, BodyState};
+pub use ftp::{Expected as FtpExpected, FtpTransaction, Transfer as FtpTransfer, data_parser as ftp_data_parser};
 pub use http::HttpTransaction;
 pub use json::Json;
 pub use protocol::{
@@ -44,4 +47,6 @@ pub static PROTOCOLS: &[&Protocol] = &[
     &ssh::PROTOCOL,
     &dhcp::PROTOCOL,
     &snmp::PROTOCOL,
+    &ftp::PROTOCOL,
+    &ftp::DATA,
 ];
