@@ -18,6 +18,7 @@ mod ntp;
 mod protocol;
 mod reader;
 mod settings;
+mod smtp;
 mod snmp;
 mod ssh;
 mod tls;
@@ -49,4 +50,5 @@ pub static PROTOCOLS: &[&Protocol] = &[
     &snmp::PROTOCOL,
     &ftp::PROTOCOL,
     &ftp::DATA,
+    &smtp::PROTOCOL,
 ];
