@@ -15,12 +15,16 @@ mod http;
 mod json;
 mod line;
 mod ntp;
+mod pop3;
 mod protocol;
 mod reader;
+mod rfb;
 mod settings;
+mod sip;
 mod smtp;
 mod snmp;
 mod ssh;
+mod tftp;
 mod tls;
 mod transactions;
 
@@ -51,4 +55,8 @@ pub static PROTOCOLS: &[&Protocol] = &[
     &ftp::PROTOCOL,
     &ftp::DATA,
     &smtp::PROTOCOL,
+    &sip::PROTOCOL,
+    &tftp::PROTOCOL,
+    &pop3::PROTOCOL,
+    &rfb::PROTOCOL,
 ];
