@@ -18,6 +18,7 @@ mod ntp;
 mod pop3;
 mod protocol;
 mod reader;
+mod recognised;
 mod rfb;
 mod settings;
 mod sip;
@@ -47,6 +48,7 @@ pub static PROTOCOLS: &[&Protocol] = &[
     &dns::MDNS,
     &dns::LLMNR,
     &dns::DNS,
+    &recognised::HTTP2,
     &http::PROTOCOL,
     &tls::PROTOCOL,
     &ssh::PROTOCOL,
@@ -59,4 +61,15 @@ pub static PROTOCOLS: &[&Protocol] = &[
     &tftp::PROTOCOL,
     &pop3::PROTOCOL,
     &rfb::PROTOCOL,
+    &recognised::TELNET,
+    &recognised::IMAP,
+    &recognised::SMB,
+    &recognised::DCERPC,
+    &recognised::NFS,
+    &recognised::KRB5,
+    &recognised::LDAP,
+    &recognised::RDP,
+    &recognised::QUIC,
+    &recognised::IKE,
+    &recognised::WEBSOCKET,
 ];
