@@ -183,7 +183,9 @@ fn is_long_header(start: &Start<'_>, first: u8) -> Option<bool> {
     reader.take(source.into())?;
     // RFC 9000 section 7.2: a client's first id of its server has eight bytes or more
     let is_initial = is_answer || start.data.len() >= LEAST_INITIAL && destination >= 8;
-    Some(first & 0x40 != 0 && is_quic_version(version) && is_initial)
+    // RFC 9000 section 15: versions of this shape make the server say which ones it has
+    let is_reserved = version & 0x0f0f_0f0f == 0x0a0a_0a0a && start.is_usual_port;
+    Some(first & 0x40 != 0 && (is_quic_version(version) || is_reserved) && is_initial)
 }
 
 /// Google's public header up to Q043: flags with a version and an id of eight bytes.
