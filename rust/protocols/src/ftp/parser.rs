@@ -93,28 +93,24 @@ impl Ftp {
             Some(id) => id,
             None => self.transactions.push(FtpTransaction::default()).ok_or(ParseError("too many replies"))?,
         };
-        self.open_reply = match (is_over, self.open_reply, code) {
-            (true, _, _) => None,
-            (false, Some((_, open)), _) | (false, None, Some(open)) => Some((id, open)),
-            (false, None, None) => None,
-        };
+        let open = self.open_reply.map(|(_, open)| open).or(code);
+        self.open_reply = open.filter(|_| !is_over).map(|open| (id, open));
         let Some(transaction) = self.transactions.get_mut(id) else { return Ok(()) };
         transaction.add_reply(line.text, line.is_cut);
         if line.is_cut {
             transaction.raise(event::RESPONSE_TOO_LONG);
         }
-        let found = match (transaction.command.as_slice(), code.as_ref()) {
+        let port = match (transaction.command.as_slice(), code.as_ref()) {
             (b"PASV", Some(b"227")) => parse_commas(line.text.get(4..).unwrap_or_default()),
             (b"EPSV", Some(b"229")) => parse_bars(line.text.get(4..).unwrap_or_default()),
-            (b"AUTH TLS" | b"AUTH SSL", Some(b"234")) => {
-                (self.upgrade, self.is_upgraded) = (Some("tls"), true);
-                None
-            }
             _ => None,
         };
-        if found.is_some() {
-            transaction.announced = found;
-            self.announced = found.map(|announced| (announced, false));
+        if port.is_some() {
+            transaction.announced = port;
+            self.announced = port.map(|port| (port, false));
+        }
+        if matches!(transaction.command.as_slice(), b"AUTH TLS" | b"AUTH SSL") && code == Some(*b"234") {
+            (self.upgrade, self.is_upgraded) = (Some("tls"), true);
         }
         // a preliminary reply (1yz) is followed by another
         if is_over && code.is_none_or(|code| code[0] != b'1') {

@@ -173,22 +173,21 @@ impl Smtp {
                 Waiting::Auth
             }
             b"RSET" => Waiting::Reset,
-            _ if begins(text, b"MAIL FROM:") => {
-                let sender = first_word(text.get(10..).unwrap_or_default()).to_vec();
-                if let Some(mail) = self.current() {
-                    mail.sender = sender;
-                    mail.advance(step::SENDER);
-                }
+            _ => {
+                self.read_envelope(text);
                 Waiting::Other
             }
-            _ if begins(text, b"RCPT TO:") => {
-                let recipient = first_word(text.get(8..).unwrap_or_default()).to_vec();
-                if let Some(mail) = self.current() {
-                    mail.add_recipient(&recipient);
-                }
-                Waiting::Other
-            }
-            _ => Waiting::Other,
+        }
+    }
+
+    /// `MAIL FROM:<a@b> SIZE=1` and `RCPT TO:<c@d>`.
+    fn read_envelope(&mut self, text: &[u8]) {
+        let Some(mail) = self.current() else { return };
+        if begins(text, b"MAIL FROM:") {
+            mail.sender = first_word(text.get(10..).unwrap_or_default()).to_vec();
+            mail.advance(step::SENDER);
+        } else if begins(text, b"RCPT TO:") {
+            mail.add_recipient(first_word(text.get(8..).unwrap_or_default()));
         }
     }
 
