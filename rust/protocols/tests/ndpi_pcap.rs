@@ -134,25 +134,19 @@ fn corpus() -> Option<PathBuf> {
     folder.is_dir().then_some(folder)
 }
 
-/// Flows by protocol in all captures: a sum that is too large is as wrong as one that is too small. Those of mail, files,
-/// calls and directories were compared with an independent dissector. It sees more in two: 9 flows of FTP whose first
-/// bytes a fuzzer has bent, and 5 of TFTP's data, which only the requests announce.
+/// Flows of mail, files, calls, directories and remote calls in all captures: a sum that is too large is as wrong as one
+/// that is too small. Compared with an independent dissector, which sees more in two: 9 flows of FTP whose first bytes a
+/// fuzzer has bent, and 5 of TFTP's data, which only the requests announce.
 const TOTALS: &[(&str, u64)] = &[
     ("dcerpc", 6),
-    ("dhcp", 3),
-    ("dns", 280),
     ("ftp", 2),
     ("ftp-data", 0),
-    ("http", 88),
     ("http2", 1),
     ("ike", 1),
     ("imap", 1),
     ("krb5", 12),
     ("ldap", 7),
-    ("llmnr", 0),
-    ("mdns", 9),
     ("nfs", 2),
-    ("ntp", 6),
     ("pop3", 1),
     ("quic", 22),
     ("rdp", 1),
@@ -160,11 +154,8 @@ const TOTALS: &[(&str, u64)] = &[
     ("sip", 15),
     ("smb", 4),
     ("smtp", 0),
-    ("snmp", 17),
-    ("ssh", 3),
     ("telnet", 0),
     ("tftp", 4),
-    ("tls", 106),
     ("websocket", 0),
 ];
 
