@@ -16,24 +16,26 @@ mod dns;
 mod enip;
 mod framed;
 mod ftp;
-mod ftp_data;
 mod http;
 mod iec104;
 mod json;
-mod lines;
+mod line;
 mod modbus;
 mod mqtt;
 mod ntp;
 mod opcua;
 mod pair;
+mod pop3;
 mod protocol;
 mod reader;
+mod recognised;
+mod rfb;
 mod s7comm;
 mod settings;
+mod sip;
 mod smtp;
 mod snmp;
 mod ssh;
-mod telnet;
 #[cfg(test)]
 mod testing;
 mod tftp;
@@ -41,6 +43,7 @@ mod tls;
 mod transactions;
 
 pub use body::{Body, BodyState};
+pub use ftp::{Expected as FtpExpected, FtpTransaction, Transfer as FtpTransfer, data_parser as ftp_data_parser};
 pub use http::HttpTransaction;
 pub use json::Json;
 pub use protocol::{
@@ -55,18 +58,25 @@ pub use transactions::Transactions;
 /// Every protocol there is, in the order in which their probes are asked.
 pub static PROTOCOLS: &[&Protocol] = &[
     // those that begin with words or magic numbers of their own
+    &recognised::HTTP2,
     &http::PROTOCOL,
     &tls::PROTOCOL,
     &ssh::PROTOCOL,
     &smtp::PROTOCOL,
     &ftp::PROTOCOL,
-    &ftp_data::PROTOCOL,
-    &telnet::PROTOCOL,
+    &ftp::DATA,
+    &sip::PROTOCOL,
+    &pop3::PROTOCOL,
+    &recognised::IMAP,
+    &rfb::PROTOCOL,
+    &recognised::TELNET,
     &dnp3::PROTOCOL,
     &opcua::PROTOCOL,
     &mqtt::PROTOCOL,
+    &recognised::SMB,
     // those that are recognised by their structure
     &s7comm::PROTOCOL,
+    &recognised::RDP,
     &enip::PROTOCOL,
     &iec104::PROTOCOL,
     &modbus::PROTOCOL,
@@ -79,4 +89,11 @@ pub static PROTOCOLS: &[&Protocol] = &[
     &snmp::PROTOCOL,
     &tftp::PROTOCOL,
     &ntp::PROTOCOL,
+    &recognised::DCERPC,
+    &recognised::NFS,
+    &recognised::KRB5,
+    &recognised::LDAP,
+    &recognised::QUIC,
+    &recognised::IKE,
+    &recognised::WEBSOCKET,
 ];

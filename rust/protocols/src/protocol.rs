@@ -172,6 +172,11 @@ pub struct KeywordInfo {
 pub trait Custom: Send + Sync {
     /// Return whether the transaction matches. `transaction.as_any()` gives the protocol's own type.
     fn matches(&self, transaction: &dyn Transaction, way: Way) -> bool;
+
+    /// The same, for who knows the flow: `client` is the address of its client (FTP bounces are told by it).
+    fn matches_between(&self, transaction: &dyn Transaction, way: Way, _client: std::net::IpAddr) -> bool {
+        self.matches(transaction, way)
+    }
 }
 
 /// A kind of log record.

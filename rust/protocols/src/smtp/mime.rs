@@ -1,345 +1,398 @@
-//! The parts of a mail: RFC 5322 (headers), RFC 2046 section 5.1 (multipart), RFC 2183 (attachments).
+//! A mail: its header, its parts, and what is attached.
 
-use super::decode::{Base64, Encoding, quoted_printable};
+use memchr::{memchr, memmem};
+
+use super::decode::{Decoder, Encoding, Piece};
 use super::event;
-use crate::framed::Events;
+use super::field::{Field, parameter};
+use crate::line::begins;
 use crate::{Body, BodyState, Way};
 
-/// Multiparts in each other; mail programs make three.
-const MOST_DEPTH: usize = 8;
-/// RFC 2046: a boundary has at most 70 characters.
-const MOST_BOUNDARY: usize = 70;
-/// Attachments of one mail that are kept; what is beyond is passed over.
-const MOST_FILES: usize = 32;
-/// What rules can see of an attachment: Suricata's `content-inspect-window` for mails is 4 KiB, its size limit 100 KB.
-const MOST_FILE: usize = 64 << 10;
-/// All attachments' windows of a mail together: beyond, a window is small.
-const MOST_ALL_FILES: usize = 256 << 10;
-const SMALL_FILE: usize = 4 << 10;
-/// Headers of a mail that are kept, and their bytes together.
-const MOST_HEADERS: usize = 64;
-const MOST_HEADER_BYTES: usize = 16 << 10;
-/// Suricata's `header-value-depth` default.
+/// Longer lines are taken in pieces; RFC 5322 section 2.1.1 allows 998 bytes, encoded attachments without breaks occur.
+const MOST_LINE: usize = 4096;
+/// RFC 5322 section 2.1.1.
+const FAIR_LINE: usize = 998;
+/// The reference's limits of a field's name and value (its `header-value-depth`).
+const MOST_NAME: usize = 75;
 const MOST_VALUE: usize = 2000;
-/// Links of one mail that are kept, and how long one is.
+/// Fields of the mail's own header that are kept; each relay adds one or two.
+const MOST_FIELDS: usize = 128;
+/// Multipart in multipart, and mails in mails. Deeper ones are not looked into.
+const MOST_DEPTH: usize = 10;
+/// RFC 2046 section 5.1.1 allows 70; the reference takes 254.
+const MOST_BOUNDARY: usize = 254;
+/// The reference's limit of a file's name.
+const MOST_FILE_NAME: usize = 255;
+/// Files of one mail that are told apart.
+const MOST_FILES: usize = 32;
+/// The default of `inspected-tracker.content-limit`: bytes of one file that are held for rules.
+const MOST_FILE: usize = 100_000;
+/// Bytes of all files of one mail; when they are used up, later ones have the least.
+const FILES_BUDGET: usize = 256 << 10;
+const LEAST_FILE: usize = 4096;
+/// Addresses of the web in one mail.
 const MOST_URLS: usize = 32;
-const MOST_URL: usize = 512;
+const MOST_URL: usize = 1024;
 
-#[derive(Default)]
-pub struct Mime {
-    /// The mail's own headers: lower-case name and value.
-    headers: Vec<(Vec<u8>, Vec<u8>)>,
-    header_bytes: usize,
-    boundaries: Vec<Vec<u8>>,
-    part: Part,
-    is_in_body: bool,
-    is_first_part: bool,
-    has_begun: bool,
-    has_headers: bool,
-    /// A header line that may go on in the next line.
-    open_header: Vec<u8>,
-    files: Vec<Body>,
-    text: Option<Body>,
-    urls: Vec<Vec<u8>>,
-    /// Bytes of a chunk that are no line yet.
-    held: Vec<u8>,
-    is_in_long_line: bool,
-    is_over: bool,
-    decoded: Vec<u8>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Header,
+    Body,
+    /// Between the parts.
+    Between,
 }
 
-/// What the headers of the part at hand say.
-#[derive(Default)]
+/// What a part's header says about it.
+#[derive(Debug, Default)]
 struct Part {
     encoding: Encoding,
-    name: Option<Vec<u8>>,
+    kind: Vec<u8>,
     boundary: Option<Vec<u8>>,
-    is_attachment: bool,
-    is_text: bool,
-    has_type: bool,
-    /// Its bytes go to the last of the files.
-    has_file: bool,
-    /// Between the parts of a multipart, or behind them.
-    is_nothing: bool,
-    base64: Base64,
+    file_name: Option<Vec<u8>>,
+}
+
+/// A mail that arrives piece by piece.
+#[derive(Debug)]
+pub struct Mime {
+    state: State,
+    held: Vec<u8>,
+    /// The beginning of the line at hand was taken before.
+    is_inside_line: bool,
+    field: Vec<u8>,
+    is_field_cut: bool,
+    part: Part,
+    decoder: Decoder,
+    boundaries: Vec<Vec<u8>>,
+    mails: usize,
+    is_top: bool,
+    has_open_file: bool,
+    is_over: bool,
+    /// Bytes that came.
+    pub size: u64,
+    /// The mail's own header.
+    pub fields: Vec<Field>,
+    /// What is attached.
+    pub files: Vec<Body>,
+    /// Addresses of the web, without their schemes.
+    pub urls: Vec<Box<[u8]>>,
+    /// What was wrong.
+    pub events: Vec<u8>,
 }
 
 impl Mime {
-    /// Attachments.
-    pub fn files(&self) -> &[Body] {
-        &self.files
+    pub fn new() -> Mime {
+        Mime {
+            state: State::Header,
+            held: Vec::new(),
+            is_inside_line: false,
+            field: Vec::new(),
+            is_field_cut: false,
+            part: Part::default(),
+            decoder: Decoder::default(),
+            boundaries: Vec::new(),
+            mails: 1,
+            is_top: true,
+            has_open_file: false,
+            is_over: false,
+            size: 0,
+            fields: Vec::new(),
+            files: Vec::new(),
+            urls: Vec::new(),
+            events: Vec::new(),
+        }
     }
 
-    /// The text that is no attachment.
-    pub fn text(&self) -> Option<&Body> {
-        self.text.as_ref()
+    /// The mail's own header is complete.
+    pub fn has_header(&self) -> bool {
+        !self.is_top
     }
 
-    /// Whether the mail's own headers are all there.
-    pub fn has_headers(&self) -> bool {
-        self.has_headers
+    /// Return EVE's word for how far it is.
+    pub fn status(&self) -> &'static str {
+        match (self.is_over, self.state) {
+            (true, _) => "PARSE_DONE",
+            (false, State::Header) => "HEADER_STARTED",
+            (false, _) => "BODY_STARTED",
+        }
     }
 
-    /// Links in the text.
-    pub fn urls(&self) -> &[Vec<u8>] {
-        &self.urls
+    /// Return the first field of that name (in lower case).
+    pub fn field(&self, name: &[u8]) -> Option<&[u8]> {
+        self.fields.iter().find(|field| *field.name == *name).map(|field| &*field.value)
     }
 
-    /// The `nth` header of that name.
-    pub fn header(&self, name: &str, nth: usize) -> Option<&[u8]> {
-        let list = self.headers.iter().filter(|(known, _)| known == name.as_bytes());
-        list.map(|(_, value)| value.as_slice()).nth(nth)
+    /// Return all fields of that name.
+    pub fn all_fields<'m>(&'m self, name: &'m [u8]) -> impl Iterator<Item = &'m [u8]> {
+        self.fields.iter().filter(move |field| *field.name == *name).map(|field| &*field.value)
     }
 
-    /// Read bytes that are not cut into lines.
-    pub fn bytes(&mut self, bytes: &[u8], events: &mut Events) {
-        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            self.held.extend_from_slice(piece);
-            let is_whole = piece.ends_with(b"\n");
-            if is_whole || self.held.len() >= super::MOST_TEXT_LINE {
+    /// Take a piece.
+    pub fn feed(&mut self, data: &[u8]) {
+        self.size = self.size.saturating_add(data.len() as u64);
+        let mut rest = data;
+        while !rest.is_empty() {
+            let room = MOST_LINE - self.held.len().min(MOST_LINE - 1);
+            let seen = rest.get(..rest.len().min(room)).unwrap_or_default();
+            let end = memchr(b'\n', seen);
+            let (line, after) = rest.split_at_checked(end.map_or(seen.len(), |end| end + 1)).unwrap_or((rest, &[]));
+            rest = after;
+            if self.held.is_empty() && end.is_some() {
+                self.line(line);
+                continue;
+            }
+            self.held.extend_from_slice(line);
+            if end.is_some() || self.held.len() >= MOST_LINE {
                 let held = std::mem::take(&mut self.held);
-                let line = held.strip_suffix(b"\n").unwrap_or(&held);
-                self.line(line.strip_suffix(b"\r").unwrap_or(line), is_whole, events);
+                self.line(&held);
+                self.held = held;
+                self.held.clear();
             }
         }
     }
 
-    /// Read a line without its end, or a piece of one.
-    pub fn line(&mut self, line: &[u8], is_whole: bool, events: &mut Events) {
-        if self.is_over {
-            return;
-        }
-        if !self.has_begun {
-            (self.has_begun, self.is_first_part) = (true, true);
-        }
-        let is_continuation = std::mem::replace(&mut self.is_in_long_line, !is_whole);
-        if !is_whole {
-            events.add(event::MIME_LONG_LINE);
-        }
-        if !is_continuation && line.starts_with(b"--") && self.boundary(line, events) {
-            return;
-        }
-        match (self.is_in_body, is_continuation) {
-            (true, _) => self.body(line, is_whole, events),
-            (false, false) => self.header_line(line, events),
-            (false, true) => {}
-        }
-    }
-
-    /// Look whether a line is one of the open multiparts' boundaries.
-    fn boundary(&mut self, line: &[u8], events: &mut Events) -> bool {
-        let line = line.trim_ascii_end();
-        let fits = |boundary: &Vec<u8>| line.get(2..).and_then(|rest| rest.strip_prefix(boundary.as_slice()));
-        let found = self.boundaries.iter().enumerate().rev().find_map(|(depth, it)| fits(it).map(|rest| (depth, rest)));
-        let Some((depth, rest)) = found.filter(|(_, rest)| matches!(*rest, b"" | b"--")) else { return false };
-        if !self.is_in_body {
-            self.end_headers(events);
-        }
-        self.end_part(BodyState::Closed, events);
-        let is_last = rest == b"--";
-        // an outer boundary ends all inner multiparts
-        self.boundaries.truncate(if is_last { depth } else { depth + 1 });
-        self.part = Part { is_nothing: is_last, ..Part::default() };
-        (self.is_in_body, self.is_first_part) = (is_last, false);
-        true
-    }
-
-    fn header_line(&mut self, line: &[u8], events: &mut Events) {
-        let is_folded = matches!(line.first(), Some(b' ' | b'\t'));
-        if is_folded && !self.open_header.is_empty() {
-            if self.open_header.len() + line.len() <= MOST_VALUE {
-                self.open_header.push(b' ');
-                self.open_header.extend_from_slice(line.trim_ascii());
-            } else {
-                events.add(event::MIME_LONG_HEADER_VALUE);
-            }
-            return;
-        }
-        self.end_header(events);
-        if line.is_empty() {
-            self.end_headers(events);
-        } else if line.contains(&b':') {
-            self.open_header = line.get(..MOST_VALUE).unwrap_or(line).to_vec();
-        } else {
-            events.add(event::MIME_MALFORMED_MSG);
-        }
-    }
-
-    fn end_header(&mut self, events: &mut Events) {
-        let line = std::mem::take(&mut self.open_header);
-        let Some(at) = line.iter().position(|byte| *byte == b':') else { return };
-        let (name, value) = line.split_at_checked(at).unwrap_or_default();
-        let (name, value) = (name.trim_ascii().to_ascii_lowercase(), value.get(1..).unwrap_or_default().trim_ascii());
-        match name.as_slice() {
-            b"content-type" => self.content_type(value, events),
-            b"content-transfer-encoding" => self.part.encoding = Encoding::parse(value),
-            b"content-disposition" => {
-                self.part.is_attachment |= value.get(..10).is_some_and(|kind| kind.eq_ignore_ascii_case(b"attachment"));
-                let name = parameter(value, b"filename");
-                self.part.name = name.or(self.part.name.take());
-            }
-            _ => {}
-        }
-        let bytes = name.len() + value.len();
-        if self.is_first_part && self.headers.len() < MOST_HEADERS && self.header_bytes + bytes <= MOST_HEADER_BYTES {
-            self.header_bytes += bytes;
-            let value = value.to_vec();
-            self.headers.push((name, value));
-        }
-    }
-
-    fn content_type(&mut self, value: &[u8], events: &mut Events) {
-        let lower = value.to_ascii_lowercase();
-        self.part.has_type = true;
-        self.part.is_text = lower.starts_with(b"text/");
-        self.part.name = self.part.name.take().or(parameter(value, b"name"));
-        if lower.starts_with(b"multipart/") {
-            self.part.boundary = parameter(value, b"boundary").filter(|it| {
-                if it.len() > MOST_BOUNDARY {
-                    events.add(event::MIME_LONG_BOUNDARY);
-                }
-                !it.is_empty() && it.len() <= MOST_BOUNDARY
-            });
-        }
-    }
-
-    /// The headers are over: what is the body to be?
-    fn end_headers(&mut self, events: &mut Events) {
-        self.end_header(events);
-        (self.is_in_body, self.has_headers) = (true, true);
-        if let Some(boundary) = self.part.boundary.take() {
-            if self.boundaries.len() < MOST_DEPTH {
-                self.boundaries.push(boundary);
-            } else {
-                events.add(event::MIME_MALFORMED_MSG);
-            }
-            self.part.is_nothing = true; // a preamble
-            return;
-        }
-        let is_file = self.part.is_attachment || self.part.name.is_some();
-        if is_file && self.files.len() < MOST_FILES {
-            let held: usize = self.files.iter().map(Body::heap_bytes).sum();
-            let most = if held < MOST_ALL_FILES { MOST_FILE } else { SMALL_FILE };
-            self.files.push(Body::new(self.part.name.as_deref().unwrap_or_default(), Way::ToServer, most));
-            self.part.has_file = true;
-        } else if is_file {
-            self.part.is_nothing = true;
-        }
-        self.part.is_text |= !self.part.has_type;
-    }
-
-    fn body(&mut self, line: &[u8], is_whole: bool, events: &mut Events) {
-        if self.part.is_nothing {
-            return;
-        }
-        let mut decoded = std::mem::take(&mut self.decoded);
-        decoded.clear();
-        match self.part.encoding {
-            Encoding::Plain => {
-                decoded.extend_from_slice(line);
-                decoded.extend_from_slice(if is_whole { b"\r\n" } else { b"" });
-            }
-            Encoding::Base64 if !self.part.base64.line(line, &mut decoded) => events.add(event::MIME_INVALID_BASE64),
-            Encoding::QuotedPrintable if !quoted_printable(line, &mut decoded) => events.add(event::MIME_INVALID_QP),
-            Encoding::Base64 | Encoding::QuotedPrintable => {}
-        }
-        self.append(&decoded);
-        self.decoded = decoded;
-    }
-
-    fn append(&mut self, decoded: &[u8]) {
-        if decoded.is_empty() {
-            return;
-        }
-        if self.part.has_file {
-            self.files.iter_mut().last().into_iter().for_each(|file| file.append(decoded));
-        } else {
-            if self.part.is_text {
-                self.find_urls(decoded);
-            }
-            self.text.get_or_insert_with(|| Body::new(b"", Way::ToServer, MOST_FILE)).append(decoded);
-        }
-    }
-
-    /// Links: from `http://` or `https://` to the first character that cannot be in one. Only within one line.
-    fn find_urls(&mut self, text: &[u8]) {
-        let mut rest = text;
-        while self.urls.len() < MOST_URLS {
-            let Some(at) = rest.windows(7).position(|part| part == b"http://" || part == b"https:/") else { return };
-            rest = rest.get(at..).unwrap_or_default();
-            let is_end = |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, b'"' | b'\'' | b'<' | b'>');
-            let end = rest.iter().position(is_end).unwrap_or(rest.len());
-            let url = rest.get(..end.min(MOST_URL)).unwrap_or_default().to_vec();
-            if !self.urls.contains(&url) {
-                self.urls.push(url);
-            }
-            rest = rest.get(end..).unwrap_or_default();
-        }
-    }
-
-    fn end_part(&mut self, state: BodyState, events: &mut Events) {
-        let mut tail = Vec::new();
-        if self.part.encoding == Encoding::Base64 && !self.part.base64.flush(&mut tail) {
-            events.add(event::MIME_INVALID_BASE64);
-        }
-        if !self.part.is_nothing {
-            self.append(&tail);
-        }
-        if self.part.has_file {
-            self.files.iter_mut().last().into_iter().for_each(|file| file.close(state));
-        }
-    }
-
-    /// Bytes are missing.
+    /// Bytes are missing here.
     pub fn gap(&mut self, bytes: u64) {
-        let last = if self.part.has_file { self.files.last_mut() } else { self.text.as_mut() };
-        if let Some(body) = last.filter(|_| self.is_in_body) {
-            body.has_gaps = true;
-            body.size = body.size.saturating_add(bytes);
+        self.held.clear();
+        self.is_inside_line = true;
+        if let Some(file) = self.files.last_mut().filter(|file| file.state == BodyState::Open) {
+            file.has_gaps = true;
+            file.size = file.size.saturating_add(bytes);
         }
     }
 
-    /// The mail is over.
-    pub fn end(&mut self, is_whole: bool, events: &mut Events) {
+    /// The mail is over; `is_whole`: its end was seen.
+    pub fn finish(&mut self, is_whole: bool) {
         if self.is_over {
             return;
         }
         let held = std::mem::take(&mut self.held);
         if !held.is_empty() {
-            self.line(&held, true, events);
+            self.line(&held);
         }
-        if !self.is_in_body {
-            self.end_headers(events);
+        if self.state == State::Header {
+            self.end_field();
+            self.is_top = false;
         }
-        let state = if is_whole { BodyState::Closed } else { BodyState::Truncated };
-        self.end_part(state, events);
-        self.files.iter_mut().chain(&mut self.text).for_each(|body| body.close(state));
-        self.decoded = Vec::new();
-        self.is_over = true;
+        self.end_part(if is_whole { BodyState::Closed } else { BodyState::Truncated });
+        if is_whole && !self.boundaries.is_empty() {
+            self.raise(event::MALFORMED_MIME);
+        }
+        self.boundaries = Vec::new();
+        self.is_over = is_whole;
     }
 
     /// Bytes on the heap.
     pub fn heap_bytes(&self) -> usize {
-        let pair = size_of::<(Vec<u8>, Vec<u8>)>();
-        let headers = self.headers.iter().map(|(name, value)| name.capacity() + value.capacity() + pair).sum::<usize>();
-        let bodies =
-            self.files.iter().chain(&self.text).map(|body| size_of::<Body>() + body.heap_bytes()).sum::<usize>();
-        let urls = self.urls.iter().map(|url| url.capacity() + size_of::<Vec<u8>>()).sum::<usize>();
-        let buffers = self.held.capacity() + self.decoded.capacity() + self.open_header.capacity();
-        size_of::<Mime>() + headers + bodies + urls + buffers + self.boundaries.iter().map(Vec::capacity).sum::<usize>()
+        let fields = self.fields.iter().map(|field| field.name.len() + field.value.len() + size_of::<Field>());
+        let texts = [&self.held, &self.field, &self.part.kind].map(Vec::capacity);
+        fields.sum::<usize>()
+            + texts.iter().sum::<usize>()
+            + self.boundaries.iter().map(Vec::capacity).sum::<usize>()
+            + self.files.iter().map(|file| file.heap_bytes() + size_of::<Body>()).sum::<usize>()
+            + self.urls.iter().map(|url| url.len() + size_of::<Box<[u8]>>()).sum::<usize>()
     }
-}
 
-/// The value of a parameter, with or without quotes; RFC 2231's `name*=` counts as well, as it is written.
-fn parameter(value: &[u8], name: &[u8]) -> Option<Vec<u8>> {
-    value.split(|byte| *byte == b';').skip(1).find_map(|part| {
-        let part = part.trim_ascii();
-        let at = part.iter().position(|byte| *byte == b'=')?;
-        let (key, text) = part.split_at_checked(at)?;
-        let key = key.trim_ascii();
-        let key = key.strip_suffix(b"*").unwrap_or(key);
-        let text = text.get(1..)?.trim_ascii();
-        let text = text.strip_prefix(b"\"").and_then(|text| text.strip_suffix(b"\"")).unwrap_or(text);
-        key.eq_ignore_ascii_case(name).then(|| text.to_vec())
-    })
+    fn raise(&mut self, event: u8) {
+        if !self.events.contains(&event) {
+            self.events.push(event);
+        }
+    }
+
+    /// A line with its end, or a piece of one that is too long.
+    fn line(&mut self, line: &[u8]) {
+        let (text, line_end): (&[u8], Option<&'static [u8]>) = match line.strip_suffix(b"\n") {
+            Some(text) => match text.strip_suffix(b"\r") {
+                Some(text) => (text, Some(b"\r\n")),
+                None => (text, Some(b"\n")),
+            },
+            None => (line, None),
+        };
+        let is_start = !std::mem::replace(&mut self.is_inside_line, line_end.is_none());
+        if is_start && text.len() > FAIR_LINE {
+            let is_encoded = self.state == State::Body && self.decoder.encoding() != Encoding::Plain;
+            self.raise(if is_encoded { event::LONG_ENCODED_LINE } else { event::LONG_LINE });
+        }
+        if is_start && text.starts_with(b"--") && self.boundary(text) {
+            return;
+        }
+        match self.state {
+            State::Between => {}
+            State::Header => self.header_line(text, is_start),
+            State::Body => self.content(Piece { text, line_end }),
+        }
+    }
+
+    /// Return whether the line is a boundary of this multipart or of one around it.
+    fn boundary(&mut self, line: &[u8]) -> bool {
+        let line = line.trim_ascii_end();
+        let inner = line.strip_suffix(b"--").unwrap_or(line);
+        let found = self.boundaries.iter().rposition(|boundary| boundary == line || boundary == inner);
+        let Some(index) = found else { return false };
+        let is_last = self.boundaries.get(index).is_some_and(|boundary| boundary != line);
+        if self.state == State::Header {
+            self.end_field();
+        }
+        self.end_part(BodyState::Closed);
+        self.boundaries.truncate(if is_last { index } else { index + 1 });
+        self.part = Part::default();
+        self.state = if is_last { State::Between } else { State::Header };
+        true
+    }
+
+    fn header_line(&mut self, text: &[u8], is_start: bool) {
+        if !is_start {
+            self.is_field_cut = true;
+            return;
+        }
+        if text.is_empty() {
+            self.end_field();
+            self.end_header();
+            return;
+        }
+        if !matches!(text.first(), Some(b' ' | b'\t')) {
+            self.end_field();
+        }
+        let room = (MOST_NAME + MOST_VALUE + 2).saturating_sub(self.field.len());
+        self.is_field_cut |= text.len() > room;
+        self.field.extend_from_slice(text.get(..text.len().min(room)).unwrap_or_default());
+    }
+
+    fn end_field(&mut self) {
+        let text = std::mem::take(&mut self.field);
+        let is_cut = std::mem::take(&mut self.is_field_cut);
+        if text.is_empty() {
+            return;
+        }
+        let Some(colon) = memchr(b':', &text) else {
+            self.raise(event::MALFORMED_MIME);
+            return;
+        };
+        let (name, value) = text.split_at_checked(colon).unwrap_or_default();
+        let (name, value) = (name.trim_ascii().to_ascii_lowercase(), value.get(1..).unwrap_or_default().trim_ascii());
+        if name.len() > MOST_NAME {
+            self.raise(event::LONG_NAME);
+            return;
+        }
+        if is_cut || value.len() > MOST_VALUE {
+            self.raise(event::LONG_VALUE);
+        }
+        let value = value.get(..value.len().min(MOST_VALUE)).unwrap_or_default();
+        self.describe_part(&name, value);
+        if self.is_top {
+            let is_single = matches!(&*name, b"from" | b"to" | b"cc" | b"subject" | b"date" | b"message-id");
+            if is_single && self.field(&name).is_some() {
+                self.raise(event::DUPLICATE_FIELDS);
+            }
+            if self.fields.len() < MOST_FIELDS {
+                self.fields.push(Field { name: name.into(), value: value.into() });
+            }
+        }
+    }
+
+    fn describe_part(&mut self, name: &[u8], value: &[u8]) {
+        match name {
+            b"content-transfer-encoding" => self.part.encoding = Encoding::named(value),
+            b"content-type" => {
+                let end = memchr(b';', value).unwrap_or(value.len());
+                self.part.kind = value.get(..end).unwrap_or_default().trim_ascii().to_ascii_lowercase();
+                self.part.boundary = parameter(value, b"boundary").filter(|boundary| !boundary.is_empty());
+                if self.part.file_name.is_none() {
+                    self.part.file_name = parameter(value, b"name");
+                }
+            }
+            b"content-disposition" => {
+                if let Some(name) = parameter(value, b"filename") {
+                    self.part.file_name = Some(name);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn end_header(&mut self) {
+        self.is_top = false;
+        self.state = State::Body;
+        self.decoder = Decoder::new(self.part.encoding);
+        let is_multipart = begins(&self.part.kind, b"multipart/");
+        if let Some(boundary) = self.part.boundary.take().filter(|_| is_multipart) {
+            if boundary.len() > MOST_BOUNDARY {
+                self.raise(event::LONG_BOUNDARY);
+            } else if self.boundaries.len() >= MOST_DEPTH {
+                self.raise(event::MALFORMED_MIME);
+            } else {
+                self.boundaries.push([b"--", boundary.as_slice()].concat());
+                self.state = State::Between;
+            }
+            return;
+        }
+        if let Some(name) = self.part.file_name.take().filter(|name| !name.is_empty()) {
+            self.open_file(&name);
+        } else if self.part.kind == b"message/rfc822" && self.mails < MOST_DEPTH {
+            self.mails += 1;
+            self.part = Part::default();
+            self.state = State::Header;
+        }
+    }
+
+    fn open_file(&mut self, name: &[u8]) {
+        if name.len() > MOST_FILE_NAME {
+            self.raise(event::LONG_FILE_NAME);
+        }
+        if self.files.len() >= MOST_FILES {
+            return;
+        }
+        let held: usize = self.files.iter().map(Body::heap_bytes).sum();
+        let most = FILES_BUDGET.saturating_sub(held).clamp(LEAST_FILE, MOST_FILE);
+        let name = name.get(..name.len().min(MOST_FILE_NAME)).unwrap_or_default();
+        self.files.push(Body::new(name, Way::ToServer, most));
+        self.has_open_file = true;
+    }
+
+    fn content(&mut self, piece: Piece<'_>) {
+        let mut out = Vec::with_capacity(piece.text.len() + 2);
+        if !self.decoder.decode(piece, &mut out) {
+            let is_base64 = self.decoder.encoding() == Encoding::Base64;
+            self.raise(if is_base64 { event::INVALID_BASE64 } else { event::INVALID_QP });
+        }
+        self.put(&out);
+    }
+
+    fn put(&mut self, out: &[u8]) {
+        if self.has_open_file {
+            if let Some(file) = self.files.last_mut() {
+                file.append(out);
+            }
+        } else if self.part.kind.is_empty() || begins(&self.part.kind, b"text/") {
+            self.find_urls(out);
+        }
+    }
+
+    fn end_part(&mut self, state: BodyState) {
+        if self.state != State::Body {
+            return;
+        }
+        let mut out = Vec::new();
+        self.decoder.finish(&mut out);
+        self.put(&out);
+        if std::mem::take(&mut self.has_open_file)
+            && let Some(file) = self.files.last_mut()
+        {
+            file.close(if file.has_gaps { BodyState::Truncated } else { state });
+        }
+    }
+
+    /// Addresses within one line of decoded text.
+    fn find_urls(&mut self, text: &[u8]) {
+        let mut rest = text;
+        while let Some(at) = memmem::find(rest, b"://").filter(|_| self.urls.len() < MOST_URLS) {
+            let before = rest.get(..at).unwrap_or_default();
+            rest = rest.get(at + 3..).unwrap_or_default();
+            let end = rest.iter().position(|byte| !byte.is_ascii_graphic() || b"\"<>'`{}|\\^".contains(byte));
+            let url = rest.get(..end.unwrap_or(rest.len()).min(MOST_URL)).unwrap_or_default();
+            let is_web = before.last_chunk::<4>().is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"http"));
+            if is_web && !url.is_empty() && !self.urls.iter().any(|known| **known == *url) {
+                self.urls.push(url.into());
+            }
+        }
+    }
 }
