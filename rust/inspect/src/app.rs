@@ -98,6 +98,11 @@ pub struct Fed {
 }
 
 impl App {
+    /// It is known beforehand what the flow carries.
+    pub fn expect(&mut self, protocol: u8, parser: Box<dyn Parser>) {
+        (self.protocol, self.parser, self.found) = (Some(protocol), Some(parser), [Some(protocol); 2]);
+    }
+
     /// The parser.
     pub fn parser(&self) -> Option<&dyn Parser> {
         self.parser.as_deref()

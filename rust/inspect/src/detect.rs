@@ -1,5 +1,6 @@
 //! Rules against one packet, its stretch of stream, and the transactions of its flow.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Mutex;
 
 use protocols::{COMPLETE, View, Way};
@@ -509,7 +510,9 @@ impl Run<'_> {
             }
             TransactionTest::Custom(test) => {
                 let found = test.places.iter().find(|(owner, _, _)| usize::from(*owner) == protocol);
-                decided(found.is_some_and(|(_, _, custom)| custom.matches(transaction, way)) != test.is_negated)
+                let client = client_address(self.job);
+                let is_so = found.is_some_and(|(_, _, custom)| custom.matches_between(transaction, way, client));
+                decided(is_so != test.is_negated)
             }
             TransactionTest::Event { event, .. } => match transaction.events().contains(event) {
                 true => Verdict::Match,
@@ -540,6 +543,13 @@ impl Run<'_> {
         }
         true
     }
+}
+
+fn client_address(job: &Job<'_>) -> IpAddr {
+    let packet = job.packet;
+    let is_answer = job.flow.is_some_and(|flow| flow.way == Way::ToClient);
+    let address = if is_answer { packet.destination } else { packet.source };
+    IpAddr::V6(Ipv6Addr::from_bits(address)).to_canonical()
 }
 
 fn collect_packet(group: &PacketGroup, packet: &PacketFacts<'_>, chunk: Option<Chunk<'_>>, found: &mut Found) {

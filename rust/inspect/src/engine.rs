@@ -19,6 +19,7 @@ use crate::defrag::Defrag;
 use crate::detect::{Chunk, Detector, Job, Run, Scratch};
 use crate::detectors::Detectors;
 use crate::eve::{Origin, Scene};
+use crate::expected::Announcements;
 use crate::flow::{Ending, Flow, FlowAction, FlowTable, Stage};
 use crate::layers::{self, Layers, Step, ip};
 use crate::memory::RuleMemory;
@@ -47,6 +48,7 @@ pub struct Inspector {
     budget: Budget,
     flows: FlowTable,
     defrag: Defrag,
+    pub(crate) announcements: Announcements,
     held: usize,
     pub(crate) number: u64,
     pub(crate) now_us: u64,
@@ -77,6 +79,7 @@ impl Inspector {
             detectors: Detectors::of_inspector(memory_bytes, key, &settings),
             flows: FlowTable::new(budget.flows, key, config.uses_vlan),
             defrag: Defrag::new(budget.defrag_bytes, config.stream.overlap),
+            announcements: Announcements::default(),
             counters: Counters::default(),
             budget,
             held: 0,
@@ -301,7 +304,12 @@ impl Inspector {
             icmp: [layers.icmp, [0, 0]],
             ..Flow::default()
         };
-        Some(self.flows.insert(key, Box::new(flow)))
+        let mut flow = Box::new(flow);
+        if let Some((protocol, parser)) = self.announcements.take(&flow, self.now_us) {
+            flow.app.expect(protocol, parser);
+            Counters::add(&mut self.counters.app_flows, protocol, 1);
+        }
+        Some(self.flows.insert(key, flow))
     }
 
     fn in_flow(&mut self, layers: &Layers<'_>, place: &Place<'_>, flow: &mut Flow) {

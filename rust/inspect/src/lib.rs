@@ -17,6 +17,7 @@ mod detect;
 mod detectors;
 mod engine;
 mod eve;
+mod expected;
 mod flow;
 mod groups;
 mod icmp;

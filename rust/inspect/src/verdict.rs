@@ -364,6 +364,7 @@ impl Inspector {
     ) -> bool {
         let (time_us, number) = (self.now_us, self.number);
         let Some((transaction, tracked)) = app.both(id) else { return false };
+        self.announcements.note(flow, transaction, time_us);
         let progress = Way::BOTH.map(|way| transaction.progress(way));
         let vlans = flow.vlan.get(..usize::from(flow.vlan_count)).unwrap_or_default();
         let config = &self.lines.config;
