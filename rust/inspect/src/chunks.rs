@@ -14,7 +14,9 @@ impl Inspector {
         let is_inline = self.config.stream.is_inline;
         let limit = raw_limit(stream, is_inline, is_pseudo);
         let data = stream.contiguous(stream.raw, limit);
-        if data.is_empty() || limit <= stream.raw_seen || (is_inline && !step.is_in_stream && !is_pseudo) {
+        // inline, a packet whose bytes were replaced by those that came first is looked at again
+        let is_new = limit > stream.raw_seen || step.is_rewritten && !is_pseudo;
+        if data.is_empty() || !is_new || (is_inline && !step.is_in_stream && !is_pseudo) {
             return None;
         }
         let is_enough = data.len() as u64 >= self.config.stream.chunk[step.way as usize];

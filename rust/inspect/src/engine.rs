@@ -520,6 +520,7 @@ pub(crate) struct FlowStep {
     pub events: Vec<&'static str>,
     /// Inline: the frame as the receiver gets it, where bytes that came first win over what it carries.
     pub received: Option<Vec<u8>>,
+    pub is_rewritten: bool,
 }
 
 impl Default for FlowStep {
@@ -534,6 +535,7 @@ impl Default for FlowStep {
             broken_way: None,
             events: Vec::new(),
             received: None,
+            is_rewritten: false,
         }
     }
 }

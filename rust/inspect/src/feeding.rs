@@ -44,6 +44,7 @@ impl Inspector {
         if self.config.stream.is_inline && outcome.inserted.has_conflict {
             step.received = received(layers, &tcp, step.way);
             step.is_in_stream = true;
+            step.is_rewritten = step.received.is_some();
         }
         let state = tcp.state;
         flow.tcp = Some(tcp);
@@ -131,7 +132,8 @@ impl Inspector {
             let hint = hint(flow.ports, Transport::Tcp, &self.settings, &self.config);
             let fed = flow.app.feed(way, data, is_end, &hint);
             stream.app += fed.consumed as u64;
-            if fed.consumed == length && length > 0 || fed.has_failed {
+            // a protocol without transactions says nothing about where a message ends
+            if fed.consumed == length && length > 0 && flow.app.count > 0 || fed.has_failed {
                 stream.is_triggered = true;
             }
             self.note_fed(flow, &fed, way, step);
@@ -190,6 +192,11 @@ fn received(layers: &Layers<'_>, tcp: &Session, way: Way) -> Option<Vec<u8>> {
     let at = layers.payload.as_ptr().addr().checked_sub(layers.frame.as_ptr().addr())?;
     let mut frame = layers.frame.to_vec();
     frame.get_mut(at..at + layers.payload.len())?.copy_from_slice(held);
+    let at = layers.transport.as_ptr().addr().checked_sub(layers.frame.as_ptr().addr())?;
+    let transport = frame.get_mut(at..at + layers.transport.len())?;
+    transport.get_mut(16..18)?.fill(0);
+    let sum = !checksum::fold(checksum::sum(transport, checksum::pseudo_header(layers)));
+    transport.get_mut(16..18)?.copy_from_slice(&sum.to_be_bytes());
     Some(frame)
 }
 
