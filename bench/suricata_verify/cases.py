@@ -105,7 +105,7 @@ def _read_case(root: Path, path: Path) -> Case:
 
 
 def needs_capture(case: Case) -> bool:
-    """Return whether the suite expects a capture beside the case; rules alone are judged where it says ``pcap: false``."""
+    """Return whether a capture has to be there; rules alone are judged where the case says ``pcap: false``."""
     says_no = case.document.get("pcap") is False or case.requires.get("pcap") is False
     return not says_no and "command" not in case.document
 

@@ -159,6 +159,12 @@ impl Inspector {
         {
             Counters::add(&mut self.counters.app_flows, protocol, 1);
         }
+        if fed.is_found_differently {
+            step.events.push("applayer_mismatch_protocol_both_directions");
+        }
+        if fed.is_found && flow.app.has_failed[way.reverse() as usize] {
+            step.events.push("applayer_detect_protocol_only_one_direction");
+        }
         flow.app_news[way as usize] |= fed.is_found_differently || fed.is_found || fed.has_failed;
         if fed.has_failed && flow.app.is_unknown_for_good() {
             self.counters.app_failed[usize::from(flow.protocol != ip::TCP)] += 1;

@@ -11,29 +11,28 @@ impl Inspector {
     /// What was wrong with a packet, as anomalies, where settings ask for them.
     pub(crate) fn log_anomalies(&mut self, scene: &Scene<'_>, flow: Option<&Flow>, events: &[&'static str]) {
         let config = &self.lines.config;
-        if events.is_empty() || !(config.anomaly[0] || config.anomaly[1]) || !config.writes("anomaly") {
+        if events.is_empty() || config.anomaly == [false; 3] || !config.writes("anomaly") {
             return;
         }
         let mut lines = Vec::new();
         for event in events {
-            let is_stream = event.starts_with("stream.");
-            if !config.anomaly[usize::from(is_stream)] {
+            let (kind, name, text) = match event {
+                event if event.starts_with("stream.") => (1, "stream", (*event).to_owned()),
+                event if event.starts_with("applayer_") => (2, "applayer", event.to_ascii_uppercase()),
+                event => (0, "decode", format!("decoder.{event}")),
+            };
+            if !config.anomaly[kind] {
                 continue;
             }
-            let ends = Ends::of_packet(scene.layers);
+            let (ends, vlans) = (Ends::of_packet(scene.layers), scene.layers.vlans());
             let mut line = String::with_capacity(384);
-            let vlans = scene.layers.vlans();
-            let mut json = eve::begin(
-                &mut line,
-                "anomaly",
-                &Heading { time_us: scene.time_us, number: scene.number, flow, ends, vlans },
-                config,
-            );
+            let heading = Heading { time_us: scene.time_us, number: scene.number, flow, ends, vlans };
+            let mut json = eve::begin(&mut line, "anomaly", &heading, config);
             json.open("anomaly");
-            json.text("type", if is_stream { "stream" } else { "decode" });
-            match is_stream {
-                true => json.text("event", event),
-                false => json.text("event", format!("decoder.{event}")),
+            json.text("type", name);
+            json.text("event", text);
+            if kind == 2 {
+                json.text("layer", "proto_detect");
             }
             json.close();
             eve::end(&mut line);
