@@ -32,6 +32,8 @@ mod records;
 mod stats;
 mod stream;
 mod tcp;
+mod transactions;
+mod transport;
 mod tunnel;
 mod verdict;
 mod xff;
