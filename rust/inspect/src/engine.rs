@@ -148,6 +148,11 @@ impl Inspector {
         (self.flows.live(), self.held, self.defrag.live())
     }
 
+    /// How many packets that were being put together were given up for others.
+    pub(crate) fn fragments_evicted(&self) -> u64 {
+        self.defrag.evicted
+    }
+
     /// Return the statistics as one EVE line.
     pub fn stats_line(&self, capture: &CaptureCounters) -> String {
         crate::stats::line(self, self.now_us.saturating_sub(self.first_us) / 1_000_000, &self.budget, capture)
@@ -209,7 +214,7 @@ impl Inspector {
         let told = self.defrag.add(layers, self.now_us);
         let mut events: Vec<&'static str> = layers.events().to_vec();
         events.extend(told.event);
-        for event in told.event {
+        if let Some(event) = told.event {
             *self.counters.events.entry(event).or_default() += 1;
         }
         self.without_flow(layers, place, &events);
@@ -513,10 +518,11 @@ impl Inspector {
         // the packet that completes the handshake counts only if it carries something
         step.is_established |= tcp.state >= State::Established && !layers.payload.is_empty();
         step.events.extend(outcome.event);
-        for event in outcome.event {
+        if let Some(event) = outcome.event {
             *self.counters.events.entry(event).or_default() += 1;
         }
-        step.is_in_stream = outcome.inserted.is_kept;
+        // what was sent again is in the stream already, and was or will be looked at there
+        step.is_in_stream = outcome.inserted.is_kept || outcome.inserted.has_overlap;
         if self.config.stream.is_inline && outcome.inserted.has_conflict {
             step.received = received(layers, &tcp, step.way);
             step.is_in_stream = true;
@@ -558,7 +564,7 @@ impl Inspector {
             flags if flags & flag::RST != 0 => Some("rst"),
             _ => None,
         };
-        for name in name {
+        if let Some(name) = name {
             *self.counters.tcp.entry(name).or_default() += 1;
         }
         if before == State::None && tcp.state != State::None {
@@ -803,8 +809,8 @@ impl Inspector {
     }
 
     fn account(&mut self, flow: &mut Flow) {
-        let streams = flow.tcp.as_ref().map_or(0, |tcp| tcp.held() + size_of::<Session>());
-        let now = streams + flow.app.heap_bytes() + flow.state.heap_bytes();
+        let streams = flow.tcp.as_ref().map_or(0, |tcp| tcp.heap_bytes() + size_of::<Session>());
+        let now = streams + flow.app.heap_bytes() + flow.heap_bytes();
         self.held = (self.held + now).saturating_sub(flow.accounted);
         flow.accounted = now;
     }

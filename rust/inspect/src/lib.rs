@@ -24,6 +24,8 @@ mod icmp;
 mod layers;
 mod memory;
 mod output;
+#[cfg(test)]
+mod overlap_tests;
 mod stats;
 mod stream;
 mod tcp;
