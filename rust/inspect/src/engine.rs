@@ -146,6 +146,11 @@ impl Inspector {
         (self.flows.live(), self.held, self.defrag.live())
     }
 
+    /// How many packets that were being put together were given up for others.
+    pub(crate) fn fragments_evicted(&self) -> u64 {
+        self.defrag.evicted
+    }
+
     /// Return the statistics as one EVE line.
     pub fn stats_line(&self, capture: &CaptureCounters) -> String {
         crate::stats::line(self, self.now_us.saturating_sub(self.first_us) / 1_000_000, &self.budget, capture)
@@ -490,8 +495,8 @@ impl Inspector {
     }
 
     fn account(&mut self, flow: &mut Flow) {
-        let streams = flow.tcp.as_ref().map_or(0, |tcp| tcp.held() + size_of::<Session>());
-        let now = streams + flow.app.heap_bytes() + flow.state.heap_bytes();
+        let streams = flow.tcp.as_ref().map_or(0, |tcp| tcp.heap_bytes() + size_of::<Session>());
+        let now = streams + flow.app.heap_bytes() + flow.heap_bytes();
         self.held = (self.held + now).saturating_sub(flow.accounted);
         flow.accounted = now;
     }

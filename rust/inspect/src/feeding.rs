@@ -40,7 +40,8 @@ impl Inspector {
         if let Some(event) = outcome.event {
             *self.counters.events.entry(event).or_default() += 1;
         }
-        step.is_in_stream = outcome.inserted.is_kept;
+        // what was sent again is in the stream already, and was or will be looked at there
+        step.is_in_stream = outcome.inserted.is_kept || outcome.inserted.has_overlap;
         if self.config.stream.is_inline && outcome.inserted.has_conflict {
             step.received = received(layers, &tcp, step.way);
             step.is_in_stream = true;

@@ -27,6 +27,8 @@ mod icmp;
 mod layers;
 mod memory;
 mod output;
+#[cfg(test)]
+mod overlap_tests;
 mod policies;
 mod records;
 mod stats;
