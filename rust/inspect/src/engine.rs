@@ -12,7 +12,6 @@ use signatures::{FlowFacts, PacketFacts};
 
 use crate::app::FlowHint;
 use crate::budget::Budget;
-use crate::checksum;
 use crate::config::{ExceptionPolicy, InspectConfig};
 use crate::counters::Counters;
 use crate::defrag::Defrag;
@@ -20,6 +19,7 @@ use crate::detect::{Chunk, Detector, Job, Run, Scratch};
 use crate::detectors::Detectors;
 use crate::eve::{Origin, Scene};
 use crate::expected::Announcements;
+use crate::fate::{Checksums, Verdict};
 use crate::flow::{Ending, Flow, FlowAction, FlowTable, Stage};
 use crate::layers::{self, Layers, Step, ip};
 use crate::memory::RuleMemory;
@@ -49,6 +49,8 @@ pub struct Inspector {
     flows: FlowTable,
     defrag: Defrag,
     pub(crate) announcements: Announcements,
+    pub(crate) fate: Verdict,
+    pub(crate) checksums: Checksums,
     held: usize,
     pub(crate) number: u64,
     pub(crate) now_us: u64,
@@ -80,6 +82,8 @@ impl Inspector {
             flows: FlowTable::new(budget.flows, key, config.uses_vlan),
             defrag: Defrag::new(budget.defrag_bytes, config.stream.overlap),
             announcements: Announcements::default(),
+            fate: Verdict::default(),
+            checksums: Checksums::default(),
             counters: Counters::default(),
             budget,
             held: 0,
@@ -95,6 +99,14 @@ impl Inspector {
 
     /// Look at one frame. Never panics, whatever it holds.
     pub fn packet(&mut self, frame: &Frame<'_>) {
+        self.packet_verdict(frame, Checksums::Unknown);
+    }
+
+    /// Look at one frame, whose source says this of its checksums, and return what is to become of it.
+    ///
+    /// That is [`Verdict::Accept`] unless the setting `simulate-ips` is on. What is dropped inside a tunnel drops the frame.
+    pub fn packet_verdict(&mut self, frame: &Frame<'_>, checksums: Checksums) -> Verdict {
+        (self.fate, self.checksums) = (Verdict::Accept, checksums);
         self.number += 1;
         self.now_us = frame.time_us.max(if self.number == 1 { 0 } else { self.now_us.min(frame.time_us) });
         if self.first_us == 0 {
@@ -108,6 +120,7 @@ impl Inspector {
         let layers = layers::decode(frame.data, frame.link);
         let place = Place { link: frame.link, origin: Origin::Wire, outer: None, parent: None, depth: 0 };
         self.process(&layers, &place);
+        self.fate
     }
 
     /// Let time pass: flows end that were silent for too long.
@@ -495,7 +508,7 @@ impl Inspector {
     fn tcp(&mut self, layers: &Layers<'_>, flow: &mut Flow, step: &mut FlowStep) -> Option<&'static str> {
         // the packet that completes the handshake does not count yet
         step.is_established = flow.tcp.as_ref().is_some_and(|tcp| tcp.state >= State::Established);
-        if self.config.stream.checks_checksums && !checksum::is_right(layers) {
+        if self.config.stream.checks_checksums && !self.has_right_checksums(layers) {
             *self.counters.tcp.entry("invalid_checksum").or_default() += 1;
             step.events.push(if layers.version == 4 { "tcpv4.invalid_checksum" } else { "tcpv6.invalid_checksum" });
             return None;

@@ -18,12 +18,14 @@ mod detectors;
 mod engine;
 mod eve;
 mod expected;
+mod fate;
 mod flow;
 mod groups;
 mod icmp;
 mod layers;
 mod memory;
 mod output;
+mod reject;
 mod stats;
 mod stream;
 mod tcp;
@@ -38,4 +40,6 @@ pub use detectors::{
     encode,
 };
 pub use engine::Inspector;
+pub use fate::{Checksums, Verdict};
 pub use layers::{Layers, decode};
+pub use reject::{Replies, encode_rejects};
