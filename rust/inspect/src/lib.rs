@@ -20,6 +20,7 @@ mod detectors;
 mod engine;
 mod eve;
 mod expected;
+mod fate;
 mod feeding;
 mod flow;
 mod groups;
@@ -31,6 +32,7 @@ mod output;
 mod overlap_tests;
 mod policies;
 mod records;
+mod reject;
 mod stats;
 mod stream;
 mod tcp;
@@ -47,4 +49,6 @@ pub use detectors::{
     encode,
 };
 pub use engine::Inspector;
+pub use fate::{Checksums, Verdict};
 pub use layers::{Layers, decode};
+pub use reject::{Replies, encode_rejects};
