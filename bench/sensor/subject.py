@@ -1,6 +1,6 @@
 """The process that is measured: one of our sensors over one capture file, to its end.
 
-``python subject.py CONFIG``, a JSON object: ``capture``; ``tally`` (the tally's configuration line) or ``rules`` (paths)
+``python subject.py CONFIG``, a JSON object: ``capture`` and ``tally`` (the tally's configuration) or ``rules`` (paths)
 and ``memory``; or ``interpreter`` alone. Prints one JSON object: what it saw, what it cost, and its own VmHWM.
 """
 
