@@ -22,7 +22,8 @@ from bench.sensor.live import Load, bench_live  # noqa: E402
 from bench.sensor.plot import write_plot  # noqa: E402
 from bench.sensor.process import run_measured, run_subject  # noqa: E402
 from tidegate.base.program import find_program  # noqa: E402
-from tidegate.ids.section import DEFAULT_MEMORY, RULES_MEMORY, IdsSection, plan_sensor  # noqa: E402
+from tidegate.ids.section import IdsSection, plan_sensor  # noqa: E402
+from tidegate.ids.settings import DEFAULT_MEMORY, RULES_MEMORY  # noqa: E402
 
 RUNS = 3  # the best of each: the machine is shared, and nothing makes a program faster than it is
 SLICE_PACKETS = 50_000  # tshark needs minutes and a gigabyte for a million

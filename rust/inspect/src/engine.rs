@@ -21,6 +21,7 @@ use crate::eve::{Origin, Scene};
 use crate::expected::Announcements;
 use crate::fate::{Checksums, Verdict};
 use crate::feeding::{MOST_FEEDS, hint};
+use crate::filter::Filter;
 use crate::flow::{Ending, Flow, FlowAction, FlowTable, Stage};
 use crate::layers::{self, Layers, Step, ip};
 use crate::memory::RuleMemory;
@@ -48,6 +49,7 @@ pub struct Inspector {
     flows: FlowTable,
     defrag: Defrag,
     pub(crate) announcements: Announcements,
+    filter: Option<Filter>,
     pub(crate) fate: Verdict,
     pub(crate) checksums: Checksums,
     held: usize,
@@ -81,6 +83,7 @@ impl Inspector {
             flows: FlowTable::new(budget.flows, key, config.uses_vlan),
             defrag: Defrag::new(budget.defrag_bytes, config.stream.overlap),
             announcements: Announcements::default(),
+            filter: None,
             fate: Verdict::default(),
             checksums: Checksums::default(),
             counters: Counters::default(),
@@ -94,6 +97,11 @@ impl Inspector {
             detector,
             config,
         }
+    }
+
+    /// Look only at what passes a filter.
+    pub fn set_filter(&mut self, filter: Filter) {
+        self.filter = Some(filter);
     }
 
     /// Look at one frame. Never panics, whatever it holds.
@@ -118,6 +126,10 @@ impl Inspector {
         self.counters.bytes += u64::from(frame.wire_bytes);
         let layers = layers::decode(frame.data, frame.link);
         let place = Place { link: frame.link, origin: Origin::Wire, outer: None, parent: None, depth: 0 };
+        if self.filter.as_ref().is_some_and(|filter| !filter.matches(&layers)) {
+            self.counters.filtered += 1;
+            return Verdict::Accept;
+        }
         self.process(&layers, &place);
         self.fate
     }

@@ -22,6 +22,7 @@ mod eve;
 mod expected;
 mod fate;
 mod feeding;
+mod filter;
 mod flow;
 mod groups;
 mod icmp;
@@ -50,5 +51,6 @@ pub use detectors::{
 };
 pub use engine::Inspector;
 pub use fate::{Checksums, Verdict};
+pub use filter::Filter;
 pub use layers::{Layers, decode};
 pub use reject::{Replies, encode_rejects};

@@ -26,6 +26,7 @@ pub fn line(inspector: &Inspector, uptime_s: u64, budget: &Budget, capture: &Cap
         ("capture.unsupported_link", capture.unsupported_link),
         ("capture.overruns", capture.overruns),
         ("decoder.pkts", counters.packets),
+        ("capture.filtered", counters.filtered),
         ("decoder.bytes", counters.bytes),
         ("decoder.invalid", counters.invalid),
         ("flow.refused", counters.flows_refused),

@@ -92,7 +92,8 @@ def read_settings(arguments: argparse.Namespace) -> tuple[tuple[Setting, ...], t
 def sensor_config(arguments: argparse.Namespace, *, interface: str | None = None) -> SensorConfig:
     """Return what the sensor is to run with; what stands on the command line wins over file and policy."""
     from tidegate.ids.inspector import SensorConfig
-    from tidegate.ids.section import RULES_MEMORY, plan_sensor
+    from tidegate.ids.section import plan_sensor
+    from tidegate.ids.settings import RULES_MEMORY
     from tidegate.ids.settings import merge_settings
 
     settings, rules = read_settings(arguments)

@@ -26,7 +26,7 @@ from typing import Any, Self, TypeAlias
 from tidegate.base.durable import translate_os_errors, write_file_atomic
 from tidegate.ids.errors import ConfigInvalid, SensorInternal, SensorMissing
 from tidegate.ids.rulefiles import NamedFiles, read_rules
-from tidegate.ids.section import RULES_MEMORY, parse_memory
+from tidegate.ids.settings import RULES_MEMORY, parse_memory
 from tidegate.ids.sensor import LINES_A_STEP, load_module, translate_sensor_errors
 from tidegate.ids.settings import Setting, with_defaults
 
@@ -86,19 +86,18 @@ class SensorConfig:
 class RuleSet:
     """Rules as the sensor understands them; a rule never fails the reading, its entry in the report says why."""
 
-    def __init__(self, module: Any, handle: Any, sources: list[tuple[str, bytes]]) -> None:
-        self._module, self.handle, self.sources = module, handle, sources
+    def __init__(self, module: Any, handle: Any, paths: tuple[Path, ...]) -> None:
+        self._module, self.handle, self.paths = module, handle, paths
 
     @classmethod
     def load(cls, *paths: str | Path, settings: Sequence[Setting] = (), folders: Sequence[Path] = ()) -> RuleSet:
         """Read rule files; raises ``base.storage.*``, ``ids.config.invalid``, ``ids.sensor.missing``."""
         files = [Path(path) for path in paths]
-        sources = read_rules(files)
         module = _load_engine()
         named = NamedFiles([*folders, *(path.parent for path in files)])
         with translate_sensor_errors(module):
-            handle = module.RuleSet(sources, list(with_defaults(settings)), named)
-        return cls(module, handle, sources)
+            handle = module.RuleSet(read_rules(files), list(with_defaults(settings)), named)
+        return cls(module, handle, tuple(files))
 
     def report(self) -> LoadReport:
         """Return what became of the rules."""

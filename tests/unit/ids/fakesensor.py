@@ -12,7 +12,7 @@ class SensorError(Exception):
 
 class RuleSet:
     def __init__(self, sources, settings, files):
-        self.sources, self.settings, self.files = sources, settings, files
+        self.sources, self.settings, self.files = list(sources), settings, files
 
     def report(self):
         rules = []
