@@ -1,4 +1,4 @@
-"""Sources of packets and inline rules on the real kernel: NFLOG, a shared interface, a queue; real clients and servers."""
+"""Sources of packets and inline rules on the real kernel: NFLOG, a shared interface, a queue."""
 
 from __future__ import annotations
 
@@ -368,7 +368,7 @@ def test_a_rejected_datagram_is_answered_with_icmp(lab: Lab) -> None:
         client.send(b"hello")
         assert server.recv(100) == b"hello"
         client.send(b"secret")
-        with pytest.raises(OSError, match="No route to host|Permission denied|unreachable|refused"):
+        with pytest.raises(OSError, match=r"No route to host|Permission denied|unreachable|refused"):
             client.recv(100)
         with pytest.raises(TimeoutError):
             server.recv(100)
