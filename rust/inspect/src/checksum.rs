@@ -36,7 +36,8 @@ fn is_header_right(layers: &Layers<'_>) -> bool {
     layers.version != 4 || fold(sum(header, 0)) == 0xffff
 }
 
-fn pseudo_sum(layers: &Layers<'_>) -> u32 {
+/// The sum of what transport checksums cover besides the transport: addresses, protocol, length.
+pub(crate) fn pseudo_sum(layers: &Layers<'_>) -> u32 {
     let length = layers.transport.len() as u32;
     let addresses = match layers.version {
         4 => layers.network.get(12..20),

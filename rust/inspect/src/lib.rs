@@ -7,9 +7,11 @@
 //! Read first: `engine.rs`, then `detect.rs`.
 #![forbid(unsafe_code)]
 
+mod alerts;
 mod app;
 mod budget;
 mod checksum;
+mod chunks;
 mod config;
 mod counters;
 mod defrag;
@@ -19,16 +21,23 @@ mod engine;
 mod eve;
 mod expected;
 mod fate;
+mod feeding;
 mod flow;
 mod groups;
 mod icmp;
 mod layers;
 mod memory;
 mod output;
+#[cfg(test)]
+mod overlap_tests;
+mod policies;
+mod records;
 mod reject;
 mod stats;
 mod stream;
 mod tcp;
+mod transactions;
+mod transport;
 mod tunnel;
 mod verdict;
 mod xff;

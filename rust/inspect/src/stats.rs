@@ -40,6 +40,7 @@ pub fn line(inspector: &Inspector, uptime_s: u64, budget: &Budget, capture: &Cap
         ("memory.flow_slots", budget.flows as u64),
         ("memory.stream_bytes", budget.stream_bytes as u64),
         ("memory.refused", counters.memory_refused),
+        ("memory.fragments_refused", inspector.fragments_evicted()),
     ] {
         rows.insert(name.to_owned(), value);
     }

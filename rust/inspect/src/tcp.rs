@@ -167,9 +167,9 @@ impl Session {
         &mut self.sides[way as usize]
     }
 
-    /// Bytes of stream held.
-    pub fn held(&self) -> usize {
-        self.sides.iter().map(|side| side.stream.held()).sum()
+    /// Bytes on the heap.
+    pub fn heap_bytes(&self) -> usize {
+        self.sides.iter().map(|side| side.stream.heap_bytes()).sum()
     }
 
     /// Account a packet.
@@ -427,7 +427,7 @@ impl Session {
         if after(end, self.sides[mine].next) > 0 {
             self.sides[mine].next = end;
         }
-        if self.is_async && segment.way == Way::ToServer || self.is_async {
+        if self.is_async {
             let side = &mut self.sides[mine];
             side.stream.acked = side.stream.acked.max(side.stream.end);
             side.last_ack = side.next;
