@@ -232,7 +232,9 @@ class Sensor:
         for name, text in files:
             place = Path(name)
             if place.is_absolute() or ".." in place.parts:
-                raise ConfigInvalid(f"a data set would be written outside the data folder: {name[:128]!r}", field="dataset")
+                raise ConfigInvalid(
+                    f"a data set would be written outside the data folder: {name[:128]!r}", field="dataset"
+                )
             target = folder / place
             with translate_os_errors(target):
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -49,7 +49,7 @@ def rules(tmp_path):
     ],
 )
 def test_the_firewall_is_a_source(rules, kept, capfd, words, opened, keep, is_inline):
-    assert main(["ids", "run", *words, "--rules", str(rules), "--seconds", "0.01"]) == 0
+    assert main(["ids", "run", *words, "--rules", str(rules), "--seconds", "0.3"]) == 0
     out, err = capfd.readouterr()
     assert [json.loads(line)["event_type"] for line in out.splitlines()] == ["flow", "alert", "stats"]
     (capture,) = fakesensor.LiveCapture.made
