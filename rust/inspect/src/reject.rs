@@ -70,10 +70,11 @@ impl Replies {
         Some(reply)
     }
 
-    /// Return whether a packet is a reply of ours on its way out, which is let go once: its flow is one that is dropped.
-    pub fn is_own(&mut self, packet: &[u8]) -> bool {
-        let found = self.expected.iter().position(|reply| identity(reply) == identity(packet));
-        found.and_then(|index| self.expected.remove(index)).is_some()
+    /// Return whether a packet is a reply of ours on its way, which is let go although its flow is dropped.
+    ///
+    /// It may come more than once: on its way out, and on its way in where it is for this machine itself.
+    pub fn is_own(&self, packet: &[u8]) -> bool {
+        self.expected.iter().any(|reply| identity(reply) == identity(packet))
     }
 }
 
@@ -286,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_are_limited_and_known_again_once() {
+    fn replies_are_limited_and_known_again() {
         let mut replies = Replies::default();
         let refused = segment(4, flag::ACK, b"hello");
         for _ in 0..200 {
@@ -298,7 +299,6 @@ mod tests {
         let mut sent = replies.next_reply().unwrap_or_default();
         sent[8] = 63; // what the kernel fills in
         assert!(!replies.is_own(&refused));
-        assert!(replies.is_own(&sent));
-        assert!(!replies.is_own(&sent));
+        assert!(replies.is_own(&sent) && replies.is_own(&sent));
     }
 }
