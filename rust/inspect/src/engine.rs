@@ -19,6 +19,7 @@ use crate::detect::{Chunk, Detector, Job, Run, Scratch};
 use crate::detectors::Detectors;
 use crate::eve::{Origin, Scene};
 use crate::expected::Announcements;
+use crate::fate::{Checksums, Verdict};
 use crate::feeding::{MOST_FEEDS, hint};
 use crate::flow::{Ending, Flow, FlowAction, FlowTable, Stage};
 use crate::layers::{self, Layers, Step, ip};
@@ -47,6 +48,8 @@ pub struct Inspector {
     flows: FlowTable,
     defrag: Defrag,
     pub(crate) announcements: Announcements,
+    pub(crate) fate: Verdict,
+    pub(crate) checksums: Checksums,
     held: usize,
     pub(crate) number: u64,
     pub(crate) now_us: u64,
@@ -78,6 +81,8 @@ impl Inspector {
             flows: FlowTable::new(budget.flows, key, config.uses_vlan),
             defrag: Defrag::new(budget.defrag_bytes, config.stream.overlap),
             announcements: Announcements::default(),
+            fate: Verdict::default(),
+            checksums: Checksums::default(),
             counters: Counters::default(),
             budget,
             held: 0,
@@ -93,6 +98,14 @@ impl Inspector {
 
     /// Look at one frame. Never panics, whatever it holds.
     pub fn packet(&mut self, frame: &Frame<'_>) {
+        self.packet_verdict(frame, Checksums::Unknown);
+    }
+
+    /// Look at one frame, whose source says this of its checksums, and return what is to become of it.
+    ///
+    /// That is [`Verdict::Accept`] unless the setting `simulate-ips` is on. What is dropped inside a tunnel drops the frame.
+    pub fn packet_verdict(&mut self, frame: &Frame<'_>, checksums: Checksums) -> Verdict {
+        (self.fate, self.checksums) = (Verdict::Accept, checksums);
         self.number += 1;
         self.now_us = frame.time_us.max(if self.number == 1 { 0 } else { self.now_us.min(frame.time_us) });
         if self.first_us == 0 {
@@ -106,6 +119,7 @@ impl Inspector {
         let layers = layers::decode(frame.data, frame.link);
         let place = Place { link: frame.link, origin: Origin::Wire, outer: None, parent: None, depth: 0 };
         self.process(&layers, &place);
+        self.fate
     }
 
     /// Let time pass: flows end that were silent for too long.
@@ -144,6 +158,11 @@ impl Inspector {
     /// How many flows there are, and bytes of streams, parsers and fragments.
     pub fn live(&self) -> (usize, usize, usize) {
         (self.flows.live(), self.held, self.defrag.live())
+    }
+
+    /// How many packets that were being put together were given up for others.
+    pub(crate) fn fragments_evicted(&self) -> u64 {
+        self.defrag.evicted
     }
 
     /// Return the statistics as one EVE line.
@@ -490,8 +509,8 @@ impl Inspector {
     }
 
     fn account(&mut self, flow: &mut Flow) {
-        let streams = flow.tcp.as_ref().map_or(0, |tcp| tcp.held() + size_of::<Session>());
-        let now = streams + flow.app.heap_bytes() + flow.state.heap_bytes();
+        let streams = flow.tcp.as_ref().map_or(0, |tcp| tcp.heap_bytes() + size_of::<Session>());
+        let now = streams + flow.app.heap_bytes() + flow.heap_bytes();
         self.held = (self.held + now).saturating_sub(flow.accounted);
         flow.accounted = now;
     }

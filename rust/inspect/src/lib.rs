@@ -20,6 +20,7 @@ mod detectors;
 mod engine;
 mod eve;
 mod expected;
+mod fate;
 mod feeding;
 mod flow;
 mod groups;
@@ -27,8 +28,11 @@ mod icmp;
 mod layers;
 mod memory;
 mod output;
+#[cfg(test)]
+mod overlap_tests;
 mod policies;
 mod records;
+mod reject;
 mod stats;
 mod stream;
 mod tcp;
@@ -45,4 +49,6 @@ pub use detectors::{
     encode,
 };
 pub use engine::Inspector;
+pub use fate::{Checksums, Verdict};
 pub use layers::{Layers, decode};
+pub use reject::{Replies, encode_rejects};
