@@ -20,8 +20,8 @@ from typing import Any, Self
 
 from tidegate.ids.errors import ConfigInvalid
 from tidegate.ids.inspector import POLL_MS, LiveCapture, Sensor, SensorConfig
-from tidegate.ids.section import parse_memory
 from tidegate.ids.sensor import LINES_A_STEP
+from tidegate.ids.settings import parse_memory
 
 MAX_WORKERS = 64  # cores of the largest machine that anybody would call a gateway
 STEPS_WAITING = 4  # of lines, for each worker; then lines wait in its sensor, which counts what finds no room there
