@@ -223,8 +223,9 @@ impl Inspector {
                 }
                 false => None,
             };
+            let tells_peers = settings.flag("tidegate.peers", false);
             let inspector = Some(Deep::new(settings, detector, left, random_key()));
-            let core = Core { tally, inspector, capture: CaptureCounters::default() };
+            let core = Core { tally, inspector, capture: CaptureCounters::default(), tells_peers };
             Ok(Inspector { core: Arc::new(Mutex::new(core)), reader: Mutex::new(None), has_begun: Mutex::new(false) })
         })
     }
