@@ -31,6 +31,16 @@ pub(crate) fn fold(mut total: u32) -> u16 {
     total as u16
 }
 
+/// The sum of what transport checksums cover besides the transport: addresses, protocol, length.
+pub(crate) fn pseudo_header(layers: &Layers<'_>) -> u32 {
+    let length = layers.transport.len() as u32;
+    let addresses = match layers.version {
+        4 => layers.network.get(12..20),
+        _ => layers.network.get(8..40),
+    };
+    sum(addresses.unwrap_or_default(), u32::from(layers.protocol) + (length & 0xffff) + (length >> 16))
+}
+
 /// Return whether the transport checksum (and, in IPv4, that of the header) is right.
 pub(crate) fn is_right(layers: &Layers<'_>) -> bool {
     if layers.version == 4 {
@@ -39,17 +49,9 @@ pub(crate) fn is_right(layers: &Layers<'_>) -> bool {
             return false;
         }
     }
-    let length = layers.transport.len() as u32;
-    let pseudo = || {
-        let addresses = match layers.version {
-            4 => layers.network.get(12..20),
-            _ => layers.network.get(8..40),
-        };
-        sum(addresses.unwrap_or_default(), u32::from(layers.protocol) + (length & 0xffff) + (length >> 16))
-    };
     match layers.protocol {
         ip::UDP if layers.transport.get(6..8) == Some(&[0, 0]) => layers.version == 4, // RFC 768: none was computed
-        ip::TCP | ip::UDP | ip::ICMPV6 => fold(sum(layers.transport, pseudo())) == 0xffff,
+        ip::TCP | ip::UDP | ip::ICMPV6 => fold(sum(layers.transport, pseudo_header(layers))) == 0xffff,
         ip::ICMP => fold(sum(layers.transport, 0)) == 0xffff,
         _ => true,
     }

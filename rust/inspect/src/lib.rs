@@ -7,9 +7,11 @@
 //! Read first: `engine.rs`, then `detect.rs`.
 #![forbid(unsafe_code)]
 
+mod alerts;
 mod app;
 mod budget;
 mod checksum;
+mod chunks;
 mod config;
 mod counters;
 mod defrag;
@@ -18,15 +20,20 @@ mod detectors;
 mod engine;
 mod eve;
 mod expected;
+mod feeding;
 mod flow;
 mod groups;
 mod icmp;
 mod layers;
 mod memory;
 mod output;
+mod policies;
+mod records;
 mod stats;
 mod stream;
 mod tcp;
+mod transactions;
+mod transport;
 mod tunnel;
 mod verdict;
 mod xff;
