@@ -14,4 +14,4 @@ mod ring;
 pub use error::CaptureError;
 pub use file::{CaptureFile, FileEnd, MAX_RECORD_BYTES, Record};
 pub use queue::{Answer, Queue, QueueStatistics, RawSender, Waiting};
-pub use ring::{BLOCK_BYTES, Ring, RingStatistics};
+pub use ring::{BLOCK_BYTES, Ring, RingStatistics, Snap};

@@ -20,11 +20,21 @@ pub const BLOCK_BYTES: usize = 128 * 1024;
 const RETIRE_MS: u32 = 50;
 /// Fixed by the kernel: `TPACKET_ALIGNMENT`.
 const FRAME_ALIGNMENT: u32 = 16;
-/// Headers only: Ethernet, two tags, IPv6 with eight small extension headers, TCP. Detectors do not read payload yet, and
-/// short frames make the ring last longer.
-const SNAP_BYTES: u32 = 256;
+/// Ethernet, two tags, IPv6 with eight small extension headers, TCP: 256 bytes hold them.
+const HEADER_BYTES: u32 = 256;
+/// What one host hands to its network card at once has up to 64 KiB, which the card cuts into segments.
+const FRAME_BYTES: u32 = 0x1_0000 + HEADER_BYTES;
 /// Where the socket address stands behind a frame's header: `TPACKET_ALIGN(sizeof(struct tpacket3_hdr))`.
 const ADDRESS_OFFSET: usize = size_of::<libc::tpacket3_hdr>().next_multiple_of(FRAME_ALIGNMENT as usize);
+
+/// How much of each frame is captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Snap {
+    /// Enough for all headers: short frames make the ring last longer.
+    Headers,
+    /// All of it.
+    Whole,
+}
 
 /// What the kernel counted since the ring was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,7 +61,7 @@ unsafe impl Send for Ring {}
 
 impl Ring {
     /// Open a ring of at most `ring_bytes` on `interface`; needs CAP_NET_RAW.
-    pub fn open(interface: &str, ring_bytes: usize) -> Result<Ring, CaptureError> {
+    pub fn open(interface: &str, ring_bytes: usize, snap: Snap) -> Result<Ring, CaptureError> {
         let blocks = ring_bytes / BLOCK_BYTES;
         if blocks < 2 {
             return Err(CaptureError::RingTooSmall(ring_bytes)); // one to fill while the other is read
@@ -60,7 +70,7 @@ impl Ring {
         let index = interface_index(interface)?;
         let (link, is_loopback) = interface_link(&socket, interface)?;
         set_option(&socket, libc::SOL_PACKET, libc::PACKET_VERSION, &libc::tpacket_versions::TPACKET_V3)?;
-        set_snap_length(&socket)?;
+        set_snap_length(&socket, snap)?;
         let request = libc::tpacket_req3 {
             tp_block_size: BLOCK_BYTES as u32,
             tp_block_nr: blocks as u32,
@@ -189,6 +199,7 @@ impl Ring {
             wire_bytes: word(header, 16), // tp_len
             link: self.link,
             direction: if is_outgoing { Direction::Out } else { Direction::In },
+            is_checksum_pending: word(header, 20) & libc::TP_STATUS_CSUMNOTREADY != 0, // tp_status
         })
     }
 
@@ -286,9 +297,13 @@ fn interface_link(socket: &OwnedFd, name: &str) -> Result<(Link, bool), CaptureE
     }
 }
 
-/// A filter of one instruction: "accept, [`SNAP_BYTES`] of it".
-fn set_snap_length(socket: &OwnedFd) -> io::Result<()> {
-    let mut code = [libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: SNAP_BYTES }];
+/// A filter of one instruction: "accept, so much of it".
+fn set_snap_length(socket: &OwnedFd, snap: Snap) -> io::Result<()> {
+    let k = match snap {
+        Snap::Headers => HEADER_BYTES,
+        Snap::Whole => FRAME_BYTES,
+    };
+    let mut code = [libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k }];
     let program = libc::sock_fprog { len: 1, filter: code.as_mut_ptr() };
     set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
 }

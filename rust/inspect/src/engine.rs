@@ -50,6 +50,8 @@ pub struct Inspector {
     held: usize,
     pub(crate) number: u64,
     pub(crate) now_us: u64,
+    /// Of the packet at hand, whose transport checksum its own host has not filled in yet.
+    pub(crate) is_checksum_pending: bool,
     first_us: u64,
     next_tick_us: u64,
 }
@@ -82,6 +84,7 @@ impl Inspector {
             budget,
             held: 0,
             number: 0,
+            is_checksum_pending: false,
             now_us: 0,
             first_us: 0,
             next_tick_us: 0,
@@ -103,6 +106,7 @@ impl Inspector {
         }
         self.counters.packets += 1;
         self.counters.bytes += u64::from(frame.wire_bytes);
+        self.is_checksum_pending = frame.is_checksum_pending;
         let layers = layers::decode(frame.data, frame.link);
         let place = Place { link: frame.link, origin: Origin::Wire, outer: None, parent: None, depth: 0 };
         self.process(&layers, &place);

@@ -19,7 +19,8 @@ impl Inspector {
     pub(crate) fn tcp(&mut self, layers: &Layers<'_>, flow: &mut Flow, step: &mut FlowStep) -> Option<&'static str> {
         // the packet that completes the handshake does not count yet
         step.is_established = flow.tcp.as_ref().is_some_and(|tcp| tcp.state >= State::Established);
-        if self.config.stream.checks_checksums && !checksum::is_right(layers) {
+        let is_checked = self.config.stream.checks_checksums && !self.is_checksum_pending;
+        if is_checked && !checksum::is_right(layers) {
             *self.counters.tcp.entry("invalid_checksum").or_default() += 1;
             step.events.push(if layers.version == 4 { "tcpv4.invalid_checksum" } else { "tcpv6.invalid_checksum" });
             return None;

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use capture::{CaptureError, CaptureFile, FileEnd, Record, Ring};
+use capture::{CaptureError, CaptureFile, FileEnd, Record, Ring, Snap};
 use pyo3::prelude::*;
 
 use crate::core::{Core, Sensor};
@@ -38,7 +38,7 @@ impl LiveCapture {
             Feed::Inspector(inspector) => Arc::clone(&inspector.core),
         };
         detached(py, move || {
-            let ring = Ring::open(interface, lock(&core)?.ring_bytes())?;
+            let ring = open_ring(interface, &*lock(&core)?)?;
             Ok(LiveCapture { ring: Mutex::new(Some(ring)), core })
         })
     }
@@ -66,6 +66,12 @@ impl LiveCapture {
             Ok(())
         })
     }
+}
+
+/// Whoever looks into payloads needs whole frames.
+fn open_ring(interface: &str, core: &Core) -> Result<Ring, CaptureError> {
+    let snap = if core.inspector.is_some() { Snap::Whole } else { Snap::Headers };
+    Ring::open(interface, core.ring_bytes(), snap)
 }
 
 /// A capture file on its way through a sensor.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
 
 POLL_MS = 250  # the sensor's own tick
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def add_to(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,35 +38,51 @@ def add_to(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run_live(arguments: argparse.Namespace, _output: Output) -> int:
     """Write EVE lines until a signal or the time is up; the last one has the counters."""
     deadline_s = time.monotonic() + (arguments.seconds if arguments.seconds is not None else float("inf"))
-    with _open_sink(arguments.eve) as write:
+    with _open_sink(arguments.eve) as write, _until_signal() as is_stopped:
         if wants_engine(arguments):
-            _run_engine(arguments, deadline_s, write)
+            _run_engine(arguments, lambda: is_stopped() or time.monotonic() >= deadline_s, write)
         else:
-            _run_detectors(arguments, deadline_s, write)
+            _run_detectors(arguments, lambda: is_stopped() or time.monotonic() >= deadline_s, write)
     return 0
 
 
-def _run_engine(arguments: argparse.Namespace, deadline_s: float, write: Callable[[list[str]], None]) -> None:
+@contextlib.contextmanager
+def _until_signal() -> Iterator[Callable[[], bool]]:
+    """Note SIGINT and SIGTERM for the body, so that no EVE line is left half-written; the second one interrupts."""
+    stopping: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if stopping:
+            raise KeyboardInterrupt
+        stopping.append(number)
+
+    before = {number: signal.signal(number, note) for number in _ENDING}
+    try:
+        yield lambda: bool(stopping)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run_engine(arguments: argparse.Namespace, is_over: Callable[[], bool], write: Callable[[list[str]], None]) -> None:
     from tidegate.ids.inspector import Sensor
 
     sensor = Sensor(sensor_config(arguments, interface=arguments.interface))
     tell_refused(sensor)
     with sensor.open_interface() as capture:
-        with contextlib.suppress(KeyboardInterrupt):
-            while time.monotonic() < deadline_s:
-                write(capture.poll())
+        while not is_over():
+            write(capture.poll())
         write([*sensor.finish_lines(), sensor.stats_line()])
 
 
-def _run_detectors(arguments: argparse.Namespace, deadline_s: float, write: Callable[[list[str]], None]) -> None:
+def _run_detectors(arguments: argparse.Namespace, is_over: Callable[[], bool], write: Callable[[list[str]], None]) -> None:
     from tidegate.ids.section import plan_sensor
     from tidegate.ids.sensor import LiveSensor
 
     plan = plan_sensor(load_section(arguments))
     with LiveSensor(arguments.interface, plan.config_json) as sensor:
-        with contextlib.suppress(KeyboardInterrupt):
-            while time.monotonic() < deadline_s:
-                write(sensor.poll(POLL_MS))
+        while not is_over():
+            write(sensor.poll(POLL_MS))
         write([*sensor.finish(), sensor.stats_line()])
 
 
