@@ -252,3 +252,155 @@ def test_each_attack_is_told_within_two_seconds(lab, sensor, attack):
     print(f"{attack.name}: {taken_s:.2f} s")
     assert attack.source is None or alert.get("src_ip") == attack.source
     assert taken_s < attack.bar_s
+
+
+# -- passwords --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("words") / "words"
+    path.write_text("\n".join(f"wrong{number}" for number in range(200)))
+    return path
+
+
+@pytest.mark.parametrize("service", ["ssh", "ftp"])
+def test_passwords_that_are_tried_are_told_within_two_seconds(lab, sensor, words, service):
+    require("sshd" if service == "ssh" else "hydra")
+    command = ["hydra", "-I", "-t", "16", "-l", "lab", "-P", str(words), f"{service}://{DEVICE}"]
+    with attacking(lab.stranger, command) as start_s:
+        alert, taken_s = expect(sensor, start_s, "login.brute-force")
+    print(f"hydra {service}: {taken_s:.2f} s")
+    assert alert["src_ip"] == STRANGER
+    assert taken_s < BAR_S
+
+
+# -- control networks -------------------------------------------------------------------------------------------------
+
+
+def test_a_function_that_a_client_never_used_is_told(lab):
+    sensor = Sensor(lab, "--set", "detectors.ics.learn-s=2")
+    lab.honest.run(peer("modbus-reads"), timeout_s=20)  # four seconds: two to learn, two that are like them
+    assert sensor.alerts() == []
+    with attacking(lab.stranger, peer("modbus-writes")) as start_s:
+        alert, taken_s = expect(sensor, start_s, "ics.new-function")
+    assert (alert["src_ip"], alert["metadata"]["new_client"]) == (STRANGER, 1)
+    assert taken_s < BAR_S
+    assert {name_of(one) for one in sensor.end()} == {"ics.new-function", WRITES}
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_tunnel_in_names_is_told(lab, sensor):
+    require("dnsmasq")
+    with attacking(lab.device, peer("dns-tunnel", HONEST)) as start_s:
+        alert, taken_s = expect(sensor, start_s, "dns.tunnel")
+    print(f"dns tunnel: {taken_s:.2f} s")
+    assert (alert["src_ip"], alert["metadata"]["domain"]) == (DEVICE, "example.com")
+    assert taken_s < BAR_S
+
+
+def test_iodine_is_told(lab, sensor):
+    require("iodine")
+    require("iodined")
+    if not Path("/dev/net/tun").exists():
+        pytest.skip("the kernel has no tunnel devices")
+    server = ["iodined", "-f", "-c", "-P", "tidegate", "-l", STRANGER, "10.99.0.1", "t.example.org"]
+    client = ["iodine", "-f", "-r", "-P", "tidegate", STRANGER, "t.example.org"]
+    with attacking(lab.stranger, server):
+        time.sleep(0.5)
+        with attacking(lab.device, client) as start_s:
+            alert, taken_s = expect(sensor, start_s, "dns.tunnel")
+    print(f"iodine: {taken_s:.2f} s")
+    assert (alert["src_ip"], alert["metadata"]["domain"]) == (DEVICE, "example.org")
+    assert taken_s < BAR_S + 2.0  # its first questions find out which records pass, one after the other
+
+
+# -- the link ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_address_that_is_taken_over_is_told(lab, sensor):
+    require("arpspoof")
+    lab.device.run(peer("dns-lookups", HONEST), timeout_s=20)  # the owner is known, and alive
+    command = ["arpspoof", "-i", "eth0", "-t", DEVICE, HONEST]
+    with attacking(lab.stranger, command) as start_s:
+        alert, taken_s = expect(sensor, start_s, "spoof.arp")
+    print(f"arpspoof: {taken_s:.2f} s")
+    assert alert["metadata"]["address"] == HONEST
+    assert taken_s < BAR_S
+
+
+LEASE = ["busybox", "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-s", "/bin/true", "-t", "3", "-T", "1"]
+
+
+def test_a_second_server_of_addresses_is_told(lab, sensor):
+    require("dnsmasq")
+    lab.device.run(LEASE, timeout_s=10)
+    assert sensor.alerts() == []
+    with attacking(lab.stranger, dnsmasq(STRANGER, 200)):
+        time.sleep(0.5)
+        start_s = time.time()
+        lab.device.run(LEASE, timeout_s=10, check=False)
+        alert, taken_s = expect(sensor, start_s, "rogue.dhcp")
+    print(f"rogue DHCP: {taken_s:.2f} s")
+    assert (alert["metadata"]["server"], alert["metadata"]["known"]) == (STRANGER, HONEST)
+
+
+def test_a_second_router_is_told(lab, sensor):
+    lab.honest.run(peer("router"), timeout_s=10)
+    assert sensor.alerts() == []
+    with attacking(lab.stranger, peer("router")) as start_s:
+        _, taken_s = expect(sensor, start_s, "rogue.router")
+    print(f"rogue RA: {taken_s:.2f} s")
+    assert taken_s < BAR_S
+
+
+# -- what is in order -------------------------------------------------------------------------------------------------
+
+
+def test_a_browser_is_not_reported(lab, sensor):
+    lab.honest.run(peer("browser"), timeout_s=40)
+    assert sensor.end() == []
+
+
+def test_reads_are_not_reported(lab, sensor):
+    lab.honest.run(peer("modbus-reads"), timeout_s=20)
+    assert sensor.end() == []
+
+
+def test_a_broker_s_use_is_not_reported(lab, sensor):
+    require("mosquitto_pub")
+    login = ["-h", DEVICE, "-u", "lab", "-P", "tidegate"]
+    listening = lab.honest.popen(
+        ["mosquitto_sub", *login, "-t", "plant/#"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    for number in range(25):
+        lab.honest.run(["mosquitto_pub", *login, "-t", f"plant/level/{number}", "-m", str(number)])
+    listening.kill()
+    listening.wait(5.0)
+    assert sensor.end() == []
+
+
+def test_a_resource_s_use_is_not_reported(lab, sensor):
+    require("coap-client-notls")
+    for path in ("time", ".well-known/core", "example_data") * 4:
+        lab.honest.run(["coap-client-notls", "-m", "get", f"coap://{DEVICE}/{path}"])
+    assert sensor.end() == []
+
+
+def test_logins_that_succeed_are_not_reported(lab, sensor):
+    require("sshd")
+    options = ["-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
+    for _ in range(15):
+        lab.honest.run(["ssh", *options, "-i", str(lab.folder / "user"), f"root@{DEVICE}", "uptime"], timeout_s=15)
+    lab.honest.run(peer("ftp-logins"), timeout_s=20)
+    assert sensor.end() == []
+
+
+def test_names_and_addresses_are_not_reported(lab, sensor):
+    require("dnsmasq")
+    for _ in range(3):
+        lab.device.run(LEASE, timeout_s=10)
+    lab.device.run(peer("dns-lookups", HONEST), timeout_s=30)
+    assert sensor.end() == []
