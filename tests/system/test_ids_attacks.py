@@ -14,12 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tidegate.testing.evelines import EveReader, Event
+from tidegate.testing.evelines import Event, EveReader
 from tidegate.testing.netns import Namespace, join, make_unique
 
 pytest.importorskip("tidegate.ids._sensor", reason="the Rust module is not built")
@@ -95,7 +95,7 @@ class Lab:
         config = self.folder / "sshd_config"
         config.write_text(
             f"HostKey {self.folder}/host\nAuthorizedKeysFile {self.folder}/user.pub\nStrictModes no\nUsePAM no\n"
-            f"PermitRootLogin yes\nPasswordAuthentication yes\nPidFile none\nListenAddress {DEVICE}\n"
+            f"PermitRootLogin yes\nPasswordAuthentication yes\nPidFile none\nMaxStartups 200\nListenAddress {DEVICE}\n"
         )
         self.start(self.device, [sshd, "-D", "-f", str(config)])
 
@@ -111,7 +111,14 @@ class Lab:
 
 def dnsmasq(address: str, first: int) -> list[str]:
     """Return the command of a server of names and addresses."""
-    options = ["--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--dhcp-leasefile=/dev/null"]
+    options = [
+        "--no-daemon",
+        "--conf-file=/dev/null",
+        "--no-resolv",
+        "--no-hosts",
+        "--no-ping",
+        "--dhcp-leasefile=/dev/null",
+    ]
     served = [f"--dhcp-range=10.77.0.{first},10.77.0.{first + 20},2m", "--address=/#/198.51.100.7"]
     return ["dnsmasq", *options, *served, f"--listen-address={address}", "--bind-interfaces", "--user=root"]
 
@@ -322,6 +329,7 @@ def test_iodine_is_told(lab, sensor):
 
 def test_an_address_that_is_taken_over_is_told(lab, sensor):
     require("arpspoof")
+    lab.device.run(["ip", "neigh", "flush", "dev", "eth0"])  # so that the sensor sees who answers
     lab.device.run(peer("dns-lookups", HONEST), timeout_s=20)  # the owner is known, and alive
     command = ["arpspoof", "-i", "eth0", "-t", DEVICE, HONEST]
     with attacking(lab.stranger, command) as start_s:
@@ -391,7 +399,16 @@ def test_a_resource_s_use_is_not_reported(lab, sensor):
 
 def test_logins_that_succeed_are_not_reported(lab, sensor):
     require("sshd")
-    options = ["-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
+    options = [
+        "-F",
+        "none",
+        "-o",
+        "StrictHostKeyChecking=no",
+        "-o",
+        "UserKnownHostsFile=/dev/null",
+        "-o",
+        "LogLevel=ERROR",
+    ]
     for _ in range(15):
         lab.honest.run(["ssh", *options, "-i", str(lab.folder / "user"), f"root@{DEVICE}", "uptime"], timeout_s=15)
     lab.honest.run(peer("ftp-logins"), timeout_s=20)

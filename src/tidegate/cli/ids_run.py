@@ -75,7 +75,9 @@ def _run_engine(arguments: argparse.Namespace, is_over: Callable[[], bool], writ
         write([*sensor.finish_lines(), sensor.stats_line()])
 
 
-def _run_detectors(arguments: argparse.Namespace, is_over: Callable[[], bool], write: Callable[[list[str]], None]) -> None:
+def _run_detectors(
+    arguments: argparse.Namespace, is_over: Callable[[], bool], write: Callable[[list[str]], None]
+) -> None:
     from tidegate.ids.section import plan_sensor
     from tidegate.ids.sensor import LiveSensor
 
