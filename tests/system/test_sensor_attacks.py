@@ -6,14 +6,12 @@ import contextlib
 import datetime
 import json
 import os
-import selectors
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +20,7 @@ import pytest
 from tidegate.base.errors import TidegateError
 from tidegate.base.program import find_program
 from tidegate.ids.section import IdsSection, plan_sensor
+from tidegate.testing.evelines import EveReader
 from tidegate.testing.netns import Namespace, join, make_unique
 
 pytest.importorskip("tidegate.ids._sensor", reason="the Rust module is not built")
@@ -37,49 +36,18 @@ WITHOUT_CAPABILITY = ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw
 CONFIG = plan_sensor(IdsSection(memory="12MiB")).config_json
 
 
-class Worker:
+class Worker(EveReader):
     """The worker process, and every line it wrote with the time at which we read it."""
 
     def __init__(self, space: Namespace, interface: str, config: str = CONFIG) -> None:
-        self.process = space.popen(
-            [sys.executable, "-m", "tidegate.ids.worker", "--interface", interface],
-            stdin=subprocess.PIPE,
-            stderr=None,
-        )
-        self.process.stdin.write(config.encode() + b"\n")
-        self.process.stdin.close()
-        self.events: list[tuple[float, dict]] = []
-        self._rest = b""
-
-    def read_until(self, wanted: Callable[[dict], bool], timeout_s: float) -> dict | None:
-        deadline_s = time.monotonic() + timeout_s
-        descriptor = self.process.stdout.fileno()
-        with selectors.DefaultSelector() as selector:
-            selector.register(descriptor, selectors.EVENT_READ)
-            while selector.select(max(0.0, deadline_s - time.monotonic())):
-                data = os.read(descriptor, 65536)
-                if not data:
-                    return None
-                *lines, self._rest = (self._rest + data).split(b"\n")
-                events = [json.loads(line) for line in lines]
-                self.events += [(time.time(), event) for event in events]
-                for event in events:
-                    if wanted(event):
-                        return event
-        return None
+        command = [sys.executable, "-m", "tidegate.ids.worker", "--interface", interface]
+        process = space.popen(command, stdin=subprocess.PIPE, stderr=None)
+        process.stdin.write(config.encode() + b"\n")
+        process.stdin.close()
+        super().__init__(process)
 
     def wait_ready(self) -> None:
         assert self.read_until(lambda event: event["event_type"] == "ready", 10.0) is not None
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        self.read_until(lambda event: False, 5.0)
-        status = self.process.wait(5.0)
-        self.process.stdout.close()
-        return status
-
-    def alerts(self) -> list[dict]:
-        return [event for _, event in self.events if event["event_type"] == "alert"]
 
 
 @dataclass
@@ -163,7 +131,7 @@ def test_each_attack_is_reported_within_two_seconds_with_its_source(bench, comma
     assert alert is not None
     assert (alert["metadata"]["state"], alert["src_ip"], alert["dest_ip"]) == ("start", STRANGER, DEVICE)
     assert alert["metadata"]["direction"] == "in"
-    read_s = next(read for read, event in bench.worker.events if event is alert)
+    read_s = bench.worker.read_s(alert)
     assert seconds_between(start, alert) < BAR_S  # the program's own start included
     assert read_s - seconds_between(0, alert) < 0.5, "written at once"
 

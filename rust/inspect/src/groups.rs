@@ -187,6 +187,11 @@ impl Groups {
         self.transactions.get(usize::from(protocol) * 2 + way as usize)
     }
 
+    /// Whether any rule looks at transactions of a protocol in a way.
+    pub fn looks_at(&self, protocol: u8, way: Way) -> bool {
+        self.transaction(protocol, way).is_some_and(|group| !group.buffers.is_empty() || !group.always.is_empty())
+    }
+
     /// Bytes of all automata.
     pub fn heap_bytes(&self) -> usize {
         let packets = self.packets.iter().flat_map(|group| [&group.packet, &group.outside_stream, &group.stream]);

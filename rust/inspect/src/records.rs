@@ -73,6 +73,7 @@ impl Inspector {
         (is_end, way): (bool, Way),
     ) -> bool {
         let (time_us, number) = (self.now_us, self.number);
+        let Some(protocol) = app.protocol else { return false };
         let Some((transaction, tracked)) = app.both(id) else { return false };
         self.announcements.note(flow, transaction, time_us);
         let progress = Way::BOTH.map(|way| transaction.progress(way));
@@ -147,7 +148,10 @@ impl Inspector {
             }
         }
         let has_rules = self.detector.is_some() && flow.action.is_none();
-        let is_looked_at = !has_rules || tracked.looked.iter().all(|looked| looked.is_over);
+        let has_groups = |way| self.detector.as_ref().is_some_and(|detector| detector.groups.looks_at(protocol, way));
+        // a way that no rule looks at is never over: what waited for it would stay until the flow ends
+        let is_over = |way: Way| tracked.looked[way as usize].is_over || !has_groups(way);
+        let is_looked_at = !has_rules || Way::BOTH.into_iter().all(is_over);
         let is_done = progress == [COMPLETE; 2] && is_looked_at;
         for line in lines {
             self.lines.put(line, false);

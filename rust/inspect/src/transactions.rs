@@ -34,12 +34,7 @@ impl Run<'_> {
     pub(crate) fn transaction_rules(&mut self, flow: &mut Flow) {
         let Some(way) = self.job.flow.map(|flow| flow.way) else { return };
         let Some(protocol) = flow.app.protocol else { return };
-        if self
-            .detector
-            .groups
-            .transaction(protocol, way)
-            .is_none_or(|group| group.buffers.is_empty() && group.always.is_empty())
-        {
+        if !self.detector.groups.looks_at(protocol, way) {
             return;
         }
         let mut app = std::mem::take(&mut flow.app);

@@ -2,12 +2,13 @@
 
 use std::hash::BuildHasher;
 use std::hash::RandomState;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use inspect::{Checksums, Verdict};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use sensor::{CaptureCounters, Frame, SipKey};
+use sensor::{Address, CaptureCounters, Frame, Proof, SipKey};
 
 use crate::captures::FileReader;
 use crate::config::parse_config;
@@ -18,6 +19,8 @@ pub struct Core {
     pub tally: Option<sensor::Sensor>,
     pub inspector: Option<inspect::Inspector>,
     pub capture: CaptureCounters,
+    /// Whether alerts of the inspector say what the tally knows about their source.
+    pub tells_peers: bool,
 }
 
 /// Return a key that nobody outside can know.
@@ -84,8 +87,11 @@ impl Core {
         }
         if let Some(inspector) = &mut self.inspector {
             while lines.len() < most
-                && let Some(line) = inspector.next_line()
+                && let Some(mut line) = inspector.next_line()
             {
+                if let (true, Some(tally)) = (self.tells_peers, &mut self.tally) {
+                    tell_peer(tally, &mut line);
+                }
                 lines.push(line);
             }
         }
@@ -113,6 +119,32 @@ impl Core {
     }
 }
 
+/// Time, numbers, type and addresses stand in front of everything that a sender can write, within this many bytes.
+const HEAD_BYTES: usize = 512;
+
+/// Add `peer` to an alert that names a source: whether it is a genuine peer, and since when.
+fn tell_peer(tally: &mut sensor::Sensor, line: &mut String) {
+    let Some(address) = source_of_alert(line) else { return };
+    if line.pop() != Some('}') {
+        return;
+    }
+    line.push_str(&match tally.proof_of(address) {
+        Some(Proof { age_s, known_s }) => format!(",\"peer\":{{\"age_s\":{age_s},\"known_s\":{known_s}}}}}"),
+        None => ",\"peer\":{}}".to_owned(),
+    });
+}
+
+fn source_of_alert(line: &str) -> Option<Address> {
+    let head = line.get(..HEAD_BYTES).unwrap_or(line);
+    let (_, rest) = head.split_once("\"event_type\":\"alert\"")?;
+    let (_, rest) = rest.split_once("\"src_ip\":\"")?;
+    let (text, _) = rest.split_once('"')?;
+    Some(match text.parse().ok()? {
+        IpAddr::V4(v4) => Address::from_v4(v4.to_bits()),
+        IpAddr::V6(v6) => Address(v6.to_bits()),
+    })
+}
+
 /// One sensor: bounded tables, detectors, a queue of events.
 #[pyclass(frozen, module = "tidegate.ids._sensor")]
 pub struct Sensor {
@@ -125,7 +157,7 @@ impl Sensor {
     fn new(py: Python<'_>, config_json: &str) -> PyResult<Sensor> {
         detached(py, || {
             let tally = Some(sensor::Sensor::new(parse_config(config_json)?, random_key())?);
-            let core = Core { tally, inspector: None, capture: CaptureCounters::default() };
+            let core = Core { tally, inspector: None, capture: CaptureCounters::default(), tells_peers: false };
             Ok(Sensor { core: Arc::new(Mutex::new(core)) })
         })
     }

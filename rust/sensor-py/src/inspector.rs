@@ -232,6 +232,7 @@ impl Inspector {
                 }
                 false => None,
             };
+            let tells_peers = settings.flag("tidegate.peers", false);
             let filter = settings.text("bpf-filter").map(Filter::parse).transpose();
             let filter = filter.map_err(|error| Failure::config(format!("bpf-filter: {error}")))?;
             let mut inspector = Deep::new(settings, detector, left, random_key());
@@ -239,7 +240,7 @@ impl Inspector {
                 inspector.set_filter(filter);
             }
             let inspector = Some(inspector);
-            let core = Core { tally, inspector, capture: CaptureCounters::default() };
+            let core = Core { tally, inspector, capture: CaptureCounters::default(), tells_peers };
             Ok(Inspector { core: Arc::new(Mutex::new(core)), reader: Mutex::new(None), has_begun: Mutex::new(false) })
         })
     }

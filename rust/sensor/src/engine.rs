@@ -11,7 +11,7 @@ use crate::eve;
 use crate::event::{Alert, Anomaly, Event, FlowRecord};
 use crate::floods::{Arrival, Floods, Kind};
 use crate::flow::{FlowTable, Observation};
-use crate::peers::Peers;
+use crate::peers::{Peers, Proof};
 use crate::siphash::SipKey;
 use crate::sources::{Seen, Sources};
 
@@ -79,6 +79,11 @@ impl Sensor {
     /// Return how many bytes the capture may use.
     pub fn ring_bytes(&self) -> usize {
         self.budget.ring_bytes
+    }
+
+    /// Return what an address has proved about itself, if anything.
+    pub fn proof_of(&mut self, address: Address) -> Option<Proof> {
+        self.peers.proof(address, self.now_us)
     }
 
     /// Return the counters since the start.
@@ -262,7 +267,8 @@ impl Sensor {
     fn queue_alerts(&mut self) {
         let Sensor { alerts, peers, queue, counters, now_us, .. } = self;
         for mut alert in alerts.drain(..) {
-            alert.peer_age_s = alert.source.and_then(|source: Address| peers.age_s(source, *now_us));
+            alert.peer_age_s =
+                alert.source.and_then(|source: Address| peers.proof(source, *now_us)).map(|proof| proof.age_s);
             match queue.put_alert(alert) {
                 Put::Done => counters.alerts += 1,
                 Put::Suppressed => counters.alerts_suppressed += 1,

@@ -33,4 +33,5 @@ pub use engine::Sensor;
 pub use eve::Timestamp;
 pub use event::{Alert, Anomaly, Detector, Event, FlowEnd, FlowRecord, FlowState, Phase};
 pub use inline::{FieldStream, Filtered, InlineCounters, Inspector, MARK_BITS, QueuedPacket, Verdict};
+pub use peers::Proof;
 pub use siphash::SipKey;

@@ -12,8 +12,21 @@ pub(crate) const BUCKET: usize = 4;
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Peer {
     address: Address,
+    first_us: u64,
     last_us: u64, // 0: free
 }
+
+/// What an address has proved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Proof {
+    /// Seconds since its last proof.
+    pub age_s: u32,
+    /// Seconds since its first proof, unless there was none for [`FORGOTTEN_US`] in between.
+    pub known_s: u32,
+}
+
+/// Who was silent for an hour is new: as long as the response remembers a peer.
+const FORGOTTEN_US: u64 = 3_600_000_000;
 
 pub(crate) struct Peers {
     slots: Box<[Peer]>,
@@ -29,16 +42,20 @@ impl Peers {
         let bucket = self.bucket(address);
         let known = bucket.iter().position(|peer| peer.last_us != 0 && peer.address == address);
         let oldest = || bucket.iter().enumerate().min_by_key(|(_, peer)| peer.last_us).map(|(index, _)| index);
-        if let Some(index) = known.or_else(oldest) {
-            bucket[index] = Peer { address, last_us: now_us.max(1) };
+        let last_us = now_us.max(1);
+        let still_known = |peer: &Peer| last_us.saturating_sub(peer.last_us) < FORGOTTEN_US;
+        let first_us = known.and_then(|index| bucket.get(index)).filter(|peer| still_known(peer));
+        let first_us = first_us.map_or(last_us, |peer| peer.first_us);
+        if let Some(place) = known.or_else(oldest).and_then(|index| bucket.get_mut(index)) {
+            *place = Peer { address, first_us, last_us };
         }
     }
 
-    /// Return the seconds since `address` last proved itself.
-    pub fn age_s(&mut self, address: Address, now_us: u64) -> Option<u32> {
-        let bucket = self.bucket(address);
-        let peer = bucket.iter().find(|peer| peer.last_us != 0 && peer.address == address)?;
-        Some((now_us.saturating_sub(peer.last_us) / 1_000_000).min(u64::from(u32::MAX)) as u32)
+    /// Return what `address` has proved, if anything.
+    pub fn proof(&mut self, address: Address, now_us: u64) -> Option<Proof> {
+        let peer = self.bucket(address).iter().find(|peer| peer.last_us != 0 && peer.address == address)?;
+        let age_s = |time_us: u64| u32::try_from(now_us.saturating_sub(time_us) / 1_000_000).unwrap_or(u32::MAX);
+        Some(Proof { age_s: age_s(peer.last_us), known_s: age_s(peer.first_us) })
     }
 
     fn bucket(&mut self, address: Address) -> &mut [Peer] {
@@ -57,7 +74,17 @@ mod tests {
         for number in 1..=5 {
             peers.note(Address::from_v4(number), u64::from(number) * 1_000_000);
         }
-        assert_eq!(peers.age_s(Address::from_v4(1), 9_000_000), None);
-        assert_eq!(peers.age_s(Address::from_v4(5), 9_000_000), Some(4));
+        assert_eq!(peers.proof(Address::from_v4(1), 9_000_000), None);
+        assert_eq!(peers.proof(Address::from_v4(5), 9_000_000), Some(Proof { age_s: 4, known_s: 4 }));
+    }
+
+    #[test]
+    fn a_peer_is_known_since_its_first_proof_until_it_is_silent_for_an_hour() {
+        let (mut peers, address) = (Peers::new(BUCKET, SipKey([1, 2])), Address::from_v4(1));
+        peers.note(address, 1_000_000);
+        peers.note(address, 61_000_000);
+        assert_eq!(peers.proof(address, 62_000_000), Some(Proof { age_s: 1, known_s: 61 }));
+        peers.note(address, 61_000_000 + FORGOTTEN_US);
+        assert_eq!(peers.proof(address, 63_000_000 + FORGOTTEN_US), Some(Proof { age_s: 2, known_s: 2 }));
     }
 }

@@ -101,6 +101,7 @@ class Agent:
             server = await serve(self._home.run / SOCKET, self._handle)
             tasks = [
                 asyncio.create_task(self._guarded("sensor", self._sensing.run_sensor())),
+                asyncio.create_task(self._guarded("alert counts", self._sensing.run_counts())),
                 asyncio.create_task(self._guarded("watch", self._sensing.run_watch())),
                 asyncio.create_task(self._guarded("trial", self._settle_trial())),
                 asyncio.create_task(self._guarded("housekeeping", self._keep_house())),

@@ -43,6 +43,11 @@ class WorkerEnded(Fault):
     advice = "The agent starts the process again; if it keeps ending, run it by hand (docs/agent.md) and read why."
 
 
+class LineSkipped(Fault):
+    code = "agent.worker.line"
+    advice = "A process of the agent wrote a line that is too long; it was passed over. `status` counts such lines."
+
+
 class FloorMalformed(Rejected):
     code = "agent.policy.floor-malformed"
     advice = "The note of the newest policy is damaged: remove it on the device itself and apply the current policy."

@@ -6,10 +6,15 @@ Touches: the sensor's worker processes, the kernel's bans.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import socket
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from msgspec import structs
 
+from tidegate.agent.errors import LineSkipped
 from tidegate.agent.reporting import report
 from tidegate.agent.workers import Worker
 from tidegate.base.clock import Clock
@@ -18,14 +23,17 @@ from tidegate.events import catalogue
 from tidegate.events.model import Json, Severity
 from tidegate.events.spool import EventLog
 from tidegate.firewall.bans import Bans
+from tidegate.ids.aggregate import Aggregator, Finding, event_of_finding
 from tidegate.ids.files import FileWatcher
 from tidegate.ids.filestate import ChangeKind
-from tidegate.ids.response import Action, decide_response
-from tidegate.ids.section import FlowEvents, IdsSection, WatchSection, plan_sensor
+from tidegate.ids.response import Action, Decision, decide_response
+from tidegate.ids.section import FlowEvents, IdsSection, WatchSection, needs_rules, plan_sensor
 from tidegate.policy.document import Policy
 
 RESTART_PAUSE_S = 2.0
 WATCH_LOOK_S = 0.5
+COUNT_LOOK_S = 1.0  # of alerts that are counted for a minute
+MOST_FINDINGS = 512  # kinds of alerts that are told apart at once: some 256 kB
 _CHANGES = {
     ChangeKind.CREATED: "created",
     ChangeKind.REMOVED: "deleted",
@@ -33,6 +41,9 @@ _CHANGES = {
     ChangeKind.MODE: "permissions",
 }
 _EVIDENCE = ("detector", "state", "count", "window_s", "direction")
+# What the sensor with rules is told besides the policy: nobody here reads other lines; what is known of a source's
+# genuineness is needed for the response.
+_AGENT_SETTINGS = {"outputs.eve-log.enabled-types": "alert,stats", "tidegate.peers": "yes"}
 
 
 class Sensing:
@@ -55,10 +66,19 @@ class Sensing:
         self._section: IdsSection | None = None
         self._workers: dict[str, Worker] = {}
         self._stats: dict[str, object] = {}
+        self._findings = Aggregator(most_groups=MOST_FINDINGS)
+        self._answered: dict[str, float] = {}  # address: until when an alert of a rule has had its answer
+        self._cut = self._skipped = 0
 
     def state(self) -> dict[str, object]:
-        """Return which workers run and what they counted last."""
-        return {"workers": {name: worker.pid for name, worker in self._workers.items()}, "stats": self._stats}
+        """Return which workers run, what they counted last, and how many alerts were counted only, cut, or lost."""
+        return {
+            "workers": {name: worker.pid for name, worker in self._workers.items()},
+            "stats": self._stats,
+            "alerts_counted": self._findings.suppressed,
+            "alerts_cut": self._cut,
+            "lines_skipped": self._skipped,
+        }
 
     def policy_changed(self) -> None:
         """Have the sensor follow the policy that is in force now; the watch looks by itself."""
@@ -85,6 +105,17 @@ class Sensing:
                 for task in (*followers, changed):
                     task.cancel()
                 await asyncio.gather(*followers, changed, return_exceptions=True)
+
+    async def run_counts(self) -> None:
+        """Report what was counted of alerts of rules since their first, once a minute for each kind."""
+        try:
+            while True:
+                await asyncio.sleep(COUNT_LOOK_S)
+                for finding in self._findings.due(self._clock.monotonic_s()):
+                    report(self._events, event_of_finding(finding))
+        finally:
+            for finding in self._findings.close():
+                report(self._events, event_of_finding(finding))
 
     async def prove_watching(self, timeout_s: float) -> str | None:
         """Return None once every interface of the policy is watched, or a complaint when the time is over."""
@@ -133,6 +164,8 @@ class Sensing:
         worker = Worker(f"the sensor of {interface}", "tidegate.ids.worker", ("--interface", interface))
         self._workers[interface] = worker
         quiet = structs.replace(section, flow_events=FlowEvents.OFF)  # nobody here reads them
+        if needs_rules(section):
+            quiet = structs.replace(quiet, settings={**section.settings, **_AGENT_SETTINGS})
         try:
             await worker.run(plan_sensor(quiet).config_json, lambda line: self._handle_line(interface, line, section))
         finally:
@@ -143,10 +176,27 @@ class Sensing:
         if kind == "stats":
             self._stats[interface] = line.get("stats")
         elif kind == "alert":
-            self._handle_alert(line, section)
+            self._handle_alert(interface, line, section)
+        elif kind == "skipped":
+            self._skipped += 1
+            if self._workers[interface].skipped == 1:  # more of the same worker are counted only
+                error = LineSkipped(f"a line of the sensor of {interface} is too long", interface=interface)
+                report(self._events, catalogue.agent_failed(part="line of the sensor", error=error))
 
-    def _handle_alert(self, line: Mapping[str, object], section: IdsSection) -> None:
+    def _handle_alert(self, interface: str, line: Mapping[str, object], section: IdsSection) -> None:
         """Write the event first, then act: the evidence is durable even if the answer fails."""
+        if isinstance(line.get("cut_bytes"), int):
+            self._cut += 1
+        if _has_detector(line):
+            self._report_detector(line)
+        else:
+            finding = self._findings.add(line, self._clock.monotonic_s())
+            if finding is not None:
+                self._report_finding(finding, line)
+        self._respond(line, section, functools.partial(_is_own, interface))
+
+    def _report_detector(self, line: Mapping[str, object]) -> None:
+        """Report an alert of a detector as it is: the sensor has counted already."""
         alert, metadata = line.get("alert"), line.get("metadata")
         if not isinstance(alert, Mapping) or not isinstance(metadata, Mapping):
             return
@@ -162,18 +212,53 @@ class Sensing:
                 evidence=evidence,
             ),
         )
-        decision = decide_response(line, section, self._clock.now_s())
-        if decision is not None and decision.action is Action.LOCKDOWN:
+
+    def _report_finding(self, finding: Finding, line: Mapping[str, object]) -> None:
+        event, cut = event_of_finding(finding), line.get("cut_bytes")
+        if isinstance(cut, int):
+            event = replace(event, data={**event.data, "cut_bytes": cut})
+        report(self._events, event)
+
+    def _respond(self, line: Mapping[str, object], section: IdsSection, is_own: Callable[[str], bool]) -> None:
+        decision = decide_response(line, section, self._clock.now_s(), is_own)
+        if decision is None or self._is_answered(decision, line):
+            return
+        if decision.action is Action.LOCKDOWN:
             self._lock_down(decision.reason, decision.duration_s)
-            return
-        if decision is None or decision.action is not Action.BAN or decision.address is None:
-            return
+        elif decision.action is Action.BAN and decision.address is not None:
+            self._ban(decision.address, decision.duration_s, decision.reason)
+
+    def _is_answered(self, decision: Decision, line: Mapping[str, object]) -> bool:
+        """Say whether an alert of a rule asks for what lasts still; of a detector's few, each renews it."""
+        address, now_s = decision.address, self._clock.monotonic_s()
+        if decision.action is Action.REPORT or address is None or _has_detector(line):
+            return False
+        if now_s < self._answered.get(address, now_s):
+            return True
+        if len(self._answered) >= MOST_FINDINGS:
+            self._answered.pop(next(iter(self._answered)))  # the oldest; at worst its ban is renewed
+        self._answered[address] = now_s + decision.duration_s
+        return False
+
+    def _ban(self, address: str, duration_s: int, reason: str) -> None:
         try:
-            self._bans.ban(decision.address, decision.duration_s)
+            self._bans.ban(address, duration_s)
         except TidegateError as error:
-            report(self._events, catalogue.agent_failed(part=f"ban of {decision.address}", error=error))
+            report(self._events, catalogue.agent_failed(part=f"ban of {address}", error=error))
             return
-        report(
-            self._events,
-            catalogue.firewall_banned(address=decision.address, duration_s=decision.duration_s, reason=decision.reason),
-        )
+        report(self._events, catalogue.firewall_banned(address=address, duration_s=duration_s, reason=reason))
+
+
+def _has_detector(line: Mapping[str, object]) -> bool:
+    metadata = line.get("metadata")
+    return isinstance(metadata, Mapping) and "detector" in metadata
+
+
+def _is_own(interface: str, address: str) -> bool:
+    """Say whether an address is this device's: the kernel lets a socket have no other."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        # link-local addresses are of an interface
+        probe.bind((address, 0, 0, socket.if_nametoindex(interface)) if address.startswith("fe80:") else (address, 0))
+        return True
+    return False

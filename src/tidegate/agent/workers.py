@@ -6,13 +6,15 @@ Touches: processes, pipes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from tidegate.agent.errors import WorkerEnded
 
-MAX_LINE_BYTES = 65_536  # a line of ours has below 2 KiB
+MAX_LINE_BYTES = 65_536  # the sensor cuts its own at half of it; others have below 2 KiB
+MAX_SKIPPED_BYTES = 1 << 20  # a line beyond this is no line, and its worker is broken
 
 Handle = Callable[[Mapping[str, object]], None]
 
@@ -24,12 +26,15 @@ class Worker:
         self.title = title
         self.is_ready = False
         self.pid: int | None = None
+        self.skipped = 0
         self._command = [sys.executable, "-m", module, *arguments]
 
     async def run(self, config: str, handle: Handle) -> None:
         """Give the worker ``config`` and hand every line that it writes to ``handle``, until it ends.
 
-        Whatever ends this ends the worker. Always raises: ``agent.worker.ended``, or ``asyncio.CancelledError``.
+        A line above ``MAX_LINE_BYTES`` is passed over and counted in ``skipped``; ``handle`` gets an event of the type
+        ``skipped`` in its place. Whatever ends this ends the worker. Always raises: ``agent.worker.ended``, or
+        ``asyncio.CancelledError``.
         """
         try:
             await self._run(config, handle)
@@ -46,7 +51,11 @@ class Worker:
                 raise WorkerEnded(f"{self.title} has no pipes", worker=self.title)
             process.stdin.write(config.encode() + b"\n")
             await process.stdin.drain()
-            while line := await process.stdout.readline():
+            while (line := await _read_line(process.stdout)) != b"":
+                if line is None:
+                    self.skipped += 1
+                    handle({"event_type": "skipped"})
+                    continue
                 event = json.loads(line)
                 if not isinstance(event, dict):
                     raise ValueError("a line that is no event")
@@ -71,9 +80,29 @@ class Worker:
             handle(event)
 
 
+async def _read_line(stream: asyncio.StreamReader) -> bytes | None:
+    """Return the next line, empty at the end, ``None`` for one that was too long and is passed over."""
+    skipped = 0
+    while True:
+        try:
+            line = await stream.readuntil(b"\n")
+        except asyncio.IncompleteReadError as error:
+            line = error.partial  # the end, or what was said before it
+        except asyncio.LimitOverrunError as error:
+            skipped += len(await stream.read(error.consumed))
+            if skipped > MAX_SKIPPED_BYTES:
+                raise ValueError(f"a line of more than {MAX_SKIPPED_BYTES} bytes") from error
+            continue
+        return None if skipped else line
+
+
 async def _end(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         process.kill()  # it has nothing to save, and it may hang
     while process.stdout is not None and await process.stdout.read(MAX_LINE_BYTES):
         pass  # what it still said: its pipe is given back only at the end
     await process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            await process.stdin.wait_closed()

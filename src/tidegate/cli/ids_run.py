@@ -165,9 +165,9 @@ def _run_detectors(arguments: argparse.Namespace, deadline_s: float, write: Call
     from tidegate.ids.sensor import LiveSensor
 
     plan = plan_sensor(load_section(arguments))
-    with LiveSensor(arguments.interface, plan.config_json) as sensor:
+    with LiveSensor(arguments.interface, plan.config_json) as sensor, _stop_signal() as stopping:
         with contextlib.suppress(KeyboardInterrupt):
-            while time.monotonic() < deadline_s:
+            while not stopping and time.monotonic() < deadline_s:
                 write(sensor.poll(POLL_MS))
         write([*sensor.finish(), sensor.stats_line()])
 

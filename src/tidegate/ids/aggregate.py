@@ -2,7 +2,7 @@
 
 The first alert of its kind is reported at once; those that follow within ``window_s`` are counted and reported together
 when the window ends, and then every window as long as they go on. The same kind: rule, source and, unless it differs
-between alerts, destination. Once ``MAX_GROUPS`` kinds are open, what is new is counted under its rule alone.
+between alerts, destination. Once ``most_groups`` kinds are open, what is new is counted under its rule alone.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Aggregator:
     """Give it every event with the time, and ``due`` now and then; both return findings to report."""
 
     window_s: float = WINDOW_S
+    most_groups: int = MAX_GROUPS
     suppressed: int = 0  # alerts that were counted instead of reported
     _groups: dict[tuple[str, str], _Group] = field(default_factory=dict)
 
@@ -67,7 +68,7 @@ class Aggregator:
         if found is None:
             return None
         key = (found.rule, found.source)
-        if key not in self._groups and len(self._groups) >= MAX_GROUPS:
+        if key not in self._groups and len(self._groups) >= self.most_groups:
             key = (found.rule, MANY)
         group = self._groups.get(key)
         if group is None:

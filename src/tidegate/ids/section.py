@@ -96,6 +96,7 @@ class IdsSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     allow: Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=MAX_ALLOWED)] = ()
     ban_s: Annotated[int, Meta(ge=1, le=2_592_000)] = 600  # to 30 days
     respond: Respond = Respond.REPORT
+    respond_severity: Annotated[int, Meta(ge=0, le=255)] = 0  # of rules: 1 is worst, as in EVE; 0: never
 
 
 class WatchSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -134,7 +135,7 @@ def plan_sensor(section: IdsSection, *, flow_events_per_s: int = LIVE_FLOW_EVENT
         "flow_events_per_s": flow_events_per_s,
     }
     settings = _plan_settings(section)
-    if section.rules or section.settings or section.home_net or section.detectors != Detectors():
+    if needs_rules(section):
         document |= {"rules": list(section.rules), "settings": settings}
     return SensorPlan(
         memory_bytes=memory_bytes,
@@ -151,6 +152,11 @@ def _plan_tally(section: IdsSection) -> dict[str, object]:
         "scan": {name: getattr(section.scan, name) for name in Scan.__struct_fields__},
         "flood": {name: getattr(section.flood, name) for name in Flood.__struct_fields__},
     }
+
+
+def needs_rules(section: IdsSection) -> bool:
+    """Say whether the sensor with rules has to run: the one for scans and floods alone is smaller."""
+    return bool(section.rules or section.settings or section.home_net or section.detectors != Detectors())
 
 
 def _plan_settings(section: IdsSection) -> tuple[Setting, ...]:

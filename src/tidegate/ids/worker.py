@@ -11,13 +11,14 @@ Imports little on purpose: it lives as long as the device does. Touches: packet 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import select
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tidegate.base.confine import confine
 from tidegate.base.errors import TidegateError
@@ -31,6 +32,11 @@ MAX_CONFIG_BYTES = 1 << 20  # below 1 KiB without rules; 64 rule files and 256 s
 POLL_MS = 250  # the sensor's own tick
 RETIRE_MS = 60  # the ring hands over a block that is not full after 50 ms
 STATS_S = 60.0
+MAX_LINE = (
+    32_768  # half of what the agent reads; an alert of ours has below 2 KiB, with all that a rule can log some 20
+)
+MAX_MEMBERS = 24  # of it and of its parts: Suricata's alerts have some 20 that are plain
+MAX_TEXT = 256  # of a member of what is cut; a rule's message is seldom longer
 LAST_WORDS_S = 1.0  # for a reader that is still there when we are asked to stop
 
 
@@ -94,6 +100,31 @@ def _serve(sensor: LiveSensor | LiveCapture, interface: str) -> int:
     return 0
 
 
+def fit_line(line: str) -> str:
+    """Return an EVE line that its reader can take: of one that is too long, who, when and which rule.
+
+    ``cut_bytes`` says in it how long it was.
+    """
+    if len(line) <= MAX_LINE:
+        return line
+    event = json.loads(line)
+    kept = _short(event)
+    kept |= {name: _short(event[name]) for name in _KEPT if isinstance(event.get(name), dict)}
+    cut = {"cut_bytes": len(line)}
+    fitted = json.dumps({**kept, **cut})
+    return fitted if len(fitted) <= MAX_LINE else json.dumps({"event_type": event.get("event_type"), **cut})
+
+
+_KEPT = ("alert", "metadata", "peer", "flow")
+
+
+def _short(members: dict[str, Any]) -> dict[str, Any]:
+    """Return the first members that are numbers or short texts."""
+    plain = {name: value for name, value in members.items() if isinstance(value, str | int | float) and len(name) < 64}
+    texts = {name: value[:MAX_TEXT] if isinstance(value, str) else value for name, value in plain.items()}
+    return dict(itertools.islice(texts.items(), MAX_MEMBERS))
+
+
 class Output:
     """Standard output that never makes us wait for its reader."""
 
@@ -121,7 +152,7 @@ class Output:
 
     def put(self, lines: list[str]) -> None:
         if lines:
-            self._rest += ("\n".join(lines) + "\n").encode()
+            self._rest += ("\n".join(map(fit_line, lines)) + "\n").encode()
             self.is_full()
 
     def drain(self, timeout_s: float) -> None:

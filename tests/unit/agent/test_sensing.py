@@ -89,6 +89,11 @@ class Stage:
         path = self._folder / "started"
         return path.read_text().splitlines() if path.exists() else []
 
+    async def run_both(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.sensing.run_sensor())
+            tasks.create_task(self.sensing.run_counts())
+
     def play(self, until, *, timeout_s: float = 5.0, work=None) -> None:
         """Run the sensor until ``until`` holds, then cancel it as the agent does when it stops."""
 
@@ -167,6 +172,119 @@ def test_reported_but_not_banned(stage, title: str, line: dict) -> None:
     assert stage.bans.banned == []
 
 
+RULE_ALERT = {
+    "timestamp": "2026-11-28T10:00:02.500000+0000",
+    "flow_id": 7,
+    "event_type": "alert",
+    "src_ip": "203.0.113.9",
+    "dest_ip": "192.0.2.1",
+    "proto": "TCP",
+    "alert": {
+        "action": "allowed",
+        "signature_id": 1000001,
+        "signature": "LOCAL exploit",
+        "severity": 1,
+        "category": "x",
+    },
+    "metadata": {"flowbits": ["seen"]},
+    "peer": {},
+}
+
+
+def rule_alert(**changes) -> dict:
+    return {**RULE_ALERT, **changes}
+
+
+def test_a_flood_of_one_rule_s_alerts_is_an_event_and_then_a_count(stage, monkeypatch) -> None:
+    monkeypatch.setattr(sensing, "COUNT_LOOK_S", 0.02)
+    stage.sensing._findings.window_s = 0.2
+    stage.script(*[rule_alert()] * 500, STATS)
+
+    stage.play(lambda: len(stage.events.events) == 2, work=stage.run_both)
+    first, counted = stage.events.events
+    assert stage.events.kinds() == ["ids.detected", "ids.detected"]
+    assert [event.attributes["finding_info"]["uid"] for event in (first, counted)] == ["1000001", "1000001"]
+    assert (first.data["count"], first.data["detector"], counted.data["count"]) == (1, "signature", 499)
+    assert first.occurred_ms == 1_795_860_002_500
+    assert stage.sensing.state()["alerts_counted"] == 499
+    assert stage.bans.banned == []
+
+
+def test_what_was_counted_is_told_when_the_agent_stops(stage) -> None:
+    stage.script(*[rule_alert()] * 3, STATS)
+
+    stage.play(lambda: stage.sensing.state()["stats"], work=stage.run_both)
+    assert [event.data["count"] for event in stage.events.events] == [1, 2]
+
+
+def test_a_rule_s_source_is_banned_once_where_the_policy_says_so(stage) -> None:
+    stage.policy = make_policy("respond_severity = 1\n")
+    stage.script(*[rule_alert()] * 20, STATS)
+    stage.play(lambda: stage.sensing.state()["stats"])
+    assert stage.bans.banned == [("203.0.113.9", 60)]
+    assert stage.events.kinds() == ["ids.detected", "firewall.banned"]
+    assert "rule 1000001" in stage.events.events[1].message
+
+
+@pytest.mark.parametrize(
+    ("title", "line"),
+    [
+        ("the policy wants worse ones", rule_alert(alert={**RULE_ALERT["alert"], "severity": 2})),
+        ("a genuine peer", rule_alert(peer={"age_s": 5, "known_s": 900})),
+        ("nobody knows who is a peer", {name: value for name, value in RULE_ALERT.items() if name != "peer"}),
+        ("this device sent it", rule_alert(src_ip="127.0.0.1")),
+    ],
+)
+def test_a_rule_s_source_that_is_spared(stage, title: str, line: dict) -> None:
+    stage.policy = make_policy("respond_severity = 1\n")
+    stage.script(line, STATS)
+    stage.play(lambda: stage.sensing.state()["stats"])
+    assert (stage.events.kinds(), stage.bans.banned) == (["ids.detected"], []), title
+
+
+def test_a_device_s_own_address_is_known(monkeypatch) -> None:
+    assert sensing._is_own("lo", "127.0.0.1")
+    assert not sensing._is_own("lo", "203.0.113.9")
+    assert not sensing._is_own("nowhere0", "fe80::1")
+
+
+def test_rules_of_the_policy_reach_the_worker(stage, tmp_path) -> None:
+    stage.policy = make_policy(
+        f'rules = ["{tmp_path}/device.rules"]\n[ids.settings]\n"stream.midstream" = "yes"\n'
+        '"outputs.eve-log.enabled-types" = "http"\n'
+    )
+    stage.script(STATS)
+    stage.play(lambda: stage.sensing.state()["stats"])
+    config = json.loads(stage.started()[0].split(" ", 4)[-1])
+    assert config["rules"] == [f"{tmp_path}/device.rules"]
+    settings = dict(config["settings"])
+    assert settings["stream.midstream"] == "yes"
+    assert settings["outputs.eve-log.enabled-types"] == "alert,stats"  # nobody reads what the policy asks for
+    assert settings["tidegate.peers"] == "yes"
+
+
+def test_without_rules_the_worker_does_not_load_the_engine(stage) -> None:
+    stage.script(STATS)
+    stage.play(lambda: stage.sensing.state()["stats"])
+    assert "settings" not in json.loads(stage.started()[0].split(" ", 4)[-1])
+
+
+def test_a_line_that_is_too_long_is_passed_over_and_told_once(stage) -> None:
+    long = json.dumps(rule_alert(payload="x" * 200_000)).encode() + b"\n"
+    stage.script(long, rule_alert(), long, ALERT, STATS)
+    stage.play(lambda: stage.sensing.state()["stats"] and stage.sensing.state()["lines_skipped"] == 2)
+    assert stage.events.kinds() == ["agent.failed", "ids.detected", "ids.detected", "firewall.banned"]
+    assert stage.events.events[0].code == "agent.worker.line"
+    assert len(stage.started()) == 1
+
+
+def test_an_alert_that_the_sensor_cut_says_so(stage) -> None:
+    stage.script(rule_alert(cut_bytes=99_000), STATS)
+    stage.play(lambda: stage.sensing.state()["stats"])
+    assert stage.events.events[0].data["cut_bytes"] == 99_000
+    assert stage.sensing.state()["alerts_cut"] == 1
+
+
 def test_a_ban_that_the_firewall_refuses_is_reported(stage) -> None:
     stage.script(varied(src_ip="192.0.2.10"), STATS)
     stage.play(lambda: stage.sensing.state()["stats"])
@@ -220,7 +338,7 @@ def test_lines_that_mean_nothing_are_passed_by(stage, line: dict) -> None:
         ("it dies within a line", b'{"event_type": "al', "kill -9 $$"),
         ("it says rubbish", b"Segmentation fault\n", "exec sleep 60"),
         ("it says no object", b"[1, 2]\n", "exec sleep 60"),
-        ("its line never ends", b"x" * 200_000, "exec sleep 60"),
+        ("its line never ends", b"x" * 1_200_000, "exec sleep 60"),
         ("its source is no address", json.dumps(varied(src_ip="not an address")).encode() + b"\n", "exec sleep 60"),
         ("it names an error", b'{"event_type": "error", "message": "no such interface"}\n', "exec sleep 60"),
     ],

@@ -75,6 +75,59 @@ def test_a_policy_that_only_reports_never_bans():
     assert decision.action is Action.REPORT
 
 
+def rule_alert(source="198.51.100.7", *, severity=1, alert=None, **members):
+    return {
+        "event_type": "alert",
+        "timestamp": "2026-11-28T10:00:02.500000+0000",
+        "src_ip": source,
+        "proto": "TCP",
+        "flow": {"start": "2026-11-28T10:00:00.000000+0000"},
+        "alert": {"signature_id": 7, "signature": "LOCAL x", "severity": severity, **(alert or {})},
+        "peer": {},
+        **members,
+    }
+
+
+RULES_TOO = IdsSection(respond=Respond.BAN, ban_s=120, allow=SECTION.allow, respond_severity=2)
+NO_FLOW = {"proto": "UDP", "flow": {"start": "2026-11-28T10:00:00.000000+0000"}}
+
+
+@pytest.mark.parametrize(
+    ("title", "event", "reason"),
+    [
+        ("a stranger", rule_alert(), None),
+        ("a stranger's datagram", rule_alert(**NO_FLOW), None),
+        ("who proved himself in this connection only", rule_alert(peer={"age_s": 0, "known_s": 3}), None),
+        ("a peer of before", rule_alert(peer={"age_s": 0, "known_s": 4}), "genuine"),
+        ("a peer of before, connection unknown", rule_alert(peer={"age_s": 0, "known_s": 1}, flow={}), "genuine"),
+        ("a peer, by a datagram", rule_alert(peer={"age_s": 0, "known_s": 1}, **NO_FLOW), "genuine"),
+        ("a peer of long ago", rule_alert(peer={"age_s": PEER_MEMORY_S + 1, "known_s": 9999}), None),
+        ("nobody knows peers", rule_alert(peer=None), "cannot say"),
+        ("this device", rule_alert("198.51.100.99"), "this device"),
+        ("allowed", rule_alert("192.0.2.5"), "never bans"),
+        ("the rule blames the other", rule_alert(alert={"source": {"ip": "198.51.100.8"}}), "victim"),
+        ("the rule blames this one", rule_alert(alert={"source": {"ip": "198.51.100.7"}}), None),
+        (
+            "a detector of the inspector",
+            rule_alert(metadata={"detector": "scan.udp", "state": "start"}, **NO_FLOW),
+            None,
+        ),
+        ("whom somebody imitates", rule_alert(metadata={"detector": "spoof.arp", "state": "start"}), "victim"),
+    ],
+)
+def test_alerts_of_rules_ban_under_the_same_duties(title, event, reason):
+    decision = decide_response(event, RULES_TOO, NOW_S, lambda address: address == "198.51.100.99")
+    assert decision is not None, title
+    assert (decision.action is Action.BAN) == (reason is None), (title, decision.reason)
+    assert reason is None or reason in decision.reason, title
+
+
+@pytest.mark.parametrize("event", [rule_alert(severity=3), rule_alert(severity="1"), rule_alert(severity=None)])
+def test_alerts_of_rules_that_the_policy_does_not_name_need_no_decision(event):
+    assert decide_response(event, RULES_TOO, NOW_S) is None
+    assert decide_response(rule_alert(), SECTION, NOW_S) is None
+
+
 @pytest.mark.parametrize(
     "event",
     [
