@@ -20,7 +20,7 @@ alert tcp any any -> any any (flowbits:isset,x; pcre:"/a+b/"; threshold:type lim
 alert udp any any -> any any (content:"|00 01|"; xbits:set,y,track ip_pair,expire 9; sid:3;)
 alert http any any -> any any (http.uri; content:"/"; http.host; content:"a"; sid:4;)
 alert http any any -> any any (flow:to_client; file.data; content:"b"; sid:5;)
-alert dns any any -> any any (dns.query; content:"a"; to_uppercase; sid:6;)
+alert dns any any -> any any (dns.query; to_uppercase; content:"A"; sid:6;)
 alert tls any any -> any any (tls.sni; bsize:<9; sid:7;)
 drop tcp any any -> any 22 (content:"SSH"; sid:8;)
 pass icmp any any -> any any (itype:8; sid:9;)
@@ -125,7 +125,8 @@ impl Bench {
     fn ip(&mut self, kind: u8, protocol: u8, body: &[u8]) {
         let is_answer = kind & 1 == 1;
         let host = 1 + (kind >> 1 & 3);
-        let (from, to) = if is_answer { ([10, 0, 0, 99], [10, 0, 0, host]) } else { ([10, 0, 0, host], [10, 0, 0, 99]) };
+        let (from, to) =
+            if is_answer { ([10, 0, 0, 99], [10, 0, 0, host]) } else { ([10, 0, 0, host], [10, 0, 0, 99]) };
         let mut packet = vec![0x45, 0];
         packet.extend((20 + body.len() as u16).to_be_bytes());
         packet.extend([0, 1, 0, 0, 64, protocol, 0, 0]);

@@ -41,9 +41,8 @@ impl Files for NoFiles {
 fn rules() -> &'static RuleSet {
     static RULES: OnceLock<RuleSet> = OnceLock::new();
     RULES.get_or_init(|| {
-        let rule = |(sid, options): (usize, &&str)| {
-            format!("alert tcp any any -> any any ({options} sid:{};)\n", sid + 1)
-        };
+        let rule =
+            |(sid, options): (usize, &&str)| format!("alert tcp any any -> any any ({options} sid:{};)\n", sid + 1);
         let text: String = OPTIONS.iter().enumerate().map(rule).collect();
         let settings = Settings::default();
         let environment =
@@ -65,7 +64,10 @@ pub fn run(input: &[u8]) {
     let is_complete = choice & 0x80 == 0;
     for inspection in &rule.payload {
         look(inspection, Subject { data, start, is_complete });
-        assert_eq!(look(inspection, Subject { data, start, is_complete }), look(inspection, Subject { data, start, is_complete }));
+        assert_eq!(
+            look(inspection, Subject { data, start, is_complete }),
+            look(inspection, Subject { data, start, is_complete })
+        );
     }
 }
 

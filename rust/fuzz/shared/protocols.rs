@@ -89,7 +89,8 @@ impl Flow {
     fn remove(&mut self) {
         let (first, end) = self.parser.range();
         for id in first..end.min(first + MOST_ASKED) {
-            let is_over = self.parser.transaction(id).is_some_and(|one| Way::BOTH.map(|way| one.progress(way)) == [COMPLETE; 2]);
+            let is_over =
+                self.parser.transaction(id).is_some_and(|one| Way::BOTH.map(|way| one.progress(way)) == [COMPLETE; 2]);
             if is_over {
                 self.parser.remove(id);
                 assert!(self.parser.transaction(id).is_none());

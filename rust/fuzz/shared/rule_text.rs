@@ -9,7 +9,8 @@ use sensor::{Direction, Frame, Link, SipKey};
 use signatures::{Context, Environment, Files, Inspection, Outcome, Regexes, RuleSet, Source, Subject};
 
 /// Bytes that backtracking likes.
-const BYTES: &[u8] = b"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab\x00\xff\x01\x7f0123456789==abc";
+const BYTES: &[u8] =
+    b"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab\x00\xff\x01\x7f0123456789==abc";
 /// Up to this byte, the input stands inside a rule: else nearly every input fails at the header.
 const INSIDE_A_RULE: u8 = 0xc0;
 const HEADERS: [&str; 8] = [
@@ -45,8 +46,7 @@ pub fn run(input: &[u8]) {
     let mut settings = Settings::default();
     settings.set("vars.address-groups.HOME_NET", "[192.168.0.0/16]");
     let (thresholds, configuration) = if choice % 2 == 1 { (bytes, bytes) } else { (&b""[..], &b""[..]) };
-    let (thresholds, configuration) =
-        (String::from_utf8_lossy(thresholds), String::from_utf8_lossy(configuration));
+    let (thresholds, configuration) = (String::from_utf8_lossy(thresholds), String::from_utf8_lossy(configuration));
     let environment = Environment {
         settings: &settings,
         classification: &configuration,

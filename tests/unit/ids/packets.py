@@ -46,7 +46,7 @@ def udp(source: End, target: End, data: bytes) -> bytes:
 
 
 def conversation(talk: Iterable[tuple[str, bytes]], client: End = CLIENT, server: End = SERVER) -> Iterator[bytes]:
-    """Yield the frames of a connection: ``talk`` is who speaks (``>`` the client, ``<`` the server) and what is said."""
+    """Yield the frames of a connection; ``talk``: who speaks (``>`` the client, ``<`` the server) and what is said."""
     sent = {">": 1000, "<": 5000}
     ends = {">": (client, server), "<": (server, client)}
     yield tcp(client, server, SYN, (sent[">"], 0))

@@ -111,7 +111,9 @@ def test_what_a_detector_raises_comes_through(capture):
 
 
 def test_the_report_says_what_became_of_each_rule(rules):
-    text = EVIL + "# alert tcp any any -> any any (sid:2;)\n\nalert tcp any any -> any any (nonsense:1; sid:3;)\n" + EVIL
+    text = (
+        EVIL + "# alert tcp any any -> any any (sid:2;)\n\nalert tcp any any -> any any (nonsense:1; sid:3;)\n" + EVIL
+    )
     report = RuleSet.load(rules(text)).report()
     assert (report.loaded, report.refused) == (1, 2)
     assert [(rule.line, rule.sid, rule.outcome) for rule in report.rules] == [(4, 3, "refused"), (5, 1, "refused")]
@@ -120,7 +122,15 @@ def test_the_report_says_what_became_of_each_rule(rules):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "\n\n", "\0\1\2", "alert", "alert tcp any any -> any any (", "é" * 100, "alert tcp any any -> any any (sid:1;) x"],
+    [
+        "",
+        "\n\n",
+        "\0\1\2",
+        "alert",
+        "alert tcp any any -> any any (",
+        "é" * 100,
+        "alert tcp any any -> any any (sid:1;) x",
+    ],
 )
 def test_no_text_makes_loading_fail(rules, text):
     report = RuleSet.load(rules(text)).report()
@@ -199,11 +209,17 @@ def test_two_sensors_of_the_same_rules_do_not_disturb_each_other(capture, rules)
 
 
 def test_the_same_capture_gives_the_same_lines(tmp_path, rules):
-    talk = [frame for number in range(50) for frame in conversation([(">", REQUEST)], client=("198.51.100.7", 1000 + number))]
-    path = write_capture(tmp_path / "many.pcap", [*talk, *(udp(CLIENT, ("192.168.1.2", 53), b"x" * 20) for _ in range(9))])
+    talk = [
+        frame
+        for number in range(50)
+        for frame in conversation([(">", REQUEST)], client=("198.51.100.7", 1000 + number))
+    ]
+    path = write_capture(
+        tmp_path / "many.pcap", [*talk, *(udp(CLIENT, ("192.168.1.2", 53), b"x" * 20) for _ in range(9))]
+    )
 
     def lines():
         events = list(Sensor(SensorConfig(rules=(rules(EVIL),))).replay(path))
-        return [{name: value for name, value in event.items() if name not in {"flow_id"}} for event in events]
+        return [{name: value for name, value in event.items() if name != "flow_id"} for event in events]
 
     assert lines() == lines()
