@@ -104,6 +104,12 @@ def _read_case(root: Path, path: Path) -> Case:
     return Case(name=name, folder=path.parent.resolve(), document=document)
 
 
+def needs_capture(case: Case) -> bool:
+    """Return whether a capture has to be there; rules alone are judged where the case says ``pcap: false``."""
+    says_no = case.document.get("pcap") is False or case.requires.get("pcap") is False
+    return not says_no and "command" not in case.document
+
+
 def _default_capture(case: Case) -> Path | None:
     named = case.document.get("pcap")
     if isinstance(named, str):

@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.suricata_verify.cases import Case, Invocation, plan_invocation
+from bench.suricata_verify.cases import Case, Invocation, needs_capture, plan_invocation
 from bench.suricata_verify.checks import CheckResult, Verdict, judge_checks, without_proof
 from bench.suricata_verify.command import PROGRAM, build_command
 from bench.suricata_verify.groups import Group, group_of
@@ -51,7 +51,7 @@ def judge_case(case: Case, program: tuple[str, ...] = PROGRAM) -> CaseResult:
             plan = plan_invocation(case, output)
         except (OSError, ValueError, TypeError) as error:
             result.fail(f"the case cannot be read: {error}")
-        if plan.capture is not None and not plan.capture.exists():
+        if (plan.capture is None and needs_capture(case)) or (plan.capture is not None and not plan.capture.exists()):
             result.verdict = Verdict.SKIPPED
             result.reasons.append("the corpus lacks the capture")
             return result

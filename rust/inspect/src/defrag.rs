@@ -133,7 +133,7 @@ impl Defrag {
         let Some(end) = fragment.offset.checked_add(length).filter(|end| *end <= MAX_PACKET) else {
             return nothing(name("ipv4.frag_pkt_too_large", "ipv6.frag_pkt_too_large"));
         };
-        if fragment.has_more && !is_v4 && length % 8 != 0 {
+        if fragment.has_more && !is_v4 && !length.is_multiple_of(8) {
             return nothing(Some("ipv6.frag_invalid_length"));
         }
         self.expire(now_us);

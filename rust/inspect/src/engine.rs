@@ -10,21 +10,23 @@ use protocols::{Settings, Transport, Way};
 use sensor::{CaptureCounters, Frame, Link, SipKey};
 use signatures::{FlowFacts, PacketFacts};
 
-use crate::app::FlowHint;
 use crate::budget::Budget;
-use crate::checksum;
-use crate::config::{ExceptionPolicy, InspectConfig};
+use crate::chunks::raw_limit;
+use crate::config::InspectConfig;
 use crate::counters::Counters;
 use crate::defrag::Defrag;
 use crate::detect::{Chunk, Detector, Job, Run, Scratch};
 use crate::detectors::Detectors;
 use crate::eve::{Origin, Scene};
 use crate::expected::Announcements;
+use crate::fate::{Checksums, Verdict};
+use crate::feeding::{MOST_FEEDS, hint};
+use crate::filter::Filter;
 use crate::flow::{Ending, Flow, FlowAction, FlowTable, Stage};
 use crate::layers::{self, Layers, Step, ip};
 use crate::memory::RuleMemory;
 use crate::output::Lines;
-use crate::tcp::{Outcome, Segment, Session, State, flag};
+use crate::tcp::{Session, State, flag};
 
 /// Tunnels in tunnels; deeper ones are an attack on decoders.
 const MAX_DEPTH: u8 = 4;
@@ -32,8 +34,6 @@ const MAX_DEPTH: u8 = 4;
 const TICK_US: u64 = 250_000;
 /// Flows that end in one tick; the rest waits for the next.
 const MOST_ENDED: usize = 512;
-/// A parser is shown what one packet brought at most in this many pieces.
-const MOST_FEEDS: usize = 64;
 
 /// Deep inspection of packets. See the crate's documentation for what is promised.
 pub struct Inspector {
@@ -49,6 +49,9 @@ pub struct Inspector {
     flows: FlowTable,
     defrag: Defrag,
     pub(crate) announcements: Announcements,
+    filter: Option<Filter>,
+    pub(crate) fate: Verdict,
+    pub(crate) checksums: Checksums,
     held: usize,
     pub(crate) number: u64,
     pub(crate) now_us: u64,
@@ -80,6 +83,9 @@ impl Inspector {
             flows: FlowTable::new(budget.flows, key, config.uses_vlan),
             defrag: Defrag::new(budget.defrag_bytes, config.stream.overlap),
             announcements: Announcements::default(),
+            filter: None,
+            fate: Verdict::default(),
+            checksums: Checksums::default(),
             counters: Counters::default(),
             budget,
             held: 0,
@@ -93,8 +99,21 @@ impl Inspector {
         }
     }
 
+    /// Look only at what passes a filter.
+    pub fn set_filter(&mut self, filter: Filter) {
+        self.filter = Some(filter);
+    }
+
     /// Look at one frame. Never panics, whatever it holds.
     pub fn packet(&mut self, frame: &Frame<'_>) {
+        self.packet_verdict(frame, Checksums::Unknown);
+    }
+
+    /// Look at one frame, whose source says this of its checksums, and return what is to become of it.
+    ///
+    /// That is [`Verdict::Accept`] unless the setting `simulate-ips` is on. What is dropped inside a tunnel drops the frame.
+    pub fn packet_verdict(&mut self, frame: &Frame<'_>, checksums: Checksums) -> Verdict {
+        (self.fate, self.checksums) = (Verdict::Accept, checksums);
         self.number += 1;
         self.now_us = frame.time_us.max(if self.number == 1 { 0 } else { self.now_us.min(frame.time_us) });
         if self.first_us == 0 {
@@ -107,7 +126,12 @@ impl Inspector {
         self.counters.bytes += u64::from(frame.wire_bytes);
         let layers = layers::decode(frame.data, frame.link);
         let place = Place { link: frame.link, origin: Origin::Wire, outer: None, parent: None, depth: 0 };
+        if self.filter.as_ref().is_some_and(|filter| !filter.matches(&layers)) {
+            self.counters.filtered += 1;
+            return Verdict::Accept;
+        }
         self.process(&layers, &place);
+        self.fate
     }
 
     /// Let time pass: flows end that were silent for too long.
@@ -230,7 +254,7 @@ impl Inspector {
     }
 
     /// A packet without a flow: only rules.
-    fn without_flow(&mut self, layers: &Layers<'_>, place: &Place<'_>, events: &[&'static str]) {
+    pub(crate) fn without_flow(&mut self, layers: &Layers<'_>, place: &Place<'_>, events: &[&'static str]) {
         self.watch_packet(layers, None);
         let facts = packet_facts(layers, self.now_us, self.number, events);
         let job = Job {
@@ -242,7 +266,7 @@ impl Inspector {
             has_app_news: false,
         };
         self.detect(&job, None);
-        let scene = self.scene(layers, place, Way::ToServer, None);
+        let scene = self.scene(layers, place, Way::ToServer);
         self.log_anomalies(&scene, None, events);
         self.verdict(&scene, None, None);
     }
@@ -265,19 +289,6 @@ impl Inspector {
         self.account(&mut flow);
         self.flows.put(slot, flow);
         self.relieve();
-    }
-
-    fn refused_flow(&mut self, layers: &Layers<'_>, place: &Place<'_>) {
-        self.counters.flows_refused += 1;
-        let policy = self.config.flow_memcap_policy;
-        self.counters.policy("flow_memcap", packet_level(policy));
-        if matches!(policy, ExceptionPolicy::DropFlow | ExceptionPolicy::DropPacket) {
-            let scene = self.scene(layers, place, Way::ToServer, None);
-            return self.drop_packet(&scene, "flow memcap", None);
-        }
-        if policy == ExceptionPolicy::Ignore {
-            self.without_flow(layers, place, layers.events());
-        }
     }
 
     fn new_flow(&mut self, key: crate::flow::FlowKey, layers: &Layers<'_>, place: &Place<'_>) -> Option<u32> {
@@ -339,14 +350,14 @@ impl Inspector {
         }
         if flow.action == Some(FlowAction::Drop) {
             let reason = if flow.is_dropped_by_policy { "exception policy flow drop" } else { "flow drop" };
-            let scene = self.scene(layers, place, way, None);
+            let scene = self.scene(layers, place, way);
             return self.drop_packet(&scene, reason, Some(flow));
         }
         let mut step = FlowStep { way, is_first, events: layers.events().to_vec(), ..FlowStep::default() };
         match layers.protocol {
             ip::TCP => {
                 if let Some(reason) = self.tcp(layers, flow, &mut step) {
-                    let scene = self.scene(layers, place, step.way, None);
+                    let scene = self.scene(layers, place, step.way);
                     self.drop_packet(&scene, reason, Some(flow));
                     return self.after_packet(flow, false, step.way);
                 }
@@ -373,7 +384,7 @@ impl Inspector {
     /// Rules, verdict, alerts.
     fn look(&mut self, layers: &Layers<'_>, place: &Place<'_>, flow: &mut Flow, step: &FlowStep) {
         if !step.events.is_empty() {
-            let scene = self.scene(layers, place, step.way, None);
+            let scene = self.scene(layers, place, step.way);
             self.log_anomalies(&scene, Some(flow), &step.events);
         }
         if flow.action == Some(FlowAction::Pass) || self.detector.is_none() {
@@ -399,7 +410,7 @@ impl Inspector {
             has_app_news: std::mem::take(&mut flow.app_news[step.way as usize]),
         };
         self.detect(&job, Some(flow));
-        let scene = self.scene(layers, place, step.way, None);
+        let scene = self.scene(layers, place, step.way);
         self.verdict(&scene, Some(flow), chunk.as_deref());
         if chunk.is_some()
             && let Some(tcp) = &mut flow.tcp
@@ -420,47 +431,6 @@ impl Inspector {
         run.all(flow);
     }
 
-    /// The stretch of stream that rules about raw streams look at with this packet.
-    fn chunk(&self, flow: &Flow, step: &FlowStep, is_pseudo: bool) -> Option<Vec<u8>> {
-        let tcp = flow.tcp.as_ref()?;
-        let stream = &tcp.sides[step.way as usize].stream;
-        let is_inline = self.config.stream.is_inline;
-        let limit = raw_limit(stream, is_inline, is_pseudo);
-        let data = stream.contiguous(stream.raw, limit);
-        if data.is_empty() || limit <= stream.raw_seen || (is_inline && !step.is_in_stream && !is_pseudo) {
-            return None;
-        }
-        let is_enough = data.len() as u64 >= self.config.stream.chunk[step.way as usize];
-        let is_due = is_enough || is_inline || is_pseudo || stream.is_triggered || stream.has_gap || stream.is_deep;
-        is_due.then(|| data.to_vec())
-    }
-
-    /// Rules go on behind bytes that are missing for good.
-    fn pass_gap(&mut self, flow: &mut Flow, way: Way, is_pseudo: bool) {
-        let Some(tcp) = &mut flow.tcp else { return };
-        let stream = &mut tcp.side(way).stream;
-        let missing = stream.gap_at(stream.raw);
-        let is_lost = is_pseudo || stream.raw + missing <= stream.app.max(stream.acked);
-        if missing == 0 || !is_lost || self.config.stream.is_inline && !is_pseudo {
-            return;
-        }
-        stream.raw += missing;
-        self.remember(flow, way, format!("[{missing} bytes missing]").as_bytes());
-    }
-
-    /// Keep what alerts show of a stream: its last bytes.
-    fn remember(&self, flow: &mut Flow, way: Way, bytes: &[u8]) {
-        let output = &self.config.output;
-        let Some(tcp) = flow.tcp.as_mut().filter(|_| output.payload || output.payload_printable) else { return };
-        let stream = &mut tcp.side(way).stream;
-        if self.config.stream.is_inline {
-            stream.history.clear(); // a window that overlaps the last one
-        }
-        stream.history.extend_from_slice(bytes);
-        let surplus = stream.history.len().saturating_sub(output.payload_buffer);
-        stream.history.drain(..surplus);
-    }
-
     fn flow_facts(&self, flow: &Flow, step: &FlowStep) -> FlowFacts {
         let stream_bytes = |side: usize| flow.tcp.as_ref().map_or(0, |tcp| tcp.sides[side].stream.end);
         FlowFacts {
@@ -477,13 +447,7 @@ impl Inspector {
         }
     }
 
-    pub(crate) fn scene<'a>(
-        &self,
-        layers: &'a Layers<'a>,
-        place: &Place<'a>,
-        way: Way,
-        flow: Option<&'a Flow>,
-    ) -> Scene<'a> {
+    pub(crate) fn scene<'a>(&self, layers: &'a Layers<'a>, place: &Place<'a>, way: Way) -> Scene<'a> {
         Scene {
             time_us: self.now_us,
             number: if place.origin == Origin::FlowEnd { 0 } else { self.number },
@@ -492,258 +456,6 @@ impl Inspector {
             origin: place.origin,
             link: place.link,
             way,
-            flow,
-        }
-    }
-
-    /// Bring the connection up to date; return a reason where the packet is to be dropped.
-    fn tcp(&mut self, layers: &Layers<'_>, flow: &mut Flow, step: &mut FlowStep) -> Option<&'static str> {
-        // the packet that completes the handshake does not count yet
-        step.is_established = flow.tcp.as_ref().is_some_and(|tcp| tcp.state >= State::Established);
-        if self.config.stream.checks_checksums && !checksum::is_right(layers) {
-            *self.counters.tcp.entry("invalid_checksum").or_default() += 1;
-            step.events.push(if layers.version == 4 { "tcpv4.invalid_checksum" } else { "tcpv6.invalid_checksum" });
-            return None;
-        }
-        let mut tcp = flow.tcp.take().unwrap_or_default();
-        let before = tcp.state;
-        let is_refused = self.config.stream.failing_packet == self.number && !layers.payload.is_empty();
-        let segment = Segment { tcp: layers.tcp, payload: layers.payload, way: step.way, is_refused };
-        let outcome = tcp.packet(&segment, &self.config.stream);
-        self.count_tcp(&outcome, before, &tcp, layers);
-        if outcome.is_reversed {
-            flow.swap();
-            step.way = step.way.reverse();
-        }
-        // the packet that completes the handshake counts only if it carries something
-        step.is_established |= tcp.state >= State::Established && !layers.payload.is_empty();
-        step.events.extend(outcome.event);
-        if let Some(event) = outcome.event {
-            *self.counters.events.entry(event).or_default() += 1;
-        }
-        // what was sent again is in the stream already, and was or will be looked at there
-        step.is_in_stream = outcome.inserted.is_kept || outcome.inserted.has_overlap;
-        if self.config.stream.is_inline && outcome.inserted.has_conflict {
-            step.received = received(layers, &tcp, step.way);
-            step.is_in_stream = true;
-        }
-        let state = tcp.state;
-        flow.tcp = Some(tcp);
-        if outcome.is_pickup && self.note_midstream(flow) || outcome.lacks_session {
-            let verdict = self.midstream(flow, &outcome);
-            if verdict.is_some() || flow.action.is_some() || flow.stage == Stage::Bypassed {
-                return verdict;
-            }
-        }
-        flow.stage = match state {
-            State::Closed => Stage::Closed,
-            state if state >= State::Established => Stage::Established,
-            _ => flow.stage,
-        };
-        if is_refused && let Some(reason) = self.out_of_memory(flow) {
-            return Some(reason);
-        }
-        if outcome.is_valid {
-            let ways = if self.config.stream.is_inline {
-                [step.way, step.way.reverse()]
-            } else {
-                [step.way.reverse(), step.way]
-            };
-            for way in ways {
-                self.feed_stream(flow, way, step);
-            }
-        }
-        None
-    }
-
-    fn count_tcp(&mut self, outcome: &Outcome, before: State, tcp: &Session, layers: &Layers<'_>) {
-        let flags = layers.tcp.flags & (flag::SYN | flag::ACK | flag::RST);
-        let name = match flags {
-            flag::SYN => Some("syn"),
-            flags if flags & (flag::SYN | flag::ACK) == flag::SYN | flag::ACK => Some("synack"),
-            flags if flags & flag::RST != 0 => Some("rst"),
-            _ => None,
-        };
-        if let Some(name) = name {
-            *self.counters.tcp.entry(name).or_default() += 1;
-        }
-        if before == State::None && tcp.state != State::None {
-            *self.counters.tcp.entry("sessions").or_default() += 1;
-        }
-        if outcome.is_pickup {
-            *self.counters.tcp.entry("midstream_pickups").or_default() += 1;
-        }
-        if outcome.inserted.has_overlap {
-            *self.counters.tcp.entry("overlap").or_default() += 1;
-        }
-        if outcome.inserted.has_conflict {
-            *self.counters.tcp.entry("overlap_diff_data").or_default() += 1;
-        }
-    }
-
-    /// Remember that pick-up in the middle was met; return whether that changes what happens.
-    fn note_midstream(&mut self, flow: &mut Flow) -> bool {
-        let policy = self.config.stream.midstream_policy;
-        flow.policies.push(("stream_midstream", policy));
-        self.counters.policy("stream_midstream", policy);
-        policy != ExceptionPolicy::Ignore
-    }
-
-    fn midstream(&mut self, flow: &mut Flow, outcome: &Outcome) -> Option<&'static str> {
-        let policy = self.config.stream.midstream_policy;
-        if !flow.policies.iter().any(|(target, _)| *target == "stream_midstream") {
-            flow.policies.push(("stream_midstream", policy));
-        }
-        if policy == ExceptionPolicy::Ignore {
-            return None;
-        }
-        if !outcome.is_pickup {
-            self.counters.policy("stream_midstream", policy);
-        }
-        self.apply_policy(flow, policy, "stream midstream")
-    }
-
-    fn out_of_memory(&mut self, flow: &mut Flow) -> Option<&'static str> {
-        let policy = self.config.stream.memcap_policy;
-        self.counters.policy("stream_reassembly", policy);
-        if policy != ExceptionPolicy::Ignore {
-            flow.policies.push(("stream_reassembly_memcap", policy));
-        }
-        self.apply_policy(flow, policy, "stream reassembly")
-    }
-
-    /// Do what an exception policy says; return a reason where the packet at hand is to be dropped.
-    pub(crate) fn apply_policy(
-        &mut self,
-        flow: &mut Flow,
-        policy: ExceptionPolicy,
-        reason: &'static str,
-    ) -> Option<&'static str> {
-        match policy {
-            ExceptionPolicy::Ignore | ExceptionPolicy::PassPacket => None,
-            ExceptionPolicy::PassFlow => {
-                flow.action = Some(FlowAction::Pass);
-                None
-            }
-            ExceptionPolicy::Bypass => {
-                flow.stage = Stage::Bypassed;
-                flow.app.drop_all();
-                None
-            }
-            ExceptionPolicy::DropPacket => self.config.is_ips.then_some(reason),
-            ExceptionPolicy::DropFlow | ExceptionPolicy::Reject if !self.config.is_ips => {
-                flow.app.drop_all();
-                None
-            }
-            ExceptionPolicy::DropFlow | ExceptionPolicy::Reject => {
-                flow.action = Some(FlowAction::Drop);
-                flow.is_dropped_by_policy = true;
-                flow.app.drop_all();
-                Some(reason)
-            }
-        }
-    }
-
-    /// Show the parser what one way's stream has; skip what is missing.
-    fn feed_stream(&mut self, flow: &mut Flow, way: Way, step: &mut FlowStep) {
-        let Some(mut tcp) = flow.tcp.take() else { return };
-        let is_over = tcp.is_over(way);
-        for _ in 0..MOST_FEEDS {
-            let is_all = self.config.stream.is_inline || step.is_last;
-            let stream = &mut tcp.side(way).stream;
-            if !flow.app.is_interested() || flow.action == Some(FlowAction::Drop) {
-                stream.app = stream.app.max(if is_all { stream.end } else { stream.acked });
-                break;
-            }
-            let limit = if is_all { stream.end } else { stream.acked.min(stream.end) };
-            let at = stream.app;
-            let missing = stream.gap_at(at).min(limit.saturating_sub(at));
-            let is_lost = !is_all || step.is_last;
-            if missing > 0 && is_lost || stream.is_deep && stream.contiguous(at, limit).is_empty() && limit > at {
-                let missing = if missing > 0 { missing } else { limit - at };
-                stream.has_gap = true;
-                stream.app += missing;
-                flow.app.gap(way, missing);
-                step.events.push("stream.reassembly_seq_gap");
-                continue;
-            }
-            let data = stream.contiguous(at, limit);
-            let is_end = (is_over || step.is_last) && at + data.len() as u64 >= stream.end;
-            if data.is_empty() && !(is_end && step.is_last) {
-                break;
-            }
-            let length = data.len();
-            let hint = hint(flow.ports, Transport::Tcp, &self.settings, &self.config);
-            let fed = flow.app.feed(way, data, is_end, &hint);
-            stream.app += fed.consumed as u64;
-            if fed.consumed == length && length > 0 || fed.has_failed {
-                stream.is_triggered = true;
-            }
-            self.note_fed(flow, &fed, way, step);
-            if fed.is_reversed {
-                flow.tcp = Some(tcp);
-                flow.swap();
-                step.way = step.way.reverse();
-                return;
-            }
-            if fed.consumed == 0 || fed.consumed == length {
-                break;
-            }
-        }
-        for side in &mut tcp.sides {
-            side.stream.release();
-        }
-        flow.tcp = Some(tcp);
-    }
-
-    fn note_fed(&mut self, flow: &mut Flow, fed: &crate::app::Fed, way: Way, step: &mut FlowStep) {
-        if fed.is_found
-            && let Some(protocol) = flow.app.protocol
-        {
-            Counters::add(&mut self.counters.app_flows, protocol, 1);
-        }
-        flow.app_news[way as usize] |= fed.is_found_differently || fed.is_found || fed.has_failed;
-        if fed.has_failed {
-            if flow.app.is_unknown_for_good() {
-                self.counters.app_failed[usize::from(flow.protocol != ip::TCP)] += 1;
-            }
-        }
-        if fed.has_broken {
-            step.is_broken = true;
-            step.broken_way = Some(way);
-            if let Some(protocol) = flow.app.protocol {
-                Counters::add(&mut self.counters.app_errors, protocol, 1);
-            }
-        }
-    }
-
-    fn feed_datagram(&mut self, layers: &Layers<'_>, flow: &mut Flow, step: &mut FlowStep) {
-        if !flow.app.is_interested() || flow.action == Some(FlowAction::Drop) {
-            return;
-        }
-        let hint = hint(flow.ports, Transport::Udp, &self.settings, &self.config);
-        let fed = flow.app.feed(step.way, layers.payload, true, &hint);
-        self.note_fed(flow, &fed, step.way, step);
-        if fed.is_reversed {
-            flow.swap();
-            step.way = step.way.reverse();
-        }
-    }
-
-    /// A parser gave up: what the exception policy says. Returns whether the packet is done with.
-    fn app_error(&mut self, layers: &Layers<'_>, place: &Place<'_>, flow: &mut Flow, step: &FlowStep) -> bool {
-        let policy = self.config.app_error_policy;
-        self.counters.policy("app_layer_error", policy);
-        if policy != ExceptionPolicy::Ignore {
-            flow.policies.push(("app_layer_error", policy));
-        }
-        match self.apply_policy(flow, policy, "applayer error") {
-            Some(reason) => {
-                let scene = self.scene(layers, place, step.way, None);
-                self.drop_packet(&scene, reason, Some(flow));
-                true
-            }
-            None => policy == ExceptionPolicy::PassPacket || flow.action.is_some() || flow.stage == Stage::Bypassed,
         }
     }
 
@@ -839,6 +551,7 @@ pub(crate) struct FlowStep {
     pub events: Vec<&'static str>,
     /// Inline: the frame as the receiver gets it, where bytes that came first win over what it carries.
     pub received: Option<Vec<u8>>,
+    pub is_rewritten: bool,
 }
 
 impl Default for FlowStep {
@@ -853,31 +566,8 @@ impl Default for FlowStep {
             broken_way: None,
             events: Vec::new(),
             received: None,
+            is_rewritten: false,
         }
-    }
-}
-
-/// The frame with the bytes that the stream holds in place of its own.
-fn received(layers: &Layers<'_>, tcp: &Session, way: Way) -> Option<Vec<u8>> {
-    let held = tcp.sides[way as usize].bytes_at(layers.tcp.sequence, layers.payload.len())?;
-    let at = layers.payload.as_ptr().addr().checked_sub(layers.frame.as_ptr().addr())?;
-    let mut frame = layers.frame.to_vec();
-    frame.get_mut(at..at + layers.payload.len())?.copy_from_slice(held);
-    Some(frame)
-}
-
-fn raw_limit(stream: &crate::stream::Stream, is_inline: bool, is_pseudo: bool) -> u64 {
-    let limit = if is_inline || is_pseudo { stream.end } else { stream.acked.min(stream.end) };
-    stream.raw + stream.contiguous(stream.raw, limit).len() as u64
-}
-
-fn hint<'a>(ports: [u16; 2], transport: Transport, settings: &'a Settings, config: &InspectConfig) -> FlowHint<'a> {
-    FlowHint {
-        transport,
-        client_port: ports[0],
-        server_port: ports[1],
-        settings,
-        failing_offset: config.failing_app_offset,
     }
 }
 
@@ -892,14 +582,6 @@ fn begins_anew(flow: &Flow, layers: &Layers<'_>) -> bool {
         && flow.tcp.as_ref().is_some_and(|tcp| {
             tcp.state == State::Closed || tcp.state == State::TimeWait || tcp.state == State::LastAck
         })
-}
-
-fn packet_level(policy: ExceptionPolicy) -> ExceptionPolicy {
-    match policy {
-        ExceptionPolicy::DropFlow => ExceptionPolicy::DropPacket,
-        ExceptionPolicy::PassFlow | ExceptionPolicy::Bypass => ExceptionPolicy::PassPacket,
-        other => other,
-    }
 }
 
 fn tunnel_origin(layers: &Layers<'_>) -> Origin {

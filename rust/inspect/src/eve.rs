@@ -52,7 +52,6 @@ pub struct Scene<'a> {
     pub origin: Origin,
     pub link: Link,
     pub way: Way,
-    pub flow: Option<&'a Flow>,
 }
 
 /// The ends of a line: who sent what to whom.
@@ -125,17 +124,23 @@ pub fn protocol_name(number: u8) -> String {
     }
 }
 
+/// What every line begins with.
+pub struct Heading<'a> {
+    /// When.
+    pub time_us: u64,
+    /// The packet's place in the capture; 0: none stands for it.
+    pub number: u64,
+    /// Its flow.
+    pub flow: Option<&'a Flow>,
+    /// Who sent what to whom.
+    pub ends: Ends,
+    /// VLAN ids.
+    pub vlans: &'a [u16],
+}
+
 /// Begin a line: time, flow, packet, type, ends.
-pub fn begin<'o>(
-    out: &'o mut String,
-    event_type: &str,
-    time_us: u64,
-    number: u64,
-    flow: Option<&Flow>,
-    ends: Option<&Ends>,
-    vlans: &[u16],
-    config: &OutputConfig,
-) -> Json<'o> {
+pub fn begin<'o>(out: &'o mut String, event_type: &str, heading: &Heading<'_>, config: &OutputConfig) -> Json<'o> {
+    let Heading { time_us, number, flow, ref ends, vlans } = *heading;
     out.push('{');
     let mut json = Json::inside(out, false);
     json.plain("timestamp", Timestamp(time_us));
@@ -156,7 +161,7 @@ pub fn begin<'o>(
         }
         json.close_array();
     }
-    if let Some(ends) = ends.filter(|ends| ends.version != 0) {
+    if ends.version != 0 {
         write_ends(&mut json, ends, config);
     }
     json

@@ -140,10 +140,12 @@ struct PacketEntries {
     group: PacketGroup,
 }
 
+/// Protocol, way that is looked at, way of the buffer, buffer, and a text of its transforms (they have no order).
+type BufferKey = (usize, usize, usize, u16, String);
+
 #[derive(Default)]
 struct TransactionEntries {
-    // by protocol, inspected way, buffer, and a text of the transforms (they have no order of their own)
-    buffers: BTreeMap<(usize, usize, usize, u16, String), (Box<[Transform]>, Entries)>,
+    buffers: BTreeMap<BufferKey, (Box<[Transform]>, Entries)>,
     always: Vec<(usize, Way, u8, u32)>,
 }
 
@@ -255,7 +257,7 @@ fn add_transaction_rule(groups: &mut TransactionEntries, rule: &Signature, index
             match best {
                 Some((buffer, buffer_way, transforms, literal)) => {
                     let key = (protocol, way as usize, buffer_way as usize, buffer, format!("{transforms:?}"));
-                    let entry = groups.buffers.entry(key).or_insert_with(|| (transforms.into(), Vec::new()));
+                    let entry = groups.buffers.entry(key).or_insert_with(|| (transforms, Vec::new()));
                     entry.1.push((literal, index));
                 }
                 None => groups.always.push((protocol, way, needed_for(rule, protocol, way), index)),

@@ -7,9 +7,11 @@
 //! Read first: `engine.rs`, then `detect.rs`.
 #![forbid(unsafe_code)]
 
+mod alerts;
 mod app;
 mod budget;
 mod checksum;
+mod chunks;
 mod config;
 mod counters;
 mod defrag;
@@ -18,6 +20,9 @@ mod detectors;
 mod engine;
 mod eve;
 mod expected;
+mod fate;
+mod feeding;
+mod filter;
 mod flow;
 mod groups;
 mod icmp;
@@ -26,9 +31,14 @@ mod memory;
 mod output;
 #[cfg(test)]
 mod overlap_tests;
+mod policies;
+mod records;
+mod reject;
 mod stats;
 mod stream;
 mod tcp;
+mod transactions;
+mod transport;
 mod tunnel;
 mod verdict;
 mod xff;
@@ -40,4 +50,7 @@ pub use detectors::{
     encode,
 };
 pub use engine::Inspector;
+pub use fate::{Checksums, Verdict};
+pub use filter::Filter;
 pub use layers::{Layers, decode};
+pub use reject::{Replies, encode_rejects};

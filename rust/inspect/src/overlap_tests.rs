@@ -116,7 +116,7 @@ fn frame(offset: usize, has_more: bool, data: &[u8]) -> Vec<u8> {
     frame.extend([8, 0, 0x45, 0]);
     frame.extend((20 + data.len() as u16).to_be_bytes());
     frame.extend([0, 9]);
-    frame.extend((u16::from(has_more) << 13 | offset as u16 / 8).to_be_bytes());
+    frame.extend(((u16::from(has_more) << 13) | (offset as u16 / 8)).to_be_bytes());
     frame.extend([64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
     frame.extend(data);
     frame

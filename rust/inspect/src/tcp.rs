@@ -427,7 +427,7 @@ impl Session {
         if after(end, self.sides[mine].next) > 0 {
             self.sides[mine].next = end;
         }
-        if self.is_async && segment.way == Way::ToServer || self.is_async {
+        if self.is_async {
             let side = &mut self.sides[mine];
             side.stream.acked = side.stream.acked.max(side.stream.end);
             side.last_ack = side.next;
