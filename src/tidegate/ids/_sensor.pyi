@@ -1,5 +1,6 @@
 # The built Rust module. tests/unit/ids/test_ids_binding.py compares this file with it.
 
+from collections.abc import Callable, Iterable
 from typing import Any, final
 
 class SensorError(Exception): ...
@@ -44,7 +45,9 @@ class FieldStream:
 
 @final
 class RuleSet:
-    def __new__(cls, sources: list[tuple[str, bytes]], settings: list[tuple[str, str]], files: Any) -> RuleSet: ...
+    def __new__(
+        cls, sources: Iterable[tuple[str, bytes]], settings: list[tuple[str, str]], files: Callable[[str], bytes]
+    ) -> RuleSet: ...
     def report(self) -> str: ...
     def budget(self, config_json: str) -> str: ...
 
