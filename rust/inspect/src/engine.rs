@@ -52,6 +52,9 @@ pub struct Inspector {
     filter: Option<Filter>,
     pub(crate) fate: Verdict,
     pub(crate) checksums: Checksums,
+    pub(crate) is_file: bool,
+    pub(crate) checked: u64,
+    pub(crate) wrong: u64,
     held: usize,
     pub(crate) number: u64,
     pub(crate) now_us: u64,
@@ -86,6 +89,9 @@ impl Inspector {
             filter: None,
             fate: Verdict::default(),
             checksums: Checksums::default(),
+            is_file: false,
+            checked: 0,
+            wrong: 0,
             counters: Counters::default(),
             budget,
             held: 0,
@@ -97,6 +103,11 @@ impl Inspector {
             detector,
             config,
         }
+    }
+
+    /// Frames come from a capture file, whose checksums may mean nothing; of a wire they always do.
+    pub fn set_file(&mut self) {
+        self.is_file = true;
     }
 
     /// Look only at what passes a filter.

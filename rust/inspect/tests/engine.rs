@@ -242,7 +242,8 @@ fn exception_policies_do_what_they_say() {
     // who fails, which policy, is the device inline: reason of the drop, alerts on what follows
     let at_offset = ("simulate-applayer-error-at-offset-ts", "1");
     let no_memory = ("simulate-packet-tcp-reassembly-memcap", "4");
-    let rows: [(&[(&str, &str)], &str, usize); 8] = [
+    type Row<'a> = (&'a [(&'a str, &'a str)], &'a str, usize);
+    let rows: [Row<'_>; 8] = [
         (&[IPS, at_offset, ("app-layer.error-policy", "drop-flow")], "applayer error", 0),
         (&[IPS, at_offset, ("app-layer.error-policy", "pass-flow")], "", 0),
         (&[IPS, at_offset, ("app-layer.error-policy", "bypass")], "", 0),

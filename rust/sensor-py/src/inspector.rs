@@ -250,6 +250,9 @@ impl Inspector {
             let mut guard = lock(&self.reader)?;
             if !std::mem::replace(&mut *lock(&self.has_begun)?, true) {
                 *guard = Some(FileReader::open(path)?);
+                if let Some(inspector) = &mut lock(&self.core)?.inspector {
+                    inspector.set_file();
+                }
             }
             let Some(reader) = guard.as_mut() else { return Ok(None) };
             let mut core = lock(&self.core)?;

@@ -94,8 +94,7 @@ def sensor_config(arguments: argparse.Namespace, *, interface: str | None = None
     """Return what the sensor is to run with; what stands on the command line wins over file and policy."""
     from tidegate.ids.inspector import SensorConfig
     from tidegate.ids.section import plan_sensor
-    from tidegate.ids.settings import RULES_MEMORY
-    from tidegate.ids.settings import merge_settings
+    from tidegate.ids.settings import RULES_MEMORY, merge_settings
 
     settings, rules = read_settings(arguments)
     own: list[Setting] = [("tidegate.flow-events", arguments.flows)]

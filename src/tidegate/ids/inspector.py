@@ -26,9 +26,8 @@ from typing import Any, Self, TypeAlias
 from tidegate.base.durable import translate_os_errors, write_file_atomic
 from tidegate.ids.errors import ConfigInvalid, SensorInternal, SensorMissing
 from tidegate.ids.rulefiles import NamedFiles, read_rules
-from tidegate.ids.settings import RULES_MEMORY, parse_memory
 from tidegate.ids.sensor import LINES_A_STEP, load_module, translate_sensor_errors
-from tidegate.ids.settings import Setting, with_defaults
+from tidegate.ids.settings import RULES_MEMORY, Setting, parse_memory, with_defaults
 
 MAX_DETECTORS = 64  # each is called for every flow and transaction
 FIRST_DETECTOR_ID = 2_990_001  # behind the numbers of our own detectors (docs/formats/eve.md)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -130,8 +129,7 @@ def plan_sensor(section: IdsSection, *, flow_events_per_s: int = LIVE_FLOW_EVENT
         raise ConfigInvalid("flood.low_per_s must be below flood.high_per_s", field="flood.low_per_s")
     document: dict[str, object] = {
         "memory_bytes": memory_bytes,
-        "scan": {name: getattr(section.scan, name) for name in Scan.__struct_fields__},
-        "flood": {name: getattr(section.flood, name) for name in Flood.__struct_fields__},
+        **_plan_tally(section),
         "flow_events": section.flow_events.value,
         "flow_events_per_s": flow_events_per_s,
     }
@@ -147,12 +145,21 @@ def plan_sensor(section: IdsSection, *, flow_events_per_s: int = LIVE_FLOW_EVENT
     )
 
 
+def _plan_tally(section: IdsSection) -> dict[str, object]:
+    """Return the marks of scans and floods as the tally reads them, alone or beside rules."""
+    return {
+        "scan": {name: getattr(section.scan, name) for name in Scan.__struct_fields__},
+        "flood": {name: getattr(section.flood, name) for name in Flood.__struct_fields__},
+    }
+
+
 def _plan_settings(section: IdsSection) -> tuple[Setting, ...]:
     """Return the section as settings; what ``settings`` itself says wins."""
     planned: list[Setting] = [
         ("tidegate.detectors.scan", "yes" if section.detectors.scan else "no"),
         ("tidegate.detectors.flood", "yes" if section.detectors.flood else "no"),
         ("tidegate.flow-events", section.flow_events.value),
+        ("detectors.config", json.dumps(_plan_tally(section), separators=(",", ":"))),
     ]
     if section.home_net:
         networks = parse_prefixes(section.home_net, field="home_net")
