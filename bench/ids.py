@@ -66,7 +66,7 @@ def _compare(capture: Capture) -> Rows:
     }
     if rule_files():
         found = _best(capture, rules=rule_files(), memory=RULES_MEMORY)
-        ours[f"inspector, {found['rules']:,} rules of ET Open, {RULES_MEMORY} and the rules"] = found
+        ours[f"inspector, {found['rules']:,} rules of ET Open, {RULES_MEMORY}"] = found
     ndpi = _peer([find_program("ndpiReader"), "-i", str(capture.path)])
     part = build_slice(capture, SLICE_PACKETS)
     tshark = _peer([find_program("tshark"), "-q", "-z", "io,phs", "-r", str(part.path)], runs=1)
