@@ -129,14 +129,14 @@ def test_the_exit_status_counts(tmp_path, program, rules, text, verdict):
     [
         ({"min-version": 8}, False),
         ({"min-version": "7.0.12"}, False),
-        ({"min-version": "8.0.3"}, True),
-        ({"min-version": 9}, True),
+        ({"min-version": "8.0.3"}, False),
+        ({"min-version": 10}, True),
         ({"lt-version": 8}, True),
-        ({"lt-version": "8.0.3"}, False),
-        ({"lt-version": 9}, False),
+        ({"lt-version": "8.0.3"}, True),
+        ({"lt-version": 10}, False),
         ({"gt-version": "6.0.11"}, False),
-        ({"gt-version": "8.0.2"}, True),
-        ({"version": "8.0"}, False),
+        ({"gt-version": "9.0.0"}, True),
+        ({"version": "9.0"}, False),
         ({"version": 7}, True),
         ({"features": ["HAVE_NSS"]}, False),
         ({"features": ["HAVE_NSS", "HAVE_LUA"]}, True),
@@ -158,7 +158,7 @@ def test_what_does_not_apply_is_skipped_with_a_reason(requires, is_skipped):
 
 
 def test_a_check_that_does_not_apply_is_no_failure(tmp_path, program):
-    make(tmp_path, "checks:\n  - filter: {requires: {min-version: 9}, count: 5, match: {event_type: alert}}\n")
+    make(tmp_path, "checks:\n  - filter: {requires: {min-version: 10}, count: 5, match: {event_type: alert}}\n")
     result = judge(tmp_path, program)
     assert (result.verdict, result.checks[0].verdict) == (Verdict.PASSED, Verdict.SKIPPED)
 
@@ -330,9 +330,9 @@ def test_a_folder_without_cases_is_an_error(tmp_path):
 def test_the_totals_come_last(tmp_path, program):
     make(tmp_path, PASSES)
     make(tmp_path, PASSES.replace("count: 1", "count: 3"), name="deeper/two")
-    make(tmp_path, "requires: {min-version: 9}\n", name="three")
+    make(tmp_path, "requires: {min-version: 10}\n", name="three")
     results = [judge_case(case, program) for case in find_cases(tmp_path / "cases")]
     lines = list(summarise(results))
     assert lines[-2:] == ["checks: 5 of 6", "cases: 1 of 2"]
     assert any("strict" in line and "alert checks 1 of 2" in line for line in lines)
-    assert any("skipped    1  requires at least version 9" in line for line in lines)
+    assert any("skipped    1  requires at least version 10" in line for line in lines)
