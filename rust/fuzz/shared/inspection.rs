@@ -60,9 +60,9 @@ pub fn run(input: &[u8]) {
     let [choice, start, data @ ..] = input else { return };
     let rules = &rules().signatures;
     let Some(rule) = rules.get(usize::from(*choice & 0x7f) % rules.len()) else { return };
-    let start = u64::from(start >> 1) << (start & 1) * 40;
+    let start = u64::from(start >> 1) << ((start & 1) * 40);
     let is_complete = choice & 0x80 == 0;
-    for inspection in &rule.payload {
+    if let Some(inspection) = &rule.payload {
         look(inspection, Subject { data, start, is_complete });
         assert_eq!(
             look(inspection, Subject { data, start, is_complete }),

@@ -11,6 +11,7 @@ from tests.unit.ids.packets import CLIENT, SERVER, conversation, udp, write_capt
 from tidegate.base.errors import TidegateError
 from tidegate.ids.inspector import FIRST_DETECTOR_ID, Finding, RuleSet, Sensor, SensorConfig
 from tidegate.ids.rulebudget import encode_rules, parse_budget, plan_budget
+from tidegate.ids.rulefiles import read_rules
 
 sensor_module = pytest.importorskip("tidegate.ids._sensor", reason="the Rust module is not built")
 if not hasattr(sensor_module, "Inspector"):
@@ -144,7 +145,7 @@ def test_a_device_carries_the_rules_of_its_services(rules):
     answer = parse_budget(rule_set.budget(plan_budget(["tcp/502"], 10)))
     assert [choice.sid for choice in answer.kept] == [2]
     assert [(choice.sid, bool(choice.reason)) for choice in answer.left_out] == [(3, True)]
-    assert encode_rules(rule_set.sources, answer.kept) == modbus.encode()
+    assert encode_rules(read_rules(rule_set.paths), answer.kept) == modbus.encode()
     assert [choice.sid for choice in parse_budget(rule_set.budget(plan_budget(["modbus"], 10))).kept] == [2]
     both = parse_budget(rule_set.budget(plan_budget(["tcp/502", "tcp/21"], 1)))
     assert (len(both.kept), len(both.left_out)) == (1, 1)
