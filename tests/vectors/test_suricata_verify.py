@@ -20,7 +20,7 @@ pytest.importorskip("yaml", reason="the suite's cases are YAML")
 
 CORPORA = Path(os.environ.get("TIDEGATE_CORPORA", Path(__file__).resolve().parents[2].parent / "shared" / "corpora"))
 FOLDER = CORPORA / "suricata-verify"
-SLICES = 12  # a slice takes a few seconds: each case starts an interpreter
+SLICES = 32  # a slice takes some seconds on a busy machine: each case starts an interpreter
 JOBS = 2
 LEAST = {
     Group.STRICT: 0.97,

@@ -95,7 +95,7 @@ fn corpus_captures() -> Vec<PathBuf> {
     paths.into_iter().step_by(step).collect()
 }
 
-/// What is run, and what it begins with.
+/// What is run, and the inputs that are mutated for it.
 type Target = (fn(&[u8]), Vec<Vec<u8>>);
 
 /// Seeds of the four targets of deep inspection, and captures as frames.
@@ -253,10 +253,8 @@ fn segment_seeds() -> Vec<Vec<u8>> {
     ];
     let dns = piece(0x42, 0, b"\x07\x07\x01\0\0\x01\0\0\0\0\0\0\x01a\x02bc\0\0\x01\0\x01");
     let fragment = b"\x45\0\0\x24\0\x07\x20\0\x40\x11\0\0\x0a\0\0\x01\x0a\0\0\x02\0\x35\0\x35\0\x20\0\0abababab";
-    [[vec![0], http.concat()].concat(), [vec![0x41], overlaps.concat()].concat(), [vec![2], dns].concat()]
-        .into_iter()
-        .chain([[vec![4], piece(0x01, 0, fragment)].concat()])
-        .collect()
+    let seed = |settings: u8, pieces: &[Vec<u8>]| [vec![settings], pieces.concat()].concat();
+    vec![seed(0, &http), seed(0x41, &overlaps), seed(2, &[dns]), seed(4, &[piece(0x01, 0, fragment)])]
 }
 
 /// Read a capture through a sensor, check the invariants, return the number of frames.

@@ -117,9 +117,9 @@ impl Flow {
             for way in Way::BOTH {
                 transaction.progress(way);
                 for nth in [0, 1, 2, 1023] {
-                    for index in 0..self.protocol.numbers.len() {
-                        let _ = transaction.number(index, way, nth);
-                    }
+                    (0..self.protocol.numbers.len()).for_each(|index| {
+                        transaction.number(index, way, nth);
+                    });
                     for index in 0..self.protocol.buffers.len() {
                         if let Some(view) = transaction.buffer(index, way, nth) {
                             assert!(view.start.checked_add(view.data.len() as u64).is_some());
