@@ -17,8 +17,8 @@ demo: setup ## install what is needed, then show a protected device from end to 
 	@$(ROOT) $(BIN)/tidegate demo $(DEMO)
 
 test: setup setup-test ## install what is needed, then run every test (root for the kernel's part)
-	cd rust && cargo test --quiet --release --workspace --exclude sensor-py
-	cd rust && cargo run --quiet --release -p capture --example fuzz_smoke -- 10
+	cd rust && cargo test --quiet --profile checked --workspace --exclude sensor-py
+	cd rust && cargo run --quiet --profile checked -p capture --example fuzz_smoke -- 10
 	$(ROOT) $(BIN)/python -m pytest $(TESTS)
 
 lint: setup ## ruff, mypy --strict, import contracts, cargo fmt and clippy; warnings are errors

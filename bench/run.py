@@ -1,13 +1,15 @@
 """Runs the benchmarks of all rooms, or of one, and writes ``build/bench/ROOM.json`` and ``bench/RESULTS.md``.
 
 Every ``bench/ROOM.py`` has ``run()``, which returns a list of {name, ours, peer, peer_value, ratio, higher_is_better,
-unit, machine, date}. RESULTS.md is made from the JSON files that are there, so one room can be measured alone.
+unit, machine, date}. RESULTS.md is made from the JSON files that are there, so one room can be measured alone. Plots
+that a room wrote as ``build/bench/ROOM-*.svg`` stand behind its table, and then what ``bench/notes/ROOM.md`` says.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "build" / "bench"
 RESULTS = ROOT / "bench" / "RESULTS.md"
+PLOTS = ROOT / "bench" / "plots"  # build/ is not part of the repository; RESULTS.md and what it shows are
+NOTES = ROOT / "bench" / "notes"
 FIELDS = ("name", "ours", "peer", "peer_value", "ratio", "higher_is_better", "unit", "machine", "date")
 _HEAD = """# Results
 
@@ -53,7 +57,22 @@ def write_results() -> None:
             f"{_number(row['ratio'])} | {row['unit']} |"
             for row in rows
         ]
+        parts += _plots(path.stem) + _notes(path.stem)
     RESULTS.write_text("\n".join(parts) + "\n")
+
+
+def _plots(name: str) -> list[str]:
+    plots = sorted(OUTPUT.glob(f"{name}-*.svg"))
+    if plots:
+        PLOTS.mkdir(exist_ok=True)
+    for plot in plots:
+        shutil.copyfile(plot, PLOTS / plot.name)
+    return [f"\n![{plot.stem}](plots/{plot.name})" for plot in plots]
+
+
+def _notes(name: str) -> list[str]:
+    path = NOTES / f"{name}.md"
+    return [f"\n{path.read_text().rstrip()}"] if path.exists() else []
 
 
 def _number(value: float | None) -> str:

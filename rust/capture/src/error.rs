@@ -17,6 +17,8 @@ pub enum CaptureError {
     NotACapture,
     /// Another process owns the queue of this number.
     QueueBusy(u16),
+    /// Another process owns the log group of this number.
+    LogBusy(u16),
     /// The operating system said no.
     Io(io::Error),
 }
@@ -32,6 +34,7 @@ impl fmt::Display for CaptureError {
             CaptureError::RingTooSmall(bytes) => write!(formatter, "{bytes} bytes are too few for a capture ring"),
             CaptureError::NotACapture => write!(formatter, "the file is neither pcap nor pcapng"),
             CaptureError::QueueBusy(number) => write!(formatter, "another process owns the packet queue {number}"),
+            CaptureError::LogBusy(group) => write!(formatter, "another process owns the packet log group {group}"),
             CaptureError::Io(error) => error.fmt(formatter),
         }
     }

@@ -209,14 +209,7 @@ fn frame(link: Option<Link>, time_us: u64, data: &[u8], wire: u32) -> Record<'_>
     match link {
         Some(link) => {
             let wire_bytes = wire.max(data.len() as u32);
-            Record::Frame(Frame {
-                time_us,
-                data,
-                wire_bytes,
-                link,
-                direction: Direction::Unknown,
-                is_checksum_pending: false,
-            })
+            Record::Frame(Frame { time_us, data, wire_bytes, link, direction: Direction::Unknown })
         }
         None => Record::UnsupportedLink,
     }

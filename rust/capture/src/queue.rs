@@ -1,18 +1,18 @@
 //! NFQUEUE over a raw netlink socket: packets that the kernel holds until we say what becomes of them.
 //!
-//! Sources: Linux include/uapi/linux/netfilter/nfnetlink_queue.h, nfnetlink.h, netlink.h; net/netfilter/
-//! nfnetlink_queue.c. Two flags are left off on purpose. Without `F_FAIL_OPEN` a full queue drops. Without `F_GSO` the
-//! kernel cuts what was joined on the way in into real packets with real checksums before it shows them to us: a verdict
-//! then falls on one segment or datagram, and never on a bundle of them.
+//! Sources: Linux include/uapi/linux/netfilter/nfnetlink_queue.h; net/netfilter/nfnetlink_queue.c. Without `F_FAIL_OPEN`
+//! a full queue drops; it is set only where the caller asks for it. `F_GSO` is never set: the kernel then cuts what was
+//! joined on the way in into real packets with real checksums before it shows them to us, and a verdict falls on one
+//! segment or datagram, never on a bundle of them.
 //!
 //! The kernel wants CAP_NET_ADMIN for each verdict, not only for the binding.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use crate::error::CaptureError;
+use crate::netlink::{Message, Netlink, Received, attributes, error_number, messages, socket, word};
 
 /// Packets that wait for a verdict in the kernel; 1,024 (its own default) are 1.5 MB of full frames.
 const QUEUE_PACKETS: u32 = 1024;
@@ -22,8 +22,6 @@ const RECEIVE_BUFFER_BYTES: libc::c_int = 8 << 20;
 const MESSAGE_BYTES: usize = 65_535 + 1_024;
 /// Packets for which verdicts are collected before they go to the kernel in one call.
 const BATCH_PACKETS: usize = 64;
-/// Patience with the kernel's answer to a configuration message: it answers within the call.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 const SUBSYSTEM: u16 = 3 << 8; // NFNL_SUBSYS_QUEUE
 const MSG_PACKET: u16 = SUBSYSTEM;
@@ -34,6 +32,8 @@ const CFG_PARAMS: u16 = 2;
 const CFG_QUEUE_MAXLEN: u16 = 3;
 const CFG_MASK: u16 = 4;
 const CFG_FLAGS: u16 = 5;
+const FLAG_FAIL_OPEN: u32 = 1;
+const FLAG_GSO: u32 = 4;
 const CMD_BIND: u8 = 1;
 const COPY_PACKET: u8 = 2;
 const ATTR_PACKET_HDR: u16 = 1;
@@ -42,9 +42,7 @@ const ATTR_MARK: u16 = 3;
 const ATTR_PAYLOAD: u16 = 10;
 const ATTR_CAP_LEN: u16 = 13;
 const ATTR_SKB_INFO: u16 = 14;
-const ATTR_TYPE_MASK: u16 = 0x3fff; // without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 const SKB_CHECKSUM_NOT_READY: u32 = 1;
-const HEADER_BYTES: usize = 20; // nlmsghdr, nfgenmsg
 
 /// A packet that waits in the kernel.
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +79,7 @@ pub struct QueueStatistics {
 
 /// One queue that belongs to this process.
 pub struct Queue {
-    socket: OwnedFd,
+    netlink: Netlink,
     number: u16,
     buffer: Vec<u8>,
     verdicts: Vec<u8>,
@@ -89,26 +87,29 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Bind queue `number`; needs CAP_NET_ADMIN. A queue has one owner.
-    pub fn bind(number: u16) -> Result<Queue, CaptureError> {
-        let socket = open_socket()?;
-        let mut queue = Queue {
-            socket,
-            number,
-            buffer: vec![0; MESSAGE_BYTES],
-            verdicts: Vec::with_capacity(BATCH_PACKETS * 40),
-            statistics: File::open("/proc/self/net/netfilter/nfnetlink_queue").ok(),
-        };
+    /// Bind queue `number`; needs CAP_NET_ADMIN. A queue has one owner. What finds it full is dropped, or goes on
+    /// without a verdict where `is_fail_open`.
+    pub fn bind(number: u16, is_fail_open: bool) -> Result<Queue, CaptureError> {
+        let netlink = Netlink::open(RECEIVE_BUFFER_BYTES)?;
+        // a message for which there is no room is a packet dropped and counted, and no reason to stop
+        netlink.set_option(libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS, 1)?;
+        let flags = if is_fail_open { FLAG_FAIL_OPEN } else { 0 };
         // one message binds and sets up, so that no packet comes in between
         let mut message = Message::begin(MSG_CONFIG, libc::NLM_F_REQUEST | libc::NLM_F_ACK, number);
         message.attribute(CFG_CMD, &[CMD_BIND, 0, 0, 0]);
         message.attribute(CFG_PARAMS, &[0, 0, 0xff, 0xff, COPY_PACKET]);
         message.attribute(CFG_QUEUE_MAXLEN, &QUEUE_PACKETS.to_be_bytes());
-        message.attribute(CFG_MASK, &(1_u32 | 4).to_be_bytes()); // F_FAIL_OPEN and F_GSO ...
-        message.attribute(CFG_FLAGS, &0_u32.to_be_bytes()); // ... are off
-        queue.send(&message.finish())?;
-        queue.await_acknowledgement()?;
-        Ok(queue)
+        message.attribute(CFG_MASK, &(FLAG_FAIL_OPEN | FLAG_GSO).to_be_bytes());
+        message.attribute(CFG_FLAGS, &flags.to_be_bytes());
+        netlink.send(&message.finish())?;
+        netlink.await_acknowledgement(CaptureError::QueueBusy(number))?;
+        Ok(Queue {
+            netlink,
+            number,
+            buffer: vec![0; MESSAGE_BYTES],
+            verdicts: Vec::with_capacity(BATCH_PACKETS * 40),
+            statistics: File::open("/proc/self/net/netfilter/nfnetlink_queue").ok(),
+        })
     }
 
     /// Return the number of the queue.
@@ -123,7 +124,7 @@ impl Queue {
         timeout_ms: i32,
         mut decide: impl FnMut(&Waiting<'_>) -> Answer,
     ) -> Result<usize, CaptureError> {
-        if !self.wait(timeout_ms)? {
+        if !self.netlink.wait(timeout_ms)? {
             return Ok(0);
         }
         self.verdicts.clear();
@@ -132,7 +133,7 @@ impl Queue {
         self.buffer = buffer;
         if !self.verdicts.is_empty() {
             let verdicts = std::mem::take(&mut self.verdicts);
-            self.send(&verdicts)?;
+            self.netlink.send(&verdicts)?;
             self.verdicts = verdicts;
         }
         Ok(outcome?)
@@ -156,16 +157,6 @@ impl Queue {
         }
     }
 
-    fn wait(&self, timeout_ms: i32) -> io::Result<bool> {
-        let mut poll = libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: `poll` is one valid pollfd that outlives the call.
-        if unsafe { libc::poll(&mut poll, 1, timeout_ms) } < 0 {
-            let error = io::Error::last_os_error();
-            return if error.kind() == io::ErrorKind::Interrupted { Ok(false) } else { Err(error) };
-        }
-        Ok(poll.revents != 0)
-    }
-
     fn receive_batch(
         &mut self,
         buffer: &mut [u8],
@@ -173,8 +164,9 @@ impl Queue {
     ) -> io::Result<usize> {
         let mut packets = 0;
         while packets < BATCH_PACKETS {
-            let Some(message) = self.receive(buffer)? else { break };
-            for (kind, body) in messages(message) {
+            // what an overrun lost is counted in user_dropped
+            let Received::Datagram(datagram) = self.netlink.receive(buffer)? else { break };
+            for (kind, body) in messages(datagram) {
                 if kind != MSG_PACKET {
                     check_complaint(kind, body)?;
                     continue;
@@ -207,73 +199,6 @@ impl Queue {
             }
         }
         self.verdicts.extend_from_slice(&message.finish());
-    }
-
-    fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        loop {
-            // SAFETY: the kernel reads `bytes.len()` bytes of `bytes`, which outlives the call.
-            let sent = unsafe { libc::send(self.socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) };
-            if sent >= 0 {
-                return Ok(()); // netlink takes a message whole
-            }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
-        }
-    }
-
-    /// Receive one message of the kernel, or nothing where none waits.
-    fn receive<'a>(&self, buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
-        // SAFETY: sockaddr_nl is plain numbers; all zero is a valid value.
-        let mut sender: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
-        let mut length = size_of_val(&sender) as libc::socklen_t;
-        // SAFETY: the kernel writes at most `buffer.len()` bytes into `buffer` and at most `length` into `sender`.
-        let received = unsafe {
-            libc::recvfrom(
-                self.socket.as_raw_fd(),
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-                libc::MSG_DONTWAIT,
-                std::ptr::from_mut(&mut sender).cast(),
-                &mut length,
-            )
-        };
-        if received < 0 {
-            let error = io::Error::last_os_error();
-            return match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(None),
-                _ if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(None), // counted in user_dropped
-                _ => Err(error),
-            };
-        }
-        if sender.nl_pid != 0 {
-            return Ok(Some(&[])); // another process speaks to us: only the kernel is believed
-        }
-        Ok(buffer.get(..received as usize))
-    }
-
-    fn await_acknowledgement(&mut self) -> Result<(), CaptureError> {
-        let deadline = Instant::now() + ANSWER_TIMEOUT;
-        let mut buffer = vec![0; MESSAGE_BYTES];
-        while Instant::now() < deadline {
-            if !self.wait(100)? {
-                continue;
-            }
-            let Some(message) = self.receive(&mut buffer)? else { continue };
-            for (kind, body) in messages(message) {
-                if kind == libc::NLMSG_ERROR as u16 {
-                    return match body.first_chunk::<4>().map(|word| -i32::from_ne_bytes(*word)) {
-                        Some(0) => Ok(()),
-                        // not for want of a capability: the socket's buffer took that before
-                        Some(libc::EPERM | libc::EBUSY) => Err(CaptureError::QueueBusy(self.number)),
-                        Some(number) => Err(io::Error::from_raw_os_error(number).into()),
-                        None => Err(io::Error::from(io::ErrorKind::InvalidData).into()),
-                    };
-                }
-            }
-        }
-        Err(io::Error::from(io::ErrorKind::TimedOut).into())
     }
 }
 
@@ -321,108 +246,29 @@ impl RawSender {
     }
 }
 
-/// A netlink message under construction.
-struct Message(Vec<u8>);
-
-impl Message {
-    fn begin(kind: u16, flags: libc::c_int, queue: u16) -> Message {
-        let mut bytes = vec![0; HEADER_BYTES];
-        bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
-        bytes[6..8].copy_from_slice(&(flags as u16).to_ne_bytes());
-        bytes[18..20].copy_from_slice(&queue.to_be_bytes()); // nfgenmsg.res_id; family and version are 0
-        Message(bytes)
-    }
-
-    fn attribute(&mut self, kind: u16, value: &[u8]) {
-        self.0.extend_from_slice(&((4 + value.len()) as u16).to_ne_bytes());
-        self.0.extend_from_slice(&kind.to_ne_bytes());
-        self.0.extend_from_slice(value);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        let length = self.0.len() as u32;
-        self.0[..4].copy_from_slice(&length.to_ne_bytes());
-        self.0
-    }
-}
-
-/// Return type and body of each message in a datagram.
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let head = bytes.first_chunk::<16>()?;
-        let length = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]) as usize;
-        let body = bytes.get(16..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((u16::from_ne_bytes([head[4], head[5]]), body))
-    })
-}
-
 /// A verdict that came too late is no fault: its packet was flushed. One that we may not give would leave packets waiting.
 fn check_complaint(kind: u16, body: &[u8]) -> io::Result<()> {
-    let number = body.first_chunk::<4>().map_or(0, |word| -i32::from_ne_bytes(*word));
-    match kind == libc::NLMSG_ERROR as u16 && number == libc::EPERM {
-        true => Err(io::Error::from_raw_os_error(number)),
+    match kind == libc::NLMSG_ERROR as u16 && error_number(body) == Some(libc::EPERM) {
+        true => Err(io::Error::from_raw_os_error(libc::EPERM)),
         false => Ok(()),
     }
 }
 
 /// Return the packet's number and the packet, or nothing where the message has no number to answer to.
 fn parse_packet(body: &[u8]) -> Option<(u32, Waiting<'_>)> {
-    let mut rest = body.get(4..)?; // nfgenmsg
     let mut id = None;
     let mut waiting = Waiting { mark: 0, data: &[], is_cut: false, is_checksum_pending: false };
-    while let Some(head) = rest.first_chunk::<4>() {
-        let length = usize::from(u16::from_ne_bytes([head[0], head[1]]));
-        let Some(value) = rest.get(4..length) else { break };
-        let word = value.first_chunk::<4>().map_or(0, |word| u32::from_be_bytes(*word));
-        match u16::from_ne_bytes([head[2], head[3]]) & ATTR_TYPE_MASK {
-            ATTR_PACKET_HDR if value.len() >= 4 => id = Some(word),
-            ATTR_MARK => waiting.mark = word,
+    for (kind, value) in attributes(body) {
+        match kind {
+            ATTR_PACKET_HDR if value.len() >= 4 => id = Some(word(value)),
+            ATTR_MARK => waiting.mark = word(value),
             ATTR_PAYLOAD => waiting.data = value,
             ATTR_CAP_LEN => waiting.is_cut = true,
-            ATTR_SKB_INFO => waiting.is_checksum_pending = word & SKB_CHECKSUM_NOT_READY != 0,
+            ATTR_SKB_INFO => waiting.is_checksum_pending = word(value) & SKB_CHECKSUM_NOT_READY != 0,
             _ => {}
         }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Some((id?, waiting))
-}
-
-fn open_socket() -> Result<OwnedFd, CaptureError> {
-    let socket = socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_NETFILTER)?;
-    // SAFETY: sockaddr_nl is plain numbers; all zero is a valid value, and lets the kernel choose our address.
-    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
-    address.nl_family = libc::AF_NETLINK as u16;
-    // SAFETY: `address` is a sockaddr_nl and the length given is its own.
-    check(unsafe {
-        libc::bind(socket.as_raw_fd(), std::ptr::from_ref(&address).cast(), size_of_val(&address) as libc::socklen_t)
-    })?;
-    // a message for which there is no room is a packet dropped and counted, and no reason to stop
-    set_option(&socket, libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS, 1)?;
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)?;
-    Ok(socket)
-}
-
-fn socket(family: libc::c_int, kind: libc::c_int, protocol: libc::c_int) -> io::Result<OwnedFd> {
-    // SAFETY: no pointers; the result is checked before it becomes an owned descriptor.
-    let descriptor = unsafe { libc::socket(family, kind, protocol) };
-    check(descriptor)?;
-    // SAFETY: the descriptor is fresh and belongs to nobody else.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
-}
-
-fn set_option(socket: &OwnedFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
-    // SAFETY: the kernel reads one integer, which outlives the call.
-    check(unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            std::ptr::from_ref(&value).cast(),
-            size_of_val(&value) as libc::socklen_t,
-        )
-    })
 }
 
 fn send_to<T>(socket: &OwnedFd, packet: &[u8], to: &T) -> bool {
@@ -441,6 +287,42 @@ fn send_to<T>(socket: &OwnedFd, packet: &[u8], to: &T) -> bool {
     sent >= 0
 }
 
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(attributes: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut message = Message::begin(MSG_PACKET, 0, 0);
+        attributes.iter().for_each(|(kind, value)| message.attribute(*kind, value));
+        message.finish().split_off(16)
+    }
+
+    #[test]
+    fn a_packet_is_read_with_what_the_kernel_says_of_it() {
+        let bytes = body(&[
+            (ATTR_PACKET_HDR, &[0, 0, 1, 2, 8, 0, 1]),
+            (ATTR_MARK, &[0, 0, 0, 9]),
+            (ATTR_SKB_INFO, &[0, 0, 0, 1]),
+            (ATTR_PAYLOAD, b"packet"),
+        ]);
+        let told = parse_packet(&bytes).map(|(id, waiting)| (id, waiting.mark, waiting.data.to_vec()));
+        assert_eq!(told, Some((258, 9, b"packet".to_vec())));
+        assert!(parse_packet(&bytes).is_some_and(|(_, waiting)| waiting.is_checksum_pending && !waiting.is_cut));
+    }
+
+    #[test]
+    fn cut_and_flipped_messages_never_panic() {
+        let bytes = body(&[(ATTR_PACKET_HDR, &[0, 0, 1, 2, 8, 0, 1]), (ATTR_PAYLOAD, &[7; 40])]);
+        for end in 0..bytes.len() {
+            let _ = parse_packet(&bytes[..end]);
+        }
+        for at in 0..bytes.len() {
+            for value in [0, 1, 0x7f, 0xff] {
+                let mut flipped = bytes.clone();
+                flipped[at] = value;
+                let _ = parse_packet(&flipped);
+            }
+        }
+        assert!(parse_packet(&[]).is_none(), "no number to answer to");
+    }
 }

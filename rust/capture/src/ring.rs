@@ -20,20 +20,41 @@ pub const BLOCK_BYTES: usize = 128 * 1024;
 const RETIRE_MS: u32 = 50;
 /// Fixed by the kernel: `TPACKET_ALIGNMENT`.
 const FRAME_ALIGNMENT: u32 = 16;
-/// Ethernet, two tags, IPv6 with eight small extension headers, TCP: 256 bytes hold them.
+/// Headers only: Ethernet, two tags, IPv6 with eight small extension headers, TCP. The detectors of scans and floods do
+/// not read payload, and short frames make the ring last longer.
 const HEADER_BYTES: u32 = 256;
-/// What one host hands to its network card at once has up to 64 KiB, which the card cuts into segments.
-const FRAME_BYTES: u32 = 0x1_0000 + HEADER_BYTES;
+/// The largest IP packet and its link headers: what rules read.
+const WHOLE_BYTES: u32 = 65_535 + 64;
 /// Where the socket address stands behind a frame's header: `TPACKET_ALIGN(sizeof(struct tpacket3_hdr))`.
 const ADDRESS_OFFSET: usize = size_of::<libc::tpacket3_hdr>().next_multiple_of(FRAME_ALIGNMENT as usize);
 
-/// How much of each frame is captured.
+/// How much of a frame is captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Snap {
-    /// Enough for all headers: short frames make the ring last longer.
+    /// Link, IP and transport headers.
     Headers,
     /// All of it.
     Whole,
+}
+
+/// How a ring is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct RingOptions {
+    /// The ring has at most so many bytes.
+    pub ring_bytes: usize,
+    /// How much of a frame is captured.
+    pub snap: Snap,
+    /// Rings of one interface and one group share its frames: each flow, both directions and all fragments, goes to one.
+    pub fanout: Option<u16>,
+}
+
+/// What the kernel says of a frame's transport checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checksum {
+    /// Nothing: it has to be computed.
+    Unknown,
+    /// It is right, or left to the network card, or the frame is several that were joined: the field says nothing.
+    Vouched,
 }
 
 /// What the kernel counted since the ring was opened.
@@ -60,17 +81,19 @@ pub struct Ring {
 unsafe impl Send for Ring {}
 
 impl Ring {
-    /// Open a ring of at most `ring_bytes` on `interface`; needs CAP_NET_RAW.
-    pub fn open(interface: &str, ring_bytes: usize, snap: Snap) -> Result<Ring, CaptureError> {
-        let blocks = ring_bytes / BLOCK_BYTES;
+    /// Open a ring on `interface`; needs CAP_NET_RAW.
+    pub fn open(interface: &str, options: &RingOptions) -> Result<Ring, CaptureError> {
+        let blocks = options.ring_bytes / BLOCK_BYTES;
         if blocks < 2 {
-            return Err(CaptureError::RingTooSmall(ring_bytes)); // one to fill while the other is read
+            return Err(CaptureError::RingTooSmall(options.ring_bytes)); // one to fill while the other is read
         }
         let socket = open_socket()?;
         let index = interface_index(interface)?;
         let (link, is_loopback) = interface_link(&socket, interface)?;
         set_option(&socket, libc::SOL_PACKET, libc::PACKET_VERSION, &libc::tpacket_versions::TPACKET_V3)?;
-        set_snap_length(&socket, snap)?;
+        let snap_bytes = if options.snap == Snap::Whole { WHOLE_BYTES } else { HEADER_BYTES };
+        // a group is joined once bound: until then this ring would see what belongs to others
+        set_snap_length(&socket, if options.fanout.is_some() { 0 } else { snap_bytes })?;
         let request = libc::tpacket_req3 {
             tp_block_size: BLOCK_BYTES as u32,
             tp_block_nr: blocks as u32,
@@ -85,6 +108,10 @@ impl Ring {
         let mut ring =
             Ring { socket, memory, blocks, next: 0, link, is_loopback, statistics: RingStatistics::default() };
         ring.bind(index, interface)?;
+        if let Some(group) = options.fanout {
+            join_group(&ring.socket, group)?;
+            set_snap_length(&ring.socket, snap_bytes)?;
+        }
         ring.update_statistics()?; // what arrived before the binding counts for nobody
         ring.statistics = RingStatistics::default();
         Ok(ring)
@@ -108,7 +135,7 @@ impl Ring {
     }
 
     /// Hand every frame of every ready block to `see`, at most one round through the ring; return how many.
-    pub fn drain(&mut self, mut see: impl FnMut(&Frame<'_>)) -> usize {
+    pub fn drain(&mut self, mut see: impl FnMut(&Frame<'_>, Checksum)) -> usize {
         let mut frames = 0;
         for _ in 0..self.blocks {
             if !self.is_ready() {
@@ -162,7 +189,7 @@ impl Ring {
         self.status().load(Ordering::Acquire) & libc::TP_STATUS_USER != 0
     }
 
-    fn read_block(&mut self, see: &mut impl FnMut(&Frame<'_>)) -> usize {
+    fn read_block(&mut self, see: &mut impl FnMut(&Frame<'_>, Checksum)) -> usize {
         // SAFETY: the block is ours until its status is given back (the caller's `Acquire` load saw TP_STATUS_USER), the
         // kernel does not write to it meanwhile, and the slice does not outlive this call.
         let block = unsafe { std::slice::from_raw_parts(self.block().as_ptr(), BLOCK_BYTES) };
@@ -172,7 +199,7 @@ impl Ring {
         for _ in 0..count {
             let Some(header) = block.get(offset..) else { break };
             if let Some(frame) = self.read_frame(header) {
-                see(&frame);
+                see(&frame, checksum_of(word(header, 20))); // tp_status
                 frames += 1;
             }
             match word(header, 0) as usize {
@@ -199,7 +226,6 @@ impl Ring {
             wire_bytes: word(header, 16), // tp_len
             link: self.link,
             direction: if is_outgoing { Direction::Out } else { Direction::In },
-            is_checksum_pending: word(header, 20) & libc::TP_STATUS_CSUMNOTREADY != 0, // tp_status
         })
     }
 
@@ -297,13 +323,25 @@ fn interface_link(socket: &OwnedFd, name: &str) -> Result<(Link, bool), CaptureE
     }
 }
 
-/// A filter of one instruction: "accept, so much of it".
-fn set_snap_length(socket: &OwnedFd, snap: Snap) -> io::Result<()> {
-    let k = match snap {
-        Snap::Headers => HEADER_BYTES,
-        Snap::Whole => FRAME_BYTES,
-    };
-    let mut code = [libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k }];
+/// Frames that were left to the network card on their way out, that it has checked on their way in, or that the kernel
+/// has joined from several (which it does with checked ones only), have no checksum that could be compared.
+fn checksum_of(status: u32) -> Checksum {
+    match status & (libc::TP_STATUS_CSUMNOTREADY | libc::TP_STATUS_CSUM_VALID) {
+        0 => Checksum::Unknown,
+        _ => Checksum::Vouched,
+    }
+}
+
+/// Share the interface with the other rings of the group: by a hash of addresses and ports that is the same for both
+/// directions, with fragments put together before (else all but the first would go by addresses alone).
+fn join_group(socket: &OwnedFd, group: u16) -> io::Result<()> {
+    let mode = libc::PACKET_FANOUT_HASH | libc::PACKET_FANOUT_FLAG_DEFRAG;
+    set_option(socket, libc::SOL_PACKET, libc::PACKET_FANOUT, &(u32::from(group) | mode << 16))
+}
+
+/// A filter of one instruction: "accept, so many bytes of it", or nothing where it is 0.
+fn set_snap_length(socket: &OwnedFd, bytes: u32) -> io::Result<()> {
+    let mut code = [libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: bytes }];
     let program = libc::sock_fprog { len: 1, filter: code.as_mut_ptr() };
     set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
 }

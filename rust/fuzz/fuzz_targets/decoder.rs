@@ -14,7 +14,6 @@ fuzz_target!(|input: &[u8]| {
         wire_bytes: (data.len() + usize::from(*extra)) as u32,
         link: LINKS[usize::from(*link) % LINKS.len()],
         direction: Direction::Unknown,
-        is_checksum_pending: false,
     };
     if let Ok(Decoded::Ip(packet)) = decode(&frame) {
         assert!(packet.payload_bytes <= packet.wire_bytes);

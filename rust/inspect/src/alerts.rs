@@ -130,7 +130,9 @@ impl Inspector {
             crate::memory::write_metadata(&mut json, flow, &detector.rules);
         }
         let history = flow.and_then(|flow| flow.tcp.as_ref()).map(|tcp| &tcp.sides[scene.way as usize].stream.history);
-        let payload = match (found.is_in_stream, history, chunk) {
+        // what a transaction has, its stream has: the packet at hand may only confirm it
+        let is_in_stream = found.is_in_stream || found.transaction.is_some() && layers.protocol == ip::TCP;
+        let payload = match (is_in_stream, history, chunk) {
             (true, Some(history), _) if !history.is_empty() => history.as_slice(),
             (true, _, Some(chunk)) => chunk,
             _ => layers.payload,
@@ -142,7 +144,7 @@ impl Inspector {
         if config.payload_printable && !payload.is_empty() {
             json.text("payload_printable", eve::printable(payload));
         }
-        json.number("stream", u64::from(found.is_in_stream));
+        json.number("stream", u64::from(is_in_stream));
         if config.packet {
             eve::write_packet(&mut json, scene);
         }

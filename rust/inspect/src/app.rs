@@ -36,6 +36,10 @@ impl Looked {
             self.waiting.push(rule);
         }
     }
+
+    fn heap_bytes(&self) -> usize {
+        (self.waiting.capacity() + self.matched.capacity()) * size_of::<u32>()
+    }
 }
 
 /// What the sensor remembers about a transaction.
@@ -322,7 +326,8 @@ impl App {
     /// Bytes on the heap, roughly.
     pub fn heap_bytes(&self) -> usize {
         let parser = self.parser.as_ref().map_or(0, |parser| parser.heap_bytes() + 256);
-        parser + self.tracked.len() * size_of::<Tracked>()
+        let rules = self.tracked.iter().flat_map(|tracked| &tracked.looked).map(Looked::heap_bytes);
+        parser + self.tracked.capacity() * size_of::<Tracked>() + rules.sum::<usize>()
     }
 
     /// Give everything back.

@@ -31,8 +31,13 @@ pub(crate) fn fold(mut total: u32) -> u16 {
     total as u16
 }
 
+fn is_header_right(layers: &Layers<'_>) -> bool {
+    let header = layers.network.get(..layers.network_header_bytes).unwrap_or_default();
+    layers.version != 4 || fold(sum(header, 0)) == 0xffff
+}
+
 /// The sum of what transport checksums cover besides the transport: addresses, protocol, length.
-pub(crate) fn pseudo_header(layers: &Layers<'_>) -> u32 {
+pub(crate) fn pseudo_sum(layers: &Layers<'_>) -> u32 {
     let length = layers.transport.len() as u32;
     let addresses = match layers.version {
         4 => layers.network.get(12..20),
@@ -41,17 +46,25 @@ pub(crate) fn pseudo_header(layers: &Layers<'_>) -> u32 {
     sum(addresses.unwrap_or_default(), u32::from(layers.protocol) + (length & 0xffff) + (length >> 16))
 }
 
+/// Return whether the field holds the sum over the pseudo-header, as the kernel leaves it for the network card to go on.
+pub(crate) fn is_pending(layers: &Layers<'_>) -> bool {
+    let at = match layers.protocol {
+        ip::TCP => 16,
+        ip::UDP => 6,
+        _ => return false,
+    };
+    let field = layers.transport.get(at..).and_then(|rest| rest.first_chunk::<2>());
+    is_header_right(layers) && field == Some(&fold(pseudo_sum(layers)).to_be_bytes())
+}
+
 /// Return whether the transport checksum (and, in IPv4, that of the header) is right.
 pub(crate) fn is_right(layers: &Layers<'_>) -> bool {
-    if layers.version == 4 {
-        let header = layers.network.get(..layers.network_header_bytes).unwrap_or_default();
-        if fold(sum(header, 0)) != 0xffff {
-            return false;
-        }
+    if !is_header_right(layers) {
+        return false;
     }
     match layers.protocol {
         ip::UDP if layers.transport.get(6..8) == Some(&[0, 0]) => layers.version == 4, // RFC 768: none was computed
-        ip::TCP | ip::UDP | ip::ICMPV6 => fold(sum(layers.transport, pseudo_header(layers))) == 0xffff,
+        ip::TCP | ip::UDP | ip::ICMPV6 => fold(sum(layers.transport, pseudo_sum(layers))) == 0xffff,
         ip::ICMP => fold(sum(layers.transport, 0)) == 0xffff,
         _ => true,
     }

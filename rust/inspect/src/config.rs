@@ -60,6 +60,8 @@ pub struct StreamConfig {
     pub chunk: [u64; 2],
     pub overlap: Overlap,
     pub checks_checksums: bool,
+    /// Where many packets at the beginning have wrong checksums, the capturing host left them to its network card.
+    pub believes_captures: bool,
     pub midstream_policy: ExceptionPolicy,
     pub memcap_policy: ExceptionPolicy,
     /// Test aid: the packet of that number finds no memory for its bytes.
@@ -104,6 +106,7 @@ pub struct OutputConfig {
     pub drop_all_flows: bool,
     pub ethernet: bool,
     pub community_id: bool,
+    pub flows: sensor::FlowEvents,
     pub flow_exception_policy: bool,
     pub force_md5: bool,
     pub ipv6_compress: bool,
@@ -151,6 +154,7 @@ impl InspectConfig {
                 overlap: overlap(settings),
                 checks_checksums: settings.flag("stream.checksum-validation", true)
                     && settings.text("checksums") != Some("none"),
+                believes_captures: settings.text("pcap-file.checksum-checks").is_none_or(|text| text == "auto"),
                 midstream_policy: midstream_policy(settings, master, is_midstream, is_ips),
                 memcap_policy: policy("stream.reassembly.memcap-policy"),
                 failing_packet: settings.number("simulate-packet-tcp-reassembly-memcap", 0),
@@ -225,6 +229,11 @@ impl OutputConfig {
             drop_all_flows: settings.text(&format!("{EVE}.types.drop.flows")) == Some("all"),
             ethernet: eve("ethernet", false),
             community_id: eve("community-id", true),
+            flows: match settings.text("tidegate.flow-events") {
+                Some("off") => sensor::FlowEvents::Off,
+                Some("answered") => sensor::FlowEvents::Answered,
+                _ => sensor::FlowEvents::All,
+            },
             flow_exception_policy: eve("types.flow.exception-policy", true),
             force_md5: names.contains("md5"),
             ipv6_compress: eve("ipv6-compress", false),

@@ -13,6 +13,7 @@ use crate::layers::Step;
 pub struct Counters {
     pub packets: u64,
     pub bytes: u64,
+    pub filtered: u64,
     pub invalid: u64,
     pub steps: Vec<u64>,
     pub events: BTreeMap<&'static str, u64>,
@@ -42,6 +43,7 @@ impl Default for Counters {
         Counters {
             packets: 0,
             bytes: 0,
+            filtered: 0,
             invalid: 0,
             steps: vec![0; Step::NAMES.len()],
             events: BTreeMap::new(),

@@ -14,6 +14,12 @@ const MAX_PIECES: usize = 1024;
 const TIMEOUT_US: u64 = 60_000_000;
 /// An IP packet cannot be longer.
 const MAX_PACKET: u32 = 65_535;
+/// What a piece costs besides its bytes: its share of a tree node that is half empty, and an allocation.
+const PIECE_BYTES: usize = 80;
+/// What a packet that is being put together costs besides: its place in the table, its first node, and headers.
+const TRACKER_BYTES: usize = 512;
+/// Packets that are over stay in line until so many more of them than of others are there.
+const MAX_STALE: usize = MAX_TRACKERS;
 
 /// Who wins where two pieces (of a packet, or of a stream) claim the same bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -76,16 +82,21 @@ struct Tracker {
     pieces: BTreeMap<u32, Vec<u8>>,
     total: Option<u32>,
     began_us: u64,
+    serial: u64,
     bytes: usize,
 }
 
 /// Packets that are not complete yet.
 pub struct Defrag {
     trackers: HashMap<Key, Tracker>,
-    order: VecDeque<Key>,
+    /// Oldest first; an entry whose tracker is gone, or is a later one with the same key, is over.
+    order: VecDeque<(Key, u64)>,
+    serial: u64,
     bytes: usize,
     most_bytes: usize,
     policy: Overlap,
+    /// Packets that were given up for others.
+    pub evicted: u64,
 }
 
 /// What became of a fragment.
@@ -99,12 +110,17 @@ pub struct Defragged {
 impl Defrag {
     /// Return an empty table that holds at most `most_bytes` of fragments.
     pub fn new(most_bytes: usize, policy: Overlap) -> Defrag {
-        Defrag { trackers: HashMap::new(), order: VecDeque::new(), bytes: 0, most_bytes, policy }
+        Defrag { trackers: HashMap::new(), order: VecDeque::new(), serial: 0, bytes: 0, most_bytes, policy, evicted: 0 }
     }
 
     /// How many packets are being put together.
     pub fn live(&self) -> usize {
         self.trackers.len()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn waiting_in_line(&self) -> usize {
+        self.order.len()
     }
 
     /// Add one fragment.
@@ -131,8 +147,10 @@ impl Defrag {
         self.make_room(key, length as usize);
         let policy = self.policy;
         let tracker = self.trackers.entry(key).or_insert_with(|| {
-            self.order.push_back(key);
-            Tracker { head: None, pieces: BTreeMap::new(), total: None, began_us: now_us, bytes: 0 }
+            self.serial += 1;
+            self.order.push_back((key, self.serial));
+            self.bytes += TRACKER_BYTES;
+            Tracker::new(now_us, self.serial)
         });
         if tracker.pieces.len() >= MAX_PIECES {
             return nothing(name("ipv4.frag_ignored", "ipv6.frag_ignored"));
@@ -140,7 +158,7 @@ impl Defrag {
         let before = tracker.bytes;
         let has_overlap = tracker.insert(fragment.offset, layers.payload, policy);
         if fragment.offset == 0 {
-            tracker.head = patched_head(layers);
+            tracker.set_head(patched_head(layers));
         }
         if !fragment.has_more && tracker.total.is_none() {
             tracker.total = Some(end);
@@ -158,37 +176,56 @@ impl Defrag {
         if let Some(tracker) = self.trackers.remove(key) {
             self.bytes = self.bytes.saturating_sub(tracker.bytes);
         }
+        // one packet that is never completed must not keep all that came after it in line
+        if self.order.len() > self.trackers.len() + MAX_STALE {
+            let trackers = &self.trackers;
+            self.order.retain(|(key, serial)| trackers.get(key).is_some_and(|tracker| tracker.serial == *serial));
+        }
     }
 
     fn expire(&mut self, now_us: u64) {
-        while let Some(key) = self.order.front().copied() {
-            match self.trackers.get(&key) {
+        while let Some((key, serial)) = self.order.front().copied() {
+            match self.trackers.get(&key).filter(|tracker| tracker.serial == serial) {
                 Some(tracker) if now_us.saturating_sub(tracker.began_us) < TIMEOUT_US => return,
-                _ => {
-                    self.remove(&key);
-                    self.order.pop_front();
-                }
+                Some(_) => self.remove(&key),
+                None => {}
             }
+            self.order.pop_front();
         }
     }
 
     fn make_room(&mut self, wanted: Key, length: usize) {
+        let length = length + PIECE_BYTES + TRACKER_BYTES;
         while (self.bytes + length > self.most_bytes || self.trackers.len() >= MAX_TRACKERS)
-            && let Some(key) = self.order.pop_front()
+            && let Some((key, serial)) = self.order.pop_front()
         {
+            if self.trackers.get(&key).is_none_or(|tracker| tracker.serial != serial) {
+                continue;
+            }
             if key != wanted {
                 self.remove(&key);
-            } else if self.order.is_empty() {
-                self.order.push_back(key);
+                self.evicted += 1;
+                continue;
+            }
+            self.order.push_back((key, serial));
+            if self.trackers.len() == 1 {
                 return;
-            } else {
-                self.order.push_back(key);
             }
         }
     }
 }
 
 impl Tracker {
+    fn new(began_us: u64, serial: u64) -> Tracker {
+        Tracker { head: None, pieces: BTreeMap::new(), total: None, began_us, serial, bytes: TRACKER_BYTES }
+    }
+
+    fn set_head(&mut self, head: Option<Vec<u8>>) {
+        let bytes = |head: &Option<Vec<u8>>| head.as_ref().map_or(0, Vec::len);
+        self.bytes = (self.bytes + bytes(&head)).saturating_sub(bytes(&self.head));
+        self.head = head;
+    }
+
     /// Put `data` at `offset`; return whether bytes were there already.
     fn insert(&mut self, offset: u32, data: &[u8], policy: Overlap) -> bool {
         let new = (u64::from(offset), u64::from(offset) + data.len() as u64);
@@ -210,7 +247,7 @@ impl Tracker {
         for (from, to) in gaps {
             let bytes = data.get((from - new.0) as usize..(to - new.0) as usize).unwrap_or_default();
             if !bytes.is_empty() {
-                self.bytes += bytes.len();
+                self.bytes += bytes.len() + PIECE_BYTES;
                 self.pieces.insert(from as u32, bytes.to_vec());
             }
         }
@@ -220,11 +257,11 @@ impl Tracker {
     /// Take the bytes of `hole` out of the piece that begins at `start`.
     fn cut(&mut self, start: u32, hole: (u64, u64)) {
         let Some(piece) = self.pieces.remove(&start) else { return };
-        self.bytes = self.bytes.saturating_sub(piece.len());
+        self.bytes = self.bytes.saturating_sub(piece.len() + PIECE_BYTES);
         let whole = (u64::from(start), u64::from(start) + piece.len() as u64);
         for (from, to) in without(whole, hole) {
             let bytes = piece.get((from - whole.0) as usize..(to - whole.0) as usize).unwrap_or_default();
-            self.bytes += bytes.len();
+            self.bytes += bytes.len() + PIECE_BYTES;
             self.pieces.insert(from as u32, bytes.to_vec());
         }
     }
@@ -232,6 +269,10 @@ impl Tracker {
     /// Return the whole frame if every byte is there.
     fn whole(&self) -> Option<Vec<u8>> {
         let (total, head) = (self.total?, self.head.as_ref()?);
+        // pieces do not overlap: fewer bytes than there must be are not all of them, and need no copy to see that
+        if self.pieces.values().map(Vec::len).sum::<usize>() < total as usize {
+            return None;
+        }
         let mut frame = head.clone();
         let mut next = 0;
         for (at, piece) in &self.pieces {

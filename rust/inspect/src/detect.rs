@@ -32,6 +32,11 @@ impl Detector {
         Detector { rules, groups, initial }
     }
 
+    /// Bytes that rules and matchers hold, roughly.
+    pub fn heap_bytes(&self) -> usize {
+        self.rules.heap_bytes() + self.groups.heap_bytes()
+    }
+
     /// Data sets, reputation and thresholds as the rules' files have them. They change while packets go by, so the
     /// first inspector gets them; a second one of the same rules begins with empty ones.
     pub fn initial(&self) -> RuleMemory {

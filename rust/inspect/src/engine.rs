@@ -19,7 +19,9 @@ use crate::detect::{Chunk, Detector, Job, Run, Scratch};
 use crate::detectors::Detectors;
 use crate::eve::{Origin, Scene};
 use crate::expected::Announcements;
+use crate::fate::{Checksums, Verdict};
 use crate::feeding::{MOST_FEEDS, hint};
+use crate::filter::Filter;
 use crate::flow::{Ending, Flow, FlowAction, FlowTable, Stage};
 use crate::layers::{self, Layers, Step, ip};
 use crate::memory::RuleMemory;
@@ -47,11 +49,15 @@ pub struct Inspector {
     flows: FlowTable,
     defrag: Defrag,
     pub(crate) announcements: Announcements,
+    filter: Option<Filter>,
+    pub(crate) fate: Verdict,
+    pub(crate) checksums: Checksums,
+    pub(crate) is_file: bool,
+    pub(crate) checked: u64,
+    pub(crate) wrong: u64,
     held: usize,
     pub(crate) number: u64,
     pub(crate) now_us: u64,
-    /// Of the packet at hand, whose transport checksum its own host has not filled in yet.
-    pub(crate) is_checksum_pending: bool,
     first_us: u64,
     next_tick_us: u64,
 }
@@ -80,11 +86,16 @@ impl Inspector {
             flows: FlowTable::new(budget.flows, key, config.uses_vlan),
             defrag: Defrag::new(budget.defrag_bytes, config.stream.overlap),
             announcements: Announcements::default(),
+            filter: None,
+            fate: Verdict::default(),
+            checksums: Checksums::default(),
+            is_file: false,
+            checked: 0,
+            wrong: 0,
             counters: Counters::default(),
             budget,
             held: 0,
             number: 0,
-            is_checksum_pending: false,
             now_us: 0,
             first_us: 0,
             next_tick_us: 0,
@@ -94,8 +105,26 @@ impl Inspector {
         }
     }
 
+    /// Frames come from a capture file, whose checksums may mean nothing; of a wire they always do.
+    pub fn set_file(&mut self) {
+        self.is_file = true;
+    }
+
+    /// Look only at what passes a filter.
+    pub fn set_filter(&mut self, filter: Filter) {
+        self.filter = Some(filter);
+    }
+
     /// Look at one frame. Never panics, whatever it holds.
     pub fn packet(&mut self, frame: &Frame<'_>) {
+        self.packet_verdict(frame, Checksums::Unknown);
+    }
+
+    /// Look at one frame, whose source says this of its checksums, and return what is to become of it.
+    ///
+    /// That is [`Verdict::Accept`] unless the setting `simulate-ips` is on. What is dropped inside a tunnel drops the frame.
+    pub fn packet_verdict(&mut self, frame: &Frame<'_>, checksums: Checksums) -> Verdict {
+        (self.fate, self.checksums) = (Verdict::Accept, checksums);
         self.number += 1;
         self.now_us = frame.time_us.max(if self.number == 1 { 0 } else { self.now_us.min(frame.time_us) });
         if self.first_us == 0 {
@@ -106,10 +135,14 @@ impl Inspector {
         }
         self.counters.packets += 1;
         self.counters.bytes += u64::from(frame.wire_bytes);
-        self.is_checksum_pending = frame.is_checksum_pending;
         let layers = layers::decode(frame.data, frame.link);
         let place = Place { link: frame.link, origin: Origin::Wire, outer: None, parent: None, depth: 0 };
+        if self.filter.as_ref().is_some_and(|filter| !filter.matches(&layers)) {
+            self.counters.filtered += 1;
+            return Verdict::Accept;
+        }
         self.process(&layers, &place);
+        self.fate
     }
 
     /// Let time pass: flows end that were silent for too long.
@@ -148,6 +181,11 @@ impl Inspector {
     /// How many flows there are, and bytes of streams, parsers and fragments.
     pub fn live(&self) -> (usize, usize, usize) {
         (self.flows.live(), self.held, self.defrag.live())
+    }
+
+    /// How many packets that were being put together were given up for others.
+    pub(crate) fn fragments_evicted(&self) -> u64 {
+        self.defrag.evicted
     }
 
     /// Return the statistics as one EVE line.
@@ -494,8 +532,8 @@ impl Inspector {
     }
 
     fn account(&mut self, flow: &mut Flow) {
-        let streams = flow.tcp.as_ref().map_or(0, |tcp| tcp.held() + size_of::<Session>());
-        let now = streams + flow.app.heap_bytes() + flow.state.heap_bytes();
+        let streams = flow.tcp.as_ref().map_or(0, |tcp| tcp.heap_bytes() + size_of::<Session>());
+        let now = streams + flow.app.heap_bytes() + flow.heap_bytes();
         self.held = (self.held + now).saturating_sub(flow.accounted);
         flow.accounted = now;
     }

@@ -19,8 +19,7 @@ impl Inspector {
     pub(crate) fn tcp(&mut self, layers: &Layers<'_>, flow: &mut Flow, step: &mut FlowStep) -> Option<&'static str> {
         // the packet that completes the handshake does not count yet
         step.is_established = flow.tcp.as_ref().is_some_and(|tcp| tcp.state >= State::Established);
-        let is_checked = self.config.stream.checks_checksums && !self.is_checksum_pending;
-        if is_checked && !checksum::is_right(layers) {
+        if self.config.stream.checks_checksums && !self.has_right_checksums(layers) {
             *self.counters.tcp.entry("invalid_checksum").or_default() += 1;
             step.events.push(if layers.version == 4 { "tcpv4.invalid_checksum" } else { "tcpv6.invalid_checksum" });
             return None;
@@ -41,7 +40,8 @@ impl Inspector {
         if let Some(event) = outcome.event {
             *self.counters.events.entry(event).or_default() += 1;
         }
-        step.is_in_stream = outcome.inserted.is_kept;
+        // what was sent again is in the stream already, and was or will be looked at there
+        step.is_in_stream = outcome.inserted.is_kept || outcome.inserted.has_overlap;
         if self.config.stream.is_inline && outcome.inserted.has_conflict {
             step.received = received(layers, &tcp, step.way);
             step.is_in_stream = true;
@@ -202,7 +202,7 @@ fn received(layers: &Layers<'_>, tcp: &Session, way: Way) -> Option<Vec<u8>> {
     let at = layers.transport.as_ptr().addr().checked_sub(layers.frame.as_ptr().addr())?;
     let transport = frame.get_mut(at..at + layers.transport.len())?;
     transport.get_mut(16..18)?.fill(0);
-    let sum = !checksum::fold(checksum::sum(transport, checksum::pseudo_header(layers)));
+    let sum = !checksum::fold(checksum::sum(transport, checksum::pseudo_sum(layers)));
     transport.get_mut(16..18)?.copy_from_slice(&sum.to_be_bytes());
     Some(frame)
 }

@@ -77,6 +77,8 @@ pub enum FlowAction {
 /// Captured values of a flow, and how much of each is kept.
 const MOST_VARIABLES: usize = 16;
 const MOST_VARIABLE_BYTES: usize = 512;
+/// A captured value's place in its list, and two allocations.
+const VARIABLE_BYTES: usize = 80;
 
 /// One flow.
 #[derive(Default)]
@@ -164,6 +166,13 @@ impl Flow {
         } else if list.len() < MOST_VARIABLES {
             list.push((capture.name, value));
         }
+    }
+
+    /// Bytes on the heap of what rules left behind.
+    pub fn heap_bytes(&self) -> usize {
+        let values = self.variables.iter().chain(&self.packet_variables);
+        let values: usize = values.map(|(name, value)| name.len() + value.capacity() + VARIABLE_BYTES).sum();
+        self.state.heap_bytes() + values + self.payload_matches.capacity() * size_of::<u32>()
     }
 
     /// Both sides have sent something.

@@ -20,15 +20,20 @@ mod detectors;
 mod engine;
 mod eve;
 mod expected;
+mod fate;
 mod feeding;
+mod filter;
 mod flow;
 mod groups;
 mod icmp;
 mod layers;
 mod memory;
 mod output;
+#[cfg(test)]
+mod overlap_tests;
 mod policies;
 mod records;
+mod reject;
 mod stats;
 mod stream;
 mod tcp;
@@ -45,4 +50,7 @@ pub use detectors::{
     encode,
 };
 pub use engine::Inspector;
+pub use fate::{Checksums, Verdict};
+pub use filter::Filter;
 pub use layers::{Layers, decode};
+pub use reject::{Replies, encode_rejects};

@@ -6,6 +6,7 @@ use protocols::{COMPLETE, PROTOCOLS, Way};
 use crate::engine::Inspector;
 use crate::eve::{self, Ends, Heading, Scene};
 use crate::flow::Flow;
+use sensor::FlowEvents;
 
 impl Inspector {
     /// What was wrong with a packet, as anomalies, where settings ask for them.
@@ -159,7 +160,12 @@ impl Inspector {
     }
 
     pub(crate) fn log_flow(&mut self, flow: &Flow, ending: crate::flow::Ending) {
-        if !self.lines.config.writes("flow") {
+        let is_wanted = match self.lines.config.flows {
+            FlowEvents::Off => false,
+            FlowEvents::Answered => flow.is_answered(),
+            FlowEvents::All => true,
+        };
+        if !is_wanted || !self.lines.config.writes("flow") {
             return;
         }
         let config = &self.lines.config;

@@ -24,7 +24,9 @@ pub fn line(inspector: &Inspector, uptime_s: u64, budget: &Budget, capture: &Cap
         ("capture.kernel_drops", capture.kernel_drops),
         ("capture.truncated_records", capture.truncated_records),
         ("capture.unsupported_link", capture.unsupported_link),
+        ("capture.overruns", capture.overruns),
         ("decoder.pkts", counters.packets),
+        ("capture.filtered", counters.filtered),
         ("decoder.bytes", counters.bytes),
         ("decoder.invalid", counters.invalid),
         ("flow.refused", counters.flows_refused),
@@ -39,6 +41,7 @@ pub fn line(inspector: &Inspector, uptime_s: u64, budget: &Budget, capture: &Cap
         ("memory.flow_slots", budget.flows as u64),
         ("memory.stream_bytes", budget.stream_bytes as u64),
         ("memory.refused", counters.memory_refused),
+        ("memory.fragments_refused", inspector.fragments_evicted()),
     ] {
         rows.insert(name.to_owned(), value);
     }
@@ -59,6 +62,8 @@ pub fn line(inspector: &Inspector, uptime_s: u64, budget: &Budget, capture: &Cap
         rows.insert("ips.accepted".to_owned(), counters.accepted);
         rows.insert("ips.blocked".to_owned(), counters.blocked);
         rows.insert("ips.rejected".to_owned(), counters.rejected);
+        rows.insert("ips.replies".to_owned(), capture.replies);
+        rows.insert("ips.replies_suppressed".to_owned(), capture.replies_suppressed);
         for reason in ["rules", "flow_drop"] {
             rows.insert(format!("ips.drop_reason.{reason}"), 0);
         }

@@ -7,6 +7,8 @@ use crate::defrag::{Overlap, without};
 
 /// Stretches that wait for a gap before them; the peer's window holds no more segments than this in practice.
 const MAX_BLOCKS: usize = 256;
+/// What an allocation costs besides its bytes, at most: the allocator's header, and its least size of 32.
+const ALLOCATION_BYTES: usize = 24;
 
 #[derive(Debug)]
 struct Block {
@@ -62,9 +64,16 @@ pub struct Inserted {
 }
 
 impl Stream {
-    /// Bytes held.
+    /// Bytes of the stream that are held.
+    #[cfg(test)]
     pub fn held(&self) -> usize {
         self.held
+    }
+
+    /// Bytes on the heap, what allocations cost included: a sender may cut its stream into single bytes.
+    pub fn heap_bytes(&self) -> usize {
+        let blocks: usize = self.blocks.iter().map(|block| block.data.capacity() + ALLOCATION_BYTES).sum();
+        blocks + self.blocks.capacity() * size_of::<Block>() + self.history.capacity()
     }
 
     /// Put a segment in. `depth` (0: none) is where the sensor stops looking.

@@ -167,9 +167,9 @@ impl Session {
         &mut self.sides[way as usize]
     }
 
-    /// Bytes of stream held.
-    pub fn held(&self) -> usize {
-        self.sides.iter().map(|side| side.stream.held()).sum()
+    /// Bytes on the heap.
+    pub fn heap_bytes(&self) -> usize {
+        self.sides.iter().map(|side| side.stream.heap_bytes()).sum()
     }
 
     /// Account a packet.

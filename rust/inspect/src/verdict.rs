@@ -150,6 +150,7 @@ impl Inspector {
             self.counters.accepted += 1;
             return;
         }
+        self.note_drop(fate.reject, scene.outer.is_some());
         self.counters.blocked += 1;
         *self.counters.drops.entry(fate.reason).or_default() += 1;
         let cause = alerts.iter().find(|found| Some(found.rule) == fate.dropped_by).copied();
@@ -158,6 +159,7 @@ impl Inspector {
 
     /// A packet is dropped without a look at rules.
     pub(crate) fn drop_packet(&mut self, scene: &Scene<'_>, reason: &'static str, flow: Option<&mut Flow>) {
+        self.note_drop(None, scene.outer.is_some());
         self.counters.blocked += 1;
         *self.counters.drops.entry(reason).or_default() += 1;
         let fate = Fate { is_dropped: true, reason, ..Fate::default() };

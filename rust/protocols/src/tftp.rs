@@ -1,20 +1,20 @@
-//! TFTP (RFC 1350): which files are asked for.
-//!
-//! Promises: a transaction for each request. Leaves to others: the data, which goes to ports that only the answer shows.
+//! TFTP (RFC 1350): requests to read and to write. Their data goes between other ports, in a flow of its own.
 
-use std::any::Any;
-
-use memchr::memchr;
-
+use crate::framed::{Dialect, Frame, Framed, buffer, cut, number};
+use crate::pair::{Pair, Said, records, sort};
 use crate::{
-    COMPLETE, Json, ParseError, Parser, Probe, Protocol, RecordInfo, Settings, Start, Transaction, Transactions,
-    Transport, View, Way,
+    BufferInfo, Json, NumberInfo, ParseError, Probe, Protocol, Reader, RecordInfo, Start, Transactions, Transport, Way,
 };
 
-/// Requests that wait for a look.
-const MOST_TRANSACTIONS: usize = 16;
-/// RFC 1350 section 5.
-static MODES: &[&[u8]] = &[b"netascii", b"octet", b"mail"];
+/// RFC 2347: a request with all its options is at most this long.
+const MOST_REQUEST: usize = 512;
+
+const MODES: [&[u8]; 3] = [b"netascii", b"octet", b"mail"];
+const OPCODES: &[(&str, u64)] = &[("read", 1), ("write", 2), ("data", 3), ("ack", 4), ("error", 5), ("oack", 6)];
+
+static BUFFERS: [BufferInfo; 2] = [buffer("tftp.file"), buffer("tftp.mode")];
+static NUMBERS: [NumberInfo; 1] = [number("tftp.opcode", 16, OPCODES)];
+static RECORDS: [RecordInfo; 2] = records("tftp");
 
 /// TFTP.
 pub static PROTOCOL: Protocol = Protocol {
@@ -23,130 +23,125 @@ pub static PROTOCOL: Protocol = Protocol {
     transports: &[Transport::Udp],
     ports: &[69],
     probe,
-    parser: |_: &Settings, _| Box::new(Tftp { transactions: Transactions::new(MOST_TRANSACTIONS) }),
-    buffers: &[],
-    numbers: &[],
+    parser: |_, transport| Box::new(Framed::new(Tftp, transport)),
+    buffers: &BUFFERS,
+    numbers: &NUMBERS,
     keywords: &[],
     states: &[],
-    records: &[RecordInfo { event_type: "tftp", to_server: COMPLETE, to_client: COMPLETE, way: Way::ToServer }],
+    records: &RECORDS,
     events: &[],
 };
 
 fn probe(start: &Start<'_>) -> Probe {
-    if Request::parse(start.data).is_some() { Probe::Yes } else { Probe::No }
+    let is_request =
+        start.way == Way::ToServer && Request::read(start.data).is_some_and(|request| !request.file.is_empty());
+    // file, mode and both their ends are evidence on any port, but a name that nobody can type is none
+    if is_request { Probe::Yes } else { Probe::No }
 }
 
-struct Tftp {
-    transactions: Transactions<Request>,
+struct Tftp;
+
+impl Dialect for Tftp {
+    type Unit = Pair<Request>;
+    const FLOODED: Option<u8> = None;
+
+    fn frame(&mut self, _way: Way, _data: &[u8]) -> Result<Frame, ParseError> {
+        Err(ParseError("TFTP is a protocol of datagrams"))
+    }
+
+    fn read(
+        &mut self,
+        way: Way,
+        bytes: &[u8],
+        _is_cut: bool,
+        units: &mut Transactions<Pair<Request>>,
+    ) -> Result<(), ParseError> {
+        match Request::read(bytes) {
+            Some(request) => sort(units, way, request, None),
+            None => Ok(()), // data, acknowledgements and errors say nothing that is not in the request
+        }
+    }
 }
 
 struct Request {
-    is_write: bool,
-    file: Box<[u8]>,
-    mode: Box<[u8]>,
+    opcode: u16,
+    file: Vec<u8>,
+    mode: Vec<u8>,
 }
 
 impl Request {
-    fn parse(data: &[u8]) -> Option<Request> {
-        let (is_write, rest) = match data {
-            [0, 1, rest @ ..] => (false, rest),
-            [0, 2, rest @ ..] => (true, rest),
-            _ => return None,
-        };
-        let end = memchr(0, rest)?;
-        let (file, rest) = (rest.get(..end)?, rest.get(end + 1..)?);
-        let mode = rest.get(..memchr(0, rest)?)?;
-        let is_mode = MODES.iter().any(|known| mode.eq_ignore_ascii_case(known));
-        (is_mode && !file.is_empty()).then(|| Request { is_write, file: file.into(), mode: mode.into() })
+    fn read(data: &[u8]) -> Option<Request> {
+        let mut reader = Reader::new(data.get(..MOST_REQUEST).unwrap_or(data));
+        let opcode = reader.be16().filter(|opcode| matches!(opcode, 1 | 2))?;
+        let mut parts = reader.rest().split(|byte| *byte == 0);
+        let (file, mode) = (parts.next()?, parts.next()?);
+        parts.next()?; // the zero behind the mode
+        let is_name = file.iter().all(|byte| *byte >= b' ' && *byte != 0x7f);
+        let is_mode = MODES.iter().any(|known| known.eq_ignore_ascii_case(mode));
+        (is_name && is_mode).then(|| Request { opcode, file: cut(file, MOST_REQUEST), mode: mode.to_vec() })
     }
 }
 
-impl Parser for Tftp {
-    fn parse(&mut self, way: Way, data: &[u8], _is_end: bool) -> Result<usize, ParseError> {
-        if let Some(request) = Request::parse(data).filter(|_| way == Way::ToServer) {
-            self.transactions.push(request).ok_or(ParseError("too many requests"))?;
+impl Said for Request {
+    const NAME: &'static str = "tftp";
+    const IS_PAIRED: bool = false;
+
+    fn buffer(&self, index: usize, nth: usize) -> Option<&[u8]> {
+        match (index, nth) {
+            (0, 0) => Some(&self.file),
+            (1, 0) => Some(&self.mode),
+            _ => None,
         }
-        Ok(data.len())
     }
 
-    fn range(&self) -> (u64, u64) {
-        self.transactions.range()
+    fn number(&self, index: usize, nth: usize) -> Option<u64> {
+        (index == 0 && nth == 0).then(|| u64::from(self.opcode))
     }
 
-    fn transaction(&self, id: u64) -> Option<&dyn Transaction> {
-        self.transactions.get(id).map(|request| request as _)
-    }
-
-    fn remove(&mut self, id: u64) {
-        self.transactions.remove(id);
-    }
-
-    fn finish(&mut self) {}
-
-    fn heap_bytes(&self) -> usize {
-        let (first, end) = self.transactions.range();
-        let requests = (first..end).filter_map(|id| self.transactions.get(id));
-        requests.map(|request| request.file.len() + request.mode.len() + size_of::<Request>()).sum()
-    }
-}
-
-impl Transaction for Request {
-    fn progress(&self, _way: Way) -> u8 {
-        COMPLETE
-    }
-
-    fn buffer(&self, _index: usize, _way: Way, _nth: usize) -> Option<View<'_>> {
-        None
-    }
-
-    fn log(&self, _record: Option<usize>, json: &mut Json) {
-        json.open("tftp");
-        json.text("packet", if self.is_write { "write" } else { "read" });
+    fn log(&self, json: &mut Json) {
+        json.text("packet", if self.opcode == 1 { "read" } else { "write" });
         json.text("file", &self.file);
         json.text("mode", &self.mode);
-        json.close();
     }
 
-    fn as_any(&self) -> &dyn Any {
-        self
+    fn heap_bytes(&self) -> usize {
+        self.file.capacity() + self.mode.capacity()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{Talk, feed, json, torture};
+
+    fn talk() -> Talk {
+        vec![
+            (Way::ToServer, b"\0\x01boot.bin\0octet\0blksize\x001024\0".to_vec()),
+            (Way::ToClient, b"\0\x03\0\x01data".to_vec()),
+            (Way::ToServer, b"\0\x02up.cfg\0NetASCII\0".to_vec()),
+        ]
+    }
 
     #[test]
-    fn requests_are_told_and_nothing_else() {
-        let mut parser = (PROTOCOL.parser)(&Settings::default(), Transport::Udp);
-        for data in [&b"\0\x01rfc1350.txt\0octet\0"[..], b"\0\x02up\0NETASCII\0blksize\x001024\0", b"\0\x03\0\x01data"]
-        {
-            assert_eq!(parser.parse(Way::ToServer, data, true), Ok(data.len()));
-        }
+    fn requests_are_told() {
+        let parser = feed(&PROTOCOL, Transport::Udp, &talk(), 0);
         assert_eq!(parser.range(), (0, 2));
-        let mut out = String::new();
-        parser.transaction(0).inspect(|request| request.log(None, &mut Json::inside(&mut out, false)));
-        assert_eq!(out, r#""tftp":{"packet":"read","file":"rfc1350.txt","mode":"octet"}"#);
+        assert_eq!(json(&*parser, 0), r#""tftp":{"packet":"read","file":"boot.bin","mode":"octet"}"#);
+        assert_eq!(json(&*parser, 1), r#""tftp":{"packet":"write","file":"up.cfg","mode":"NetASCII"}"#);
     }
 
     #[test]
-    fn only_whole_requests_are_recognised() {
-        for (data, expected) in [
-            (&b"\0\x01a\0octet\0"[..], Probe::Yes),
-            (b"\0\x01a\0octet", Probe::No),
-            (b"\0\x01\0octet\0", Probe::No),
-            (b"\0\x01a\0other\0", Probe::No),
-            (b"\0\x03\0\x01", Probe::No),
-            (b"\0", Probe::No),
-        ] {
-            let start = Start { data, way: Way::ToServer, transport: Transport::Udp, is_usual_port: true };
-            assert_eq!(probe(&start), expected, "{data:?}");
+    fn the_probe_is_strict() {
+        let probe =
+            |data: &[u8]| probe(&Start { data, way: Way::ToServer, transport: Transport::Udp, is_usual_port: true });
+        assert_eq!(probe(b"\0\x01a\0octet\0"), Probe::Yes);
+        for bytes in [&b"\0\x01a\0octet"[..], b"\0\x01\0octet\0", b"\0\x01a\0binary\0", b"\0\x03\0\x01", b"\0"] {
+            assert_eq!(probe(bytes), Probe::No);
         }
     }
 
     #[test]
-    fn bent_requests_never_panic() {
-        let make = || (PROTOCOL.parser)(&Settings::default(), Transport::Udp);
-        crate::line::mutation::run(b"\0\x01rfc1350.txt\0octet\0", b"\0\x05\0\x01no\0", 2000, 4096, make);
+    fn mutations_do_no_harm() {
+        torture(&PROTOCOL, Transport::Udp, &talk(), 1 << 20);
     }
 }

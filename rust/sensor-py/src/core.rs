@@ -5,6 +5,7 @@ use std::hash::RandomState;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
+use inspect::{Checksums, Verdict};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use sensor::{Address, CaptureCounters, Frame, Proof, SipKey};
@@ -33,11 +34,18 @@ impl Core {
     /// Look at one frame.
     #[inline]
     pub fn packet(&mut self, frame: &Frame<'_>) {
+        self.verdict(frame, Checksums::Unknown);
+    }
+
+    /// Look at one frame whose source says this of its checksums; return what is to become of it.
+    #[inline]
+    pub fn verdict(&mut self, frame: &Frame<'_>, checksums: Checksums) -> Verdict {
         if let Some(tally) = &mut self.tally {
             tally.packet(frame);
         }
-        if let Some(inspector) = &mut self.inspector {
-            inspector.packet(frame);
+        match &mut self.inspector {
+            Some(inspector) => inspector.packet_verdict(frame, checksums),
+            None => Verdict::Accept,
         }
     }
 

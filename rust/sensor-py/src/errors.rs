@@ -32,7 +32,7 @@ impl Failure {
     }
 
     pub fn queue_permission() -> Failure {
-        let message = "packet queues need the capability CAP_NET_ADMIN".to_owned();
+        let message = "packet queues and packet logs need the capability CAP_NET_ADMIN".to_owned();
         Failure { code: "ids.queue.permission", message }
     }
 
@@ -50,6 +50,7 @@ impl From<CaptureError> for Failure {
             CaptureError::RingTooSmall(_) => "ids.config.invalid",
             CaptureError::NotACapture => "ids.capture.not-a-capture",
             CaptureError::QueueBusy(_) => "ids.queue.busy",
+            CaptureError::LogBusy(_) => "ids.log.busy",
             CaptureError::Io(_) => "ids.capture.failed",
         };
         Failure { code, message: error.to_string() }

@@ -82,7 +82,7 @@ impl InlineQueue {
             let random = RandomState::new(); // keyed by the kernel's generator
             let key = SipKey([random.hash_one(1_u64), random.hash_one(2_u64)]);
             let inspector = Inspector::new(&parse_rules(config_json)?, key);
-            let queue = Queue::bind(queue_number).map_err(queue_failure)?;
+            let queue = Queue::bind(queue_number, false).map_err(netfilter_failure)?;
             let started = Instant::now();
             let worker =
                 Worker { queue, sender: RawSender::open().ok(), inspector, started, next_tick: started + TICK };
@@ -162,7 +162,8 @@ fn parse_rules(config_json: &str) -> Result<RuleSet, Failure> {
     Ok(rules)
 }
 
-fn queue_failure(error: CaptureError) -> Failure {
+/// What lacks here is another capability than for packet sockets.
+pub fn netfilter_failure(error: CaptureError) -> Failure {
     match error {
         CaptureError::Permission => Failure::queue_permission(),
         other => Failure::from(other),
@@ -173,6 +174,6 @@ fn elapsed_us(started: Instant) -> u64 {
     started.elapsed().as_micros() as u64
 }
 
-fn time_us() -> u64 {
+pub fn time_us() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_micros() as u64)
 }

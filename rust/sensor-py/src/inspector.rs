@@ -2,9 +2,10 @@
 
 use std::sync::{Arc, Mutex};
 
-use inspect::{Detector, Inspector as Deep};
+use inspect::{Detector, Filter, Inspector as Deep};
 use protocols::{Settings, Transport};
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use sensor::CaptureCounters;
 use serde::Deserialize;
 use serde_json::json;
@@ -15,6 +16,8 @@ use crate::config::parse_config;
 use crate::core::{Core, random_key};
 use crate::errors::{Failure, detached, lock};
 
+/// What is needed besides the rules: the least of the tally and as much for flows and streams.
+const LEAST_BYTES: usize = 4 << 20;
 /// The part of the memory number that goes to detectors of scans and floods, where both run.
 const TALLY_PERCENT: usize = 25;
 
@@ -47,13 +50,10 @@ pub struct RuleSet {
 
 #[pymethods]
 impl RuleSet {
-    /// Read rule files, given as name and bytes. What a rule names is read through `files`.
+    /// Read rule files: `sources` is iterated over for their names and bytes, so that one is in memory at a time. What a
+    /// rule names is read through `files`.
     #[new]
-    fn new(
-        sources: Vec<(String, Vec<u8>)>,
-        settings: Vec<(String, String)>,
-        files: Bound<'_, PyAny>,
-    ) -> PyResult<RuleSet> {
+    fn new(sources: Bound<'_, PyAny>, settings: Vec<(String, String)>, files: Bound<'_, PyAny>) -> PyResult<RuleSet> {
         let settings = settings_from(&settings);
         let named = NamedFiles { callback: files };
         let text = |name: &str| settings.text(name).map(str::to_owned);
@@ -70,10 +70,13 @@ impl RuleSet {
             thresholds: &thresholds,
             files: &named,
         };
-        let texts: Vec<Source<'_>> = sources.iter().map(|(name, text)| Source { name, text }).collect();
-        let rules = signatures::RuleSet::load(&texts, &environment);
-        let sources = sources.iter().map(|(name, _)| name.clone()).collect();
-        Ok(RuleSet { detector: Arc::new(Detector::new(rules)), sources })
+        let (mut loader, mut names) = (signatures::Loader::new(&environment), Vec::new());
+        for source in sources.try_iter()? {
+            let (name, text): (String, PyBackedBytes) = source?.extract()?;
+            loader.add(Source { name: &name, text: &text });
+            names.push(name);
+        }
+        Ok(RuleSet { detector: Arc::new(Detector::new(loader.finish())), sources: names })
     }
 
     /// Return the load report as JSON: totals, and each rule that was not loaded as written.
@@ -209,12 +212,18 @@ impl Inspector {
         let detector = rules.map(|rules| Arc::clone(&rules.detector));
         detached(py, move || {
             let settings = settings_from(&settings);
-            let mut left = memory_bytes;
+            let rules = detector.as_ref().map_or(0, |detector| detector.heap_bytes());
+            let Some(mut left) = memory_bytes.checked_sub(rules).filter(|left| *left >= LEAST_BYTES) else {
+                let needed = (rules + LEAST_BYTES).div_ceil(1 << 20);
+                return Err(Failure::config(format!(
+                    "the rules leave too little: memory must be at least {needed}MiB"
+                )));
+            };
             let is_on = |name: &str| settings.flag(name, true);
             let wants_tally = is_on("tidegate.detectors.scan") || is_on("tidegate.detectors.flood");
             let tally = match is_on("detectors.enabled") && wants_tally {
                 true => {
-                    let share = memory_bytes / 100 * TALLY_PERCENT;
+                    let share = (left / 100 * TALLY_PERCENT).max(LEAST_BYTES / 2);
                     left -= share;
                     let mut config = parse_config(settings.text("detectors.config").unwrap_or("{}"))?;
                     config.memory_bytes = share;
@@ -224,7 +233,13 @@ impl Inspector {
                 false => None,
             };
             let tells_peers = settings.flag("tidegate.peers", false);
-            let inspector = Some(Deep::new(settings, detector, left, random_key()));
+            let filter = settings.text("bpf-filter").map(Filter::parse).transpose();
+            let filter = filter.map_err(|error| Failure::config(format!("bpf-filter: {error}")))?;
+            let mut inspector = Deep::new(settings, detector, left, random_key());
+            if let Some(filter) = filter {
+                inspector.set_filter(filter);
+            }
+            let inspector = Some(inspector);
             let core = Core { tally, inspector, capture: CaptureCounters::default(), tells_peers };
             Ok(Inspector { core: Arc::new(Mutex::new(core)), reader: Mutex::new(None), has_begun: Mutex::new(false) })
         })
@@ -236,6 +251,9 @@ impl Inspector {
             let mut guard = lock(&self.reader)?;
             if !std::mem::replace(&mut *lock(&self.has_begun)?, true) {
                 *guard = Some(FileReader::open(path)?);
+                if let Some(inspector) = &mut lock(&self.core)?.inspector {
+                    inspector.set_file();
+                }
             }
             let Some(reader) = guard.as_mut() else { return Ok(None) };
             let mut core = lock(&self.core)?;

@@ -9,6 +9,7 @@ mod core;
 mod errors;
 mod inline;
 mod inspector;
+mod prevention;
 
 use pyo3::pymodule;
 
@@ -16,7 +17,7 @@ use pyo3::pymodule;
 #[pymodule]
 mod _sensor {
     #[pymodule_export]
-    use super::captures::{FileCapture, LiveCapture};
+    use super::captures::{FileCapture, LiveCapture, LogCapture};
     #[pymodule_export]
     use super::core::Sensor;
     #[pymodule_export]
@@ -25,4 +26,6 @@ mod _sensor {
     use super::inline::{FieldStream, InlineQueue};
     #[pymodule_export]
     use super::inspector::{Inspector, RuleSet};
+    #[pymodule_export]
+    use super::prevention::InlineInspector;
 }

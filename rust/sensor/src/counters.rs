@@ -73,4 +73,10 @@ pub struct CaptureCounters {
     pub kernel_drops: u64,
     pub truncated_records: u64,
     pub unsupported_link: u64,
+    /// How often a packet log's buffer was full; what was lost is in `kernel_drops`.
+    pub overruns: u64,
+    /// Resets and ICMP errors that told an end that its packet was refused.
+    pub replies: u64,
+    /// Those beyond the rate limit, which were not sent.
+    pub replies_suppressed: u64,
 }

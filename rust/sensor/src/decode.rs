@@ -72,8 +72,6 @@ pub struct Frame<'a> {
     pub link: Link,
     /// Which way it went.
     pub direction: Direction,
-    /// The capturing host left the transport checksum to its network card: it is not filled in yet, and is no error.
-    pub is_checksum_pending: bool,
 }
 
 /// An IPv4 address in its mapped form, or an IPv6 address. Mapped addresses inside IPv6 packets are refused by the

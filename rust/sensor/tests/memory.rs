@@ -48,7 +48,6 @@ fn a_hostile_stream_does_not_grow_the_process() {
             wire_bytes: 54,
             link: Link::Ethernet,
             direction: Direction::In,
-            is_checksum_pending: false,
         });
         if number == PACKETS / 2 {
             halfway = resident_bytes();

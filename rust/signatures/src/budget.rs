@@ -224,7 +224,7 @@ fn together(
     found
 }
 
-fn bytes(rule: &Signature) -> usize {
+pub(crate) fn bytes(rule: &Signature) -> usize {
     let texts = rule.message.len().saturating_add(rule.metadata.len());
     let references: usize = rule.references.iter().map(|(system, id)| system.len().saturating_add(id.len())).sum();
     let buffers = rule.packet_buffers.len().saturating_add(usize::from(rule.payload.is_some()));

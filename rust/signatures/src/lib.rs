@@ -46,6 +46,6 @@ pub use number::{Choice, Comparison};
 pub use packet_test::{AppState, AppTest, AppView, Bits, PacketTest, Side};
 pub use pcre::{Capture, CaptureScope, Pcre, Regexes};
 pub use prefilter::{Found, Pattern, Prefilter};
-pub use ruleset::{Entry, Environment, Files, Outcome, RuleSet, Source};
+pub use ruleset::{Entry, Environment, Files, Loader, Outcome, RuleSet, Source};
 pub use threshold::{Decision, Limit, Threshold, Thresholds, Track};
 pub use transform::Transform;

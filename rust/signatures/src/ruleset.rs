@@ -105,17 +105,23 @@ impl RuleSet {
         sources: &[Source<'_>],
         environment: &Environment<'_>,
     ) -> RuleSet {
-        let mut loader = Loader::new(protocols, environment);
-        for (index, source) in sources.iter().enumerate() {
-            for (line, text) in rule_lines(source.text) {
-                loader.rule(source.name, index, line, &text);
-            }
+        let mut loader = Loader::for_protocols(protocols, environment);
+        for source in sources {
+            loader.add(*source);
         }
-        loader.finish(environment)
+        loader.finish()
+    }
+
+    /// Bytes that the rules hold, roughly.
+    pub fn heap_bytes(&self) -> usize {
+        self.signatures.iter().map(crate::budget::bytes).sum()
     }
 }
 
-struct Loader<'a> {
+/// Reads rules file by file, so that no more than one need be in memory.
+pub struct Loader<'a> {
+    environment: &'a Environment<'a>,
+    sources: usize,
     compiler: Compiler<'a>,
     rules: Vec<Loaded>,
     places: HashMap<(u32, u32), usize>,
@@ -123,7 +129,20 @@ struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    fn new(protocols: &'static [&'static Protocol], environment: &Environment<'a>) -> Loader<'a> {
+    /// Begin with no rules.
+    pub fn new(environment: &'a Environment<'a>) -> Loader<'a> {
+        Loader::for_protocols(PROTOCOLS, environment)
+    }
+
+    /// Read a file. What cannot be read stands in the report.
+    pub fn add(&mut self, source: Source<'_>) {
+        for (line, text) in rule_lines(source.text) {
+            self.rule(source.name, self.sources, line, &text);
+        }
+        self.sources += 1;
+    }
+
+    fn for_protocols(protocols: &'static [&'static Protocol], environment: &'a Environment<'a>) -> Loader<'a> {
         let mut set = RuleSet::default();
         let (classes, broken) = Classes::read(environment.classification);
         for line in broken {
@@ -145,14 +164,14 @@ impl<'a> Loader<'a> {
             reputation,
             shared: Shared::default(),
         };
-        Loader { compiler, rules: Vec::new(), places: HashMap::new(), set }
+        Loader { environment, sources: 0, compiler, rules: Vec::new(), places: HashMap::new(), set }
     }
 
     fn rule(&mut self, source: &str, index: usize, line: u32, text: &str) {
         let compiled = parse_rule(text).and_then(|rule| self.compiler.compile(&rule));
         let result = compiled.and_then(|mut compiled| {
             compiled.signature.origin = (u16::try_from(index).unwrap_or(u16::MAX), line);
-            self.add(compiled)
+            self.keep(compiled)
         });
         match result {
             Ok((_, notes)) if notes.is_empty() => self.set.loaded = self.set.loaded.saturating_add(1),
@@ -162,7 +181,7 @@ impl<'a> Loader<'a> {
     }
 
     /// Of two rules with the same ids the one with the higher revision counts.
-    fn add(&mut self, compiled: Compiled) -> Result<(u32, Vec<String>), String> {
+    fn keep(&mut self, compiled: Compiled) -> Result<(u32, Vec<String>), String> {
         let Compiled { signature, notes, bits } = compiled;
         let (id, sid) = ((signature.gid, signature.sid), signature.sid);
         match self.places.get(&id).and_then(|place| self.rules.get_mut(*place)) {
@@ -176,7 +195,9 @@ impl<'a> Loader<'a> {
         Ok((sid, notes))
     }
 
-    fn finish(self, environment: &Environment<'_>) -> RuleSet {
+    /// Sort the rules.
+    pub fn finish(self) -> RuleSet {
+        let environment = self.environment;
         let mut set = self.set;
         set.signatures = sorted(self.rules, &action_order(environment.settings));
         set.classes = self.compiler.classes.list;

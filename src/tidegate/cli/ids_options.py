@@ -73,7 +73,8 @@ def has_engine() -> bool:
 def wants_engine(arguments: argparse.Namespace) -> bool:
     """Say whether something was asked for that scan and flood detection alone cannot do."""
     names = ("rules", "settings", "config", "checksums", "simulate_ips", "filter")
-    return has_engine() or any(getattr(arguments, name) for name in names)
+    is_from_firewall = getattr(arguments, "interface", "") is None
+    return has_engine() or is_from_firewall or any(getattr(arguments, name) for name in names)
 
 
 def read_settings(arguments: argparse.Namespace) -> tuple[tuple[Setting, ...], tuple[Path, ...]]:
@@ -92,8 +93,8 @@ def read_settings(arguments: argparse.Namespace) -> tuple[tuple[Setting, ...], t
 def sensor_config(arguments: argparse.Namespace, *, interface: str | None = None) -> SensorConfig:
     """Return what the sensor is to run with; what stands on the command line wins over file and policy."""
     from tidegate.ids.inspector import SensorConfig
-    from tidegate.ids.section import RULES_MEMORY, plan_sensor
-    from tidegate.ids.settings import merge_settings
+    from tidegate.ids.section import plan_sensor
+    from tidegate.ids.settings import RULES_MEMORY, merge_settings
 
     settings, rules = read_settings(arguments)
     own: list[Setting] = [("tidegate.flow-events", arguments.flows)]
@@ -101,7 +102,7 @@ def sensor_config(arguments: argparse.Namespace, *, interface: str | None = None
         own.append(("pcap-file.checksum-checks", CHECKSUM_SETTINGS[arguments.checksums]))
     if arguments.checksums in ("none", "all"):
         own.append(("stream.checksum-validation", CHECKSUM_SETTINGS[arguments.checksums]))
-    if arguments.simulate_ips:
+    if arguments.simulate_ips or getattr(arguments, "queue", None) is not None:
         own.append(("simulate-ips", "yes"))
     if arguments.filter:
         own.append(("bpf-filter", arguments.filter))

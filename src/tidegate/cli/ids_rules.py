@@ -61,6 +61,7 @@ def run_budget(arguments: argparse.Namespace, output: Output) -> int:
     """Choose, say what was chosen, write it where asked."""
     from tidegate.base.durable import write_file_atomic
     from tidegate.ids.rulebudget import encode_rules, parse_budget, plan_budget
+    from tidegate.ids.rulefiles import read_rules
 
     question = plan_budget(arguments.service, arguments.limit)
     rules = _load(arguments)
@@ -68,7 +69,7 @@ def run_budget(arguments: argparse.Namespace, output: Output) -> int:
     for choice in answer.kept if arguments.output is None else ():
         output.line(f"{choice.source}:{choice.line}  sid {choice.sid}  {clip(choice.reason)}")
     if arguments.output is not None:
-        write_file_atomic(arguments.output, encode_rules(rules.sources, answer.kept))
+        write_file_atomic(arguments.output, encode_rules(read_rules(rules.paths), answer.kept))
         output.line(f"written: {arguments.output}")
     output.line(f"{len(answer.kept)} rules chosen, {len(answer.left_out)} left out")
     for reason, count in Counter(choice.reason for choice in answer.left_out).most_common(10):

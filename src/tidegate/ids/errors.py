@@ -67,6 +67,11 @@ class CaptureClosed(Misuse):
     advice = "Open a new capture; a closed one is not opened again."
 
 
+class LogBusy(Fault):
+    code = "ids.log.busy"
+    advice = "Stop the other reader, or log to another group; /proc/net/netfilter/nfnetlink_log lists those in use."
+
+
 class QueueBusy(Fault):
     code = "ids.queue.busy"
     advice = "Stop the other inspector, or give this one another queue; /proc/net/netfilter/nfnetlink_queue lists them."

@@ -1,4 +1,4 @@
-"""The sensor with signature rules, for programs: load rules, inspect a capture or an interface, add detectors.
+"""The sensor with signature rules, for programs: load rules, inspect a capture or live traffic, add detectors.
 
     rules = RuleSet.load("emerging.rules")
     print(rules.report().refused)
@@ -26,13 +26,13 @@ from typing import Any, Self, TypeAlias
 from tidegate.base.durable import translate_os_errors, write_file_atomic
 from tidegate.ids.errors import ConfigInvalid, SensorInternal, SensorMissing
 from tidegate.ids.rulefiles import NamedFiles, read_rules
-from tidegate.ids.section import RULES_MEMORY, parse_memory
 from tidegate.ids.sensor import LINES_A_STEP, load_module, translate_sensor_errors
-from tidegate.ids.settings import Setting, with_defaults
+from tidegate.ids.settings import RULES_MEMORY, Setting, parse_memory, with_defaults
 
 MAX_DETECTORS = 64  # each is called for every flow and transaction
 FIRST_DETECTOR_ID = 2_990_001  # behind the numbers of our own detectors (docs/formats/eve.md)
 POLL_MS = 250  # the sensor's own tick
+MAX_NUMBER = 65_535  # of queues and log groups: 16 bits on the wire
 _NO_TRANSACTION = frozenset({"alert", "drop", "anomaly", "stats", "ready", "error", "frame"})
 
 Event: TypeAlias = dict[str, Any]
@@ -86,19 +86,18 @@ class SensorConfig:
 class RuleSet:
     """Rules as the sensor understands them; a rule never fails the reading, its entry in the report says why."""
 
-    def __init__(self, module: Any, handle: Any, sources: list[tuple[str, bytes]]) -> None:
-        self._module, self.handle, self.sources = module, handle, sources
+    def __init__(self, module: Any, handle: Any, paths: tuple[Path, ...]) -> None:
+        self._module, self.handle, self.paths = module, handle, paths
 
     @classmethod
     def load(cls, *paths: str | Path, settings: Sequence[Setting] = (), folders: Sequence[Path] = ()) -> RuleSet:
         """Read rule files; raises ``base.storage.*``, ``ids.config.invalid``, ``ids.sensor.missing``."""
         files = [Path(path) for path in paths]
-        sources = read_rules(files)
         module = _load_engine()
         named = NamedFiles([*folders, *(path.parent for path in files)])
         with translate_sensor_errors(module):
-            handle = module.RuleSet(sources, list(with_defaults(settings)), named)
-        return cls(module, handle, sources)
+            handle = module.RuleSet(read_rules(files), list(with_defaults(settings)), named)
+        return cls(module, handle, tuple(files))
 
     def report(self) -> LoadReport:
         """Return what became of the rules."""
@@ -127,18 +126,18 @@ class RuleSet:
 
 
 class Sensor:
-    """Signature rules, protocol parsers and detectors over a capture file or an interface, in bounded memory.
+    """Signature rules, protocol parsers and detectors over a capture file or live packets, in bounded memory.
 
     Raises ``ids.sensor.missing``, ``ids.config.invalid``, ``base.storage.*`` where it is made, ``ids.capture.*`` where
-    it runs. One sensor inspects one capture, or one interface, once.
+    it runs. One sensor inspects one capture, or one live source, once. Sensors may share ``rules``.
     """
 
-    def __init__(self, config: SensorConfig | None = None) -> None:
+    def __init__(self, config: SensorConfig | None = None, *, rules: RuleSet | None = None) -> None:
         self.config = config or SensorConfig()
         self._module = _load_engine()
         self.settings = settings = with_defaults(self.config.settings)
-        self.rules: RuleSet | None = None
-        if self.config.rules:
+        self.rules = rules
+        if self.config.rules and rules is None:
             self.rules = RuleSet.load(*self.config.rules, settings=settings, folders=self.config.folders)
         handle = self.rules.handle if self.rules else None
         with translate_sensor_errors(self._module):
@@ -176,12 +175,41 @@ class Sensor:
                 for line in capture.poll():
                     yield json.loads(line)
 
-    def open_interface(self) -> LiveCapture:
-        """Open the configured interface; needs CAP_NET_RAW here, nothing afterwards."""
+    def open_interface(self, *, fanout: int | None = None) -> LiveCapture:
+        """Open the configured interface; needs CAP_NET_RAW here, nothing afterwards.
+
+        Captures of one ``fanout`` group share the interface: each flow goes to one of them, both ways.
+        """
         if self.config.interface is None:
             raise ConfigInvalid("the sensor has no interface; replay a capture file instead", field="interface")
+        group = () if fanout is None else (fanout,)
         with translate_sensor_errors(self._module):
-            capture = self._module.LiveCapture(self.config.interface, self._inspector)
+            capture = self._module.LiveCapture(self.config.interface, self._inspector, *group)
+        return LiveCapture(self, capture)
+
+    def open_log(self, group: int) -> LiveCapture:
+        """Read what firewall rules log to NFLOG ``group``; needs CAP_NET_ADMIN here, nothing afterwards.
+
+        Raises ``ids.log.busy``, ``ids.queue.permission``.
+        """
+        _check_number("log group", group)
+        with translate_sensor_errors(self._module):
+            capture = self._module.LogCapture(group, self._inspector)
+        return LiveCapture(self, capture)
+
+    def open_queue(self, number: int, *, fail_open: bool = False) -> LiveCapture:
+        """Decide about the packets of NFQUEUE ``number``: they go on, or ``drop`` and ``reject`` rules stop them.
+
+        Needs CAP_NET_ADMIN as long as it runs, and CAP_NET_RAW here for the replies of ``reject``. While it is open and
+        nobody polls, packets wait; what finds the queue full is dropped, or with ``fail_open`` goes on unseen. What
+        becomes of packets when it is closed is the firewall rule's decision. Raises ``ids.queue.*``, and
+        ``ids.config.invalid`` without the setting ``simulate-ips``.
+        """
+        _check_number("queue", number)
+        if dict(self.settings).get("simulate-ips") != "yes":
+            raise ConfigInvalid("a sensor on a queue needs the setting simulate-ips=yes", field="simulate-ips")
+        with translate_sensor_errors(self._module):
+            capture = self._module.InlineInspector(number, self._inspector, fail_open)
         return LiveCapture(self, capture)
 
     def finish_lines(self) -> Iterator[str]:
@@ -202,7 +230,9 @@ class Sensor:
         for name, text in files:
             place = Path(name)
             if place.is_absolute() or ".." in place.parts:
-                raise ConfigInvalid(f"a data set would be written outside the data folder: {name[:128]!r}", field="dataset")
+                raise ConfigInvalid(
+                    f"a data set would be written outside the data folder: {name[:128]!r}", field="dataset"
+                )
             target = folder / place
             with translate_os_errors(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -231,7 +261,7 @@ class Sensor:
 
 
 class LiveCapture:
-    """An open interface; poll it, or its ring fills and the kernel counts what it drops."""
+    """An open interface, packet log or queue; poll it, or it fills and the kernel counts what it drops."""
 
     def __init__(self, sensor: Sensor, capture: Any) -> None:
         self._sensor, self._capture = sensor, capture
@@ -251,12 +281,16 @@ class LiveCapture:
         """Return the counters so far as one EVE line."""
         return self._sensor.stats_line()
 
+    def close(self) -> None:
+        """Give the interface, group or queue back; harmless when repeated."""
+        with translate_sensor_errors(self._module):
+            self._capture.close()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with translate_sensor_errors(self._module):
-            self._capture.close()
+        self.close()
 
 
 def _alert(event: Event, finding: Finding | str, signature_id: int) -> Event:
@@ -276,6 +310,11 @@ def _alert(event: Event, finding: Finding | str, signature_id: int) -> Event:
             "severity": found.severity,
         },
     }
+
+
+def _check_number(what: str, number: int) -> None:
+    if not 0 <= number <= MAX_NUMBER:
+        raise ConfigInvalid(f"a {what} has a number from 0 to {MAX_NUMBER}, not {number}", field=what, limit=MAX_NUMBER)
 
 
 def _load_engine() -> Any:

@@ -5,7 +5,7 @@ Touches: rule files, data sets, the small files beside a configuration.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tidegate.base.durable import read_file_bounded
@@ -16,14 +16,15 @@ MAX_NAMED_BYTES = 64 << 20  # a data set of a million SHA-256 digests
 MAX_FILES = 256  # rule files of one sensor: large sets come in some 60 categories
 
 
-def read_rules(paths: Iterable[Path]) -> list[tuple[str, bytes]]:
-    """Return each rule file's name and text; raises ``base.storage.*`` and, for too many, ``ids.config.invalid``."""
-    sources: list[tuple[str, bytes]] = []
-    for path in paths:
-        if len(sources) >= MAX_FILES:
+def read_rules(paths: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
+    """Yield each rule file's name and text, so that one is in memory at a time.
+
+    Raises ``base.storage.*`` and, for too many files, ``ids.config.invalid``.
+    """
+    for count, path in enumerate(paths, start=1):
+        if count > MAX_FILES:
             raise ConfigInvalid(f"more than {MAX_FILES} rule files", field="rules", limit=MAX_FILES)
-        sources.append((str(path), read_file_bounded(path, limit_bytes=MAX_RULE_BYTES)))
-    return sources
+        yield str(path), read_file_bounded(path, limit_bytes=MAX_RULE_BYTES)
 
 
 class NamedFiles:

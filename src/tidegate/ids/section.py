@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -13,22 +12,16 @@ from typing import Annotated
 from msgspec import Meta, Struct, field
 
 from tidegate.ids.errors import ConfigInvalid
-from tidegate.ids.settings import Setting, merge_settings
+from tidegate.ids.settings import DEFAULT_MEMORY, RULES_MEMORY, Setting, merge_settings, parse_memory
 
 # The bounds of rust/sensor/src/config.rs and budget.rs; a test compares the defaults.
-MIN_MEMORY_BYTES = 2 << 20
-MAX_MEMORY_BYTES = 1 << 30
 LIVE_FLOW_EVENTS_PER_S = 200  # a record is some 600 bytes: 120 kB a second at most into the event log
 REPLAY_FLOW_EVENTS_PER_S = 1_000_000  # nobody waits behind a replay
 MAX_INTERFACES = 16  # a worker process each
-DEFAULT_MEMORY = "8MiB"  # scans and floods; with the agent below 60 MB in all (bench/agent.py)
-RULES_MEMORY = "24MiB"  # some 5,000 rules, and the streams and protocol states that they look at
 MAX_RULE_FILES = 64  # large public sets come in some 60 categories
 MAX_SECTION_SETTINGS = 256  # a device changes a handful of Suricata's defaults
 MAX_ALLOWED = 1024  # compared one by one, for a handful of alerts a second
 
-_MEMORY = re.compile(r"([1-9][0-9]{0,9})(KiB|MiB)")
-_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20}
 
 Interface = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}\Z")]  # IFNAMSIZ
 RuleFile = Annotated[str, Meta(pattern=r"^/[^\0]{0,4094}\Z")]
@@ -137,8 +130,7 @@ def plan_sensor(section: IdsSection, *, flow_events_per_s: int = LIVE_FLOW_EVENT
         raise ConfigInvalid("flood.low_per_s must be below flood.high_per_s", field="flood.low_per_s")
     document: dict[str, object] = {
         "memory_bytes": memory_bytes,
-        "scan": {name: getattr(section.scan, name) for name in Scan.__struct_fields__},
-        "flood": {name: getattr(section.flood, name) for name in Flood.__struct_fields__},
+        **_plan_tally(section),
         "flow_events": section.flow_events.value,
         "flow_events_per_s": flow_events_per_s,
     }
@@ -154,6 +146,14 @@ def plan_sensor(section: IdsSection, *, flow_events_per_s: int = LIVE_FLOW_EVENT
     )
 
 
+def _plan_tally(section: IdsSection) -> dict[str, object]:
+    """Return the marks of scans and floods as the tally reads them, alone or beside rules."""
+    return {
+        "scan": {name: getattr(section.scan, name) for name in Scan.__struct_fields__},
+        "flood": {name: getattr(section.flood, name) for name in Flood.__struct_fields__},
+    }
+
+
 def needs_rules(section: IdsSection) -> bool:
     """Say whether the sensor with rules has to run: the one for scans and floods alone is smaller."""
     return bool(section.rules or section.settings or section.home_net or section.detectors != Detectors())
@@ -165,20 +165,12 @@ def _plan_settings(section: IdsSection) -> tuple[Setting, ...]:
         ("tidegate.detectors.scan", "yes" if section.detectors.scan else "no"),
         ("tidegate.detectors.flood", "yes" if section.detectors.flood else "no"),
         ("tidegate.flow-events", section.flow_events.value),
+        ("detectors.config", json.dumps(_plan_tally(section), separators=(",", ":"))),
     ]
     if section.home_net:
         networks = parse_prefixes(section.home_net, field="home_net")
         planned.append(("vars.address-groups.HOME_NET", f"[{','.join(map(str, networks))}]"))
     return merge_settings(planned, section.settings.items())
-
-
-def parse_memory(text: str) -> int:
-    """Return the bytes of ``"24MiB"`` or ``"6144KiB"``, or raise ``ids.config.invalid``."""
-    match = _MEMORY.fullmatch(text)
-    size_bytes = int(match[1]) * _UNITS[match[2]] if match else 0
-    if not MIN_MEMORY_BYTES <= size_bytes <= MAX_MEMORY_BYTES:
-        raise ConfigInvalid(f"memory must be from 2MiB to 1024MiB, as in '24MiB', not {text!r}", field="memory")
-    return size_bytes
 
 
 def parse_prefixes(texts: tuple[str, ...], *, field: str = "allow") -> tuple[Network, ...]:

@@ -30,6 +30,7 @@ _ERRORS: dict[str, type[TidegateError]] = {
         errors.CaptureNotACapture,
         errors.CaptureFailed,
         errors.CaptureClosed,
+        errors.LogBusy,
         errors.QueueBusy,
         errors.QueuePermission,
         errors.SensorInternal,

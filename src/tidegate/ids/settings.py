@@ -18,9 +18,18 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-from tidegate.ids.errors import SettingsInvalid
+from tidegate.ids.errors import ConfigInvalid, SettingsInvalid
 
 Setting: TypeAlias = tuple[str, str]
+
+# The bounds of rust/sensor/src/config.rs and budget.rs; a test compares the defaults.
+MIN_MEMORY_BYTES = 2 << 20
+MAX_MEMORY_BYTES = 1 << 30
+DEFAULT_MEMORY = "8MiB"  # scans and floods; with the agent below 60 MB in all (bench/agent.py)
+RULES_MEMORY = "24MiB"  # some 5,000 rules, and the streams and protocol states that they look at
+_MEMORY = re.compile(r"([1-9][0-9]{0,9})(KiB|MiB)")
+_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20}
+
 
 MAX_SETTINGS = 20_000  # Suricata's own file has some 900; what YAML's aliases could multiply ends here
 MAX_DEPTH = 32  # Suricata's own file has 9
@@ -168,3 +177,12 @@ def _named(item: object) -> tuple[str | None, object]:
         if isinstance(key, str) and (not below or isinstance(below, Mapping)):
             return key, below or None
     return None, None
+
+
+def parse_memory(text: str) -> int:
+    """Return the bytes of ``"24MiB"`` or ``"6144KiB"``, or raise ``ids.config.invalid``."""
+    match = _MEMORY.fullmatch(text)
+    size_bytes = int(match[1]) * _UNITS[match[2]] if match else 0
+    if not MIN_MEMORY_BYTES <= size_bytes <= MAX_MEMORY_BYTES:
+        raise ConfigInvalid(f"memory must be from 2MiB to 1024MiB, as in '24MiB', not {text!r}", field="memory")
+    return size_bytes

@@ -12,7 +12,7 @@ class SensorError(Exception):
 
 class RuleSet:
     def __init__(self, sources, settings, files):
-        self.sources, self.settings, self.files = sources, settings, files
+        self.sources, self.settings, self.files = list(sources), settings, files
 
     def report(self):
         rules = []
@@ -66,14 +66,35 @@ class Inspector:
 
 
 class LiveCapture:
-    def __init__(self, interface, inspector):
-        self.interface, self.inspector, self.is_closed = interface, inspector, False
+    made: ClassVar[list[LiveCapture]] = []
+    most: ClassVar[int] = 100
+
+    def __init__(self, interface, inspector, *fanout):
+        self._open(inspector, interface, *fanout)
+
+    def _open(self, inspector, *opened):
+        if len(LiveCapture.made) >= self.most:
+            raise SensorError("ids.capture.failed", "no more")
+        self.inspector, self.opened, self.is_closed, self.failure = inspector, opened, False, None
+        LiveCapture.made.append(self)
 
     def poll(self, timeout_ms, max_lines):
+        if self.failure:
+            raise self.failure
         return self.inspector.steps.pop(0) if self.inspector.steps else []
 
     def close(self):
         self.is_closed = True
+
+
+class LogCapture(LiveCapture):
+    def __init__(self, group, inspector):
+        self._open(inspector, group)
+
+
+class InlineInspector(LiveCapture):
+    def __init__(self, queue_number, inspector, fail_open):
+        self._open(inspector, queue_number, fail_open)
 
 
 def event(kind, **more):

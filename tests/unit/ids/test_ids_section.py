@@ -114,7 +114,9 @@ def test_rules_settings_and_detectors_become_settings():
     )
     plan = plan_sensor(section)
     assert (plan.memory_bytes, [str(path) for path in plan.rules]) == (24 << 20, ["/etc/a.rules"])
-    assert dict(plan.settings) == {
+    settings = dict(plan.settings)
+    assert json.loads(settings.pop("detectors.config"))["scan"]["ports"] == 8
+    assert settings == {
         "tidegate.detectors.scan": "no",
         "tidegate.detectors.flood": "yes",
         "tidegate.flow-events": "off",

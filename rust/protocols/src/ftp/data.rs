@@ -32,7 +32,7 @@ pub static DATA: Protocol = Protocol {
     ports: &[],
     probe: |_| Probe::No,
     parser: |_: &Settings, _| Box::new(FtpData { transfer: None, is_removed: false }),
-    buffers: &[of_file("file.data", &["file_data"], true), of_file("file.name", &["filename"], false)],
+    buffers: &[of_file("file.data", &["file_data"], true), of_file("file.name", &[], false)],
     numbers: &[],
     keywords: &[KeywordInfo {
         keyword: "ftpdata_command",

@@ -29,7 +29,7 @@ pub static BUFFERS: &[BufferInfo] = &[
     one("smtp.mail_from", step::SENDER),
     many("smtp.rcpt_to", &[], step::DATA),
     BufferInfo { is_growing: true, ..many("file.data", &["file_data"], step::HEADER) },
-    many("file.name", &["filename"], step::HEADER),
+    many("file.name", &[], step::HEADER),
     many("email.url", &[], COMPLETE),
     one("email.from", step::HEADER),
     one("email.to", step::HEADER),

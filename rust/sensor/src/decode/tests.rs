@@ -1,14 +1,7 @@
 use super::*;
 
 fn frame(data: &[u8], link: Link) -> Frame<'_> {
-    Frame {
-        time_us: 0,
-        data,
-        wire_bytes: data.len() as u32,
-        link,
-        direction: Direction::Unknown,
-        is_checksum_pending: false,
-    }
+    Frame { time_us: 0, data, wire_bytes: data.len() as u32, link, direction: Direction::Unknown }
 }
 
 fn ipv4(protocol: u8, payload: &[u8]) -> Vec<u8> {

@@ -28,14 +28,7 @@ impl Wire {
         self.now_us += MILLI;
         let (time_us, wire_bytes) = (self.now_us, data.len() as u32);
         let direction = sensor::Direction::Unknown;
-        self.inspector.packet(&Frame {
-            data,
-            time_us,
-            wire_bytes,
-            link: Link::Ethernet,
-            direction,
-            is_checksum_pending: false,
-        });
+        self.inspector.packet(&Frame { data, time_us, wire_bytes, link: Link::Ethernet, direction });
     }
 
     fn session(&mut self, client: (&str, u16), server: (&str, u16), bytes: &[u8]) {
