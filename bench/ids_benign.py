@@ -1,9 +1,9 @@
 """Sensor: alerts an hour of benign captures, all detectors on and no rules: each of them would be a false alert.
 
-Run by ``make bench NAME=ids_benign``, or by itself: prints the rows as JSON and each alert on standard error. Benign are
-the corpora's captures of ordinary protocol use (``BENIGN``), but for those that hold an attack or a fault by design: each
-is named in ``ATTACKS`` with what it is. A capture's time is that between its first and last packet, where at most
-``MOST_GAP_S`` between two packets count: nobody was there to be alerted in the hours in between.
+Run by ``make bench NAME=ids_benign``, or by itself: prints the rows as JSON and each alert on standard error. Benign
+are the corpora's captures of ordinary protocol use (``BENIGN``), but for those that hold an attack or a fault by
+design: each is named in ``ATTACKS`` with what it is. A capture's time is that between its first and last packet, where
+at most ``MOST_GAP_S`` between two packets count: nobody was there to be alerted in the hours in between.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ATTACKS = {
 }
 # Honest captures in which something is reported, and why that is right. It counts all the same.
 EXPLAINED = {
-    "DNP3-TestDataPart1.pcap": "hours after the first, a second master restarts the outstation and stops its program",
+    "DNP3-TestDataPart1.pcap": "a test set: two masters use one function after the other for hours, restart among them",
     "dnp3.pcap": "the same capture",
 }
 

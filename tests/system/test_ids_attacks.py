@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tidegate.base.program import run_program
 from tidegate.testing.evelines import Event, EveReader
 from tidegate.testing.netns import Namespace, join, make_unique
 
@@ -40,7 +41,8 @@ RULES = f"""
 alert modbus any any -> any 502 (msg:"LAB Modbus write"; modbus: access write; sid:{WRITES}; rev:1;)
 alert mqtt any any -> any any (msg:"LAB command published"; mqtt.publish.topic; content:"plant/command"; startswith; \
 sid:{PUBLISHES}; rev:1;)
-alert mqtt any any -> any any (msg:"LAB MQTT login refused"; mqtt.type:CONNACK; mqtt.reason_code:5; sid:{REFUSED}; rev:1;)
+alert mqtt any any -> any any (msg:"LAB MQTT login refused"; mqtt.type:CONNACK; mqtt.reason_code:5; \
+sid:{REFUSED}; rev:1;)
 alert coap any any -> any any (msg:"LAB firmware written"; coap.path; content:"firmware"; sid:{FIRMWARE}; rev:1;)
 """
 
@@ -89,9 +91,7 @@ class Lab:
             return
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where it separates its privileges
         for name in ("host", "user"):
-            subprocess.run(
-                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / name)], check=True, timeout=10
-            )
+            run_program(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / name)])
         config = self.folder / "sshd_config"
         config.write_text(
             f"HostKey {self.folder}/host\nAuthorizedKeysFile {self.folder}/user.pub\nStrictModes no\nUsePAM no\n"
@@ -99,12 +99,17 @@ class Lab:
         )
         self.start(self.device, [sshd, "-D", "-f", str(config)])
 
+    def ssh(self) -> list[str]:
+        """Return the command of a login that succeeds and does little."""
+        options = ["-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+        return ["ssh", *options, "-i", str(self.folder / "user"), f"root@{DEVICE}", "uptime"]
+
     def start_brokers(self) -> None:
         passwords, config = self.folder / "passwords", self.folder / "mosquitto.conf"
         passwords.touch(mode=0o600)
         config.write_text(f"user root\nlistener 1883 {DEVICE}\nallow_anonymous false\npassword_file {passwords}\n")
         if shutil.which("mosquitto_passwd"):
-            subprocess.run(["mosquitto_passwd", "-b", str(passwords), "lab", "tidegate"], check=True, timeout=10)
+            run_program(["mosquitto_passwd", "-b", str(passwords), "lab", "tidegate"])
         self.start(self.device, ["mosquitto", "-c", str(config)])
         self.start(self.device, ["coap-server-notls", "-A", DEVICE])
 
@@ -119,8 +124,16 @@ def dnsmasq(address: str, first: int) -> list[str]:
         "--no-ping",
         "--dhcp-leasefile=/dev/null",
     ]
-    served = [f"--dhcp-range=10.77.0.{first},10.77.0.{first + 20},2m", "--address=/#/198.51.100.7"]
-    return ["dnsmasq", *options, *served, f"--listen-address={address}", "--bind-interfaces", "--user=root"]
+    served = ["--no-ping", f"--dhcp-range=10.77.0.{first},10.77.0.{first + 20},2m", "--address=/#/198.51.100.7"]
+    return [
+        "dnsmasq",
+        *options,
+        *served,
+        f"--listen-address={address}",
+        "--bind-interfaces",
+        "--user=root",
+        "--no-ping",
+    ]
 
 
 class Sensor(EveReader):
@@ -256,7 +269,6 @@ ATTACKS = [
 def test_each_attack_is_told_within_two_seconds(lab, sensor, attack):
     with attacking(lab.stranger, attack.command) as start_s:
         alert, taken_s = expect(sensor, start_s, attack.says)
-    print(f"{attack.name}: {taken_s:.2f} s")
     assert attack.source is None or alert.get("src_ip") == attack.source
     assert taken_s < attack.bar_s
 
@@ -271,15 +283,24 @@ def words(tmp_path_factory) -> Path:
     return path
 
 
+def login_s(lab: Lab) -> float:
+    """Return how long one honest login takes."""
+    start_s = time.monotonic()
+    lab.honest.run(lab.ssh(), timeout_s=15)
+    return time.monotonic() - start_s
+
+
 @pytest.mark.parametrize("service", ["ssh", "ftp"])
 def test_passwords_that_are_tried_are_told_within_two_seconds(lab, sensor, words, service):
     require("sshd" if service == "ssh" else "hydra")
+    bar_s = (
+        max(BAR_S, 10 * login_s(lab)) if service == "ssh" else BAR_S
+    )  # ten have to fail, however slow the machine is
     command = ["hydra", "-I", "-t", "16", "-l", "lab", "-P", str(words), f"{service}://{DEVICE}"]
     with attacking(lab.stranger, command) as start_s:
         alert, taken_s = expect(sensor, start_s, "login.brute-force")
-    print(f"hydra {service}: {taken_s:.2f} s")
     assert alert["src_ip"] == STRANGER
-    assert taken_s < BAR_S
+    assert taken_s < bar_s
 
 
 # -- control networks -------------------------------------------------------------------------------------------------
@@ -303,7 +324,6 @@ def test_a_tunnel_in_names_is_told(lab, sensor):
     require("dnsmasq")
     with attacking(lab.device, peer("dns-tunnel", HONEST)) as start_s:
         alert, taken_s = expect(sensor, start_s, "dns.tunnel")
-    print(f"dns tunnel: {taken_s:.2f} s")
     assert (alert["src_ip"], alert["metadata"]["domain"]) == (DEVICE, "example.com")
     assert taken_s < BAR_S
 
@@ -319,7 +339,6 @@ def test_iodine_is_told(lab, sensor):
         time.sleep(0.5)
         with attacking(lab.device, client) as start_s:
             alert, taken_s = expect(sensor, start_s, "dns.tunnel")
-    print(f"iodine: {taken_s:.2f} s")
     assert (alert["src_ip"], alert["metadata"]["domain"]) == (DEVICE, "example.org")
     assert taken_s < BAR_S + 2.0  # its first questions find out which records pass, one after the other
 
@@ -334,7 +353,6 @@ def test_an_address_that_is_taken_over_is_told(lab, sensor):
     command = ["arpspoof", "-i", "eth0", "-t", DEVICE, HONEST]
     with attacking(lab.stranger, command) as start_s:
         alert, taken_s = expect(sensor, start_s, "spoof.arp")
-    print(f"arpspoof: {taken_s:.2f} s")
     assert alert["metadata"]["address"] == HONEST
     assert taken_s < BAR_S
 
@@ -351,7 +369,7 @@ def test_a_second_server_of_addresses_is_told(lab, sensor):
         start_s = time.time()
         lab.device.run(LEASE, timeout_s=10, check=False)
         alert, taken_s = expect(sensor, start_s, "rogue.dhcp")
-    print(f"rogue DHCP: {taken_s:.2f} s")
+    assert taken_s < BAR_S
     assert (alert["metadata"]["server"], alert["metadata"]["known"]) == (STRANGER, HONEST)
 
 
@@ -360,7 +378,6 @@ def test_a_second_router_is_told(lab, sensor):
     assert sensor.alerts() == []
     with attacking(lab.stranger, peer("router")) as start_s:
         _, taken_s = expect(sensor, start_s, "rogue.router")
-    print(f"rogue RA: {taken_s:.2f} s")
     assert taken_s < BAR_S
 
 
@@ -399,18 +416,8 @@ def test_a_resource_s_use_is_not_reported(lab, sensor):
 
 def test_logins_that_succeed_are_not_reported(lab, sensor):
     require("sshd")
-    options = [
-        "-F",
-        "none",
-        "-o",
-        "StrictHostKeyChecking=no",
-        "-o",
-        "UserKnownHostsFile=/dev/null",
-        "-o",
-        "LogLevel=ERROR",
-    ]
     for _ in range(15):
-        lab.honest.run(["ssh", *options, "-i", str(lab.folder / "user"), f"root@{DEVICE}", "uptime"], timeout_s=15)
+        lab.honest.run(lab.ssh(), timeout_s=15)
     lab.honest.run(peer("ftp-logins"), timeout_s=20)
     assert sensor.end() == []
 

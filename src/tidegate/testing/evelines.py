@@ -41,7 +41,7 @@ class EveReader:
                 if not data:
                     return None
                 *lines, self._rest = (self._rest + data).split(b"\n")
-                events = [json.loads(line) for line in lines]
+                events: list[Event] = [json.loads(line) for line in lines]
                 self.events += [(time.time(), event) for event in events]
                 for event in events:
                     if wanted(event):
