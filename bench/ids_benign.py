@@ -19,8 +19,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.ids import _read_pcap  # noqa: E402  # found through the line above when run by itself
 from bench.machine import row  # noqa: E402
+from bench.sensor.captures import read_pcap  # noqa: E402  # found through the line above when run by itself
 from tidegate.ids.inspector import Sensor, SensorConfig  # noqa: E402
 
 CORPORA = Path(os.environ.get("TIDEGATE_CORPORA", ROOT.parent / "shared" / "corpora"))
@@ -74,7 +74,7 @@ def benign_captures() -> Iterator[Path]:
 def capture_s(path: Path) -> float | None:
     """Return how long a capture lasted, long gaps left out; ``None`` for files of other kinds."""
     last_us, seconds = None, 0.0
-    for time_us, _, _ in _read_pcap(path):
+    for time_us, _, _ in read_pcap(path):
         if last_us is not None:
             seconds += min(max(time_us - last_us, 0) / 1e6, MOST_GAP_S)
         last_us = time_us

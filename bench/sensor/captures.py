@@ -33,7 +33,7 @@ class Capture:
 
 def build_rounds(rounds: int = ROUNDS, *, name: str = "replay.pcap") -> Capture:
     """Write the corpora's packets ``rounds`` quarters of a whole capture; made-up ones where there are no corpora."""
-    packets = [packet for path in corpus_files() for packet in _read_pcap(path)]
+    packets = [packet for path in corpus_files() for packet in read_pcap(path)]
     origin = "merged from the corpora"
     if not packets:
         packets, origin = list(_made_up_packets()), "made up: the corpora are absent"
@@ -95,7 +95,7 @@ def _repeated(packets: list[Packet], rounds: int) -> Iterator[Packet]:
         now_us += PAUSE_S * 1_000_000
 
 
-def _read_pcap(path: Path) -> Iterator[Packet]:
+def read_pcap(path: Path) -> Iterator[Packet]:
     """Yield the packets of a pcap with Ethernet frames; nothing of any other file."""
     raw = path.read_bytes()
     order = {b"\xd4\xc3\xb2\xa1": "<", b"\xa1\xb2\xc3\xd4": ">"}.get(raw[:4])
