@@ -14,8 +14,8 @@ use crate::address::unmapped;
 use crate::number::Comparison;
 use crate::ruleset::Files;
 
-/// Suricata's `datasets.defaults.memcap`.
-const MEMCAP_BYTES: u64 = 100 << 20;
+/// The default of `datasets.defaults.memcap`; Suricata's is 100 MiB, which a device does not have.
+const MEMCAP_BYTES: u64 = 4 << 20;
 /// What an entry costs besides its bytes: the box, the map's slot at its load factor.
 const ENTRY_BYTES: usize = 56;
 /// Sets of one rule set.

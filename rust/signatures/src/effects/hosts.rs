@@ -2,8 +2,9 @@
 
 use crate::bounded::Bounded;
 
-/// Hosts and pairs held at once; then the one that was new the longest ago is forgotten. 16 thousand are 2 MiB.
-const MOST_KEYS: usize = 16 << 10;
+/// Hosts and pairs held at once; then the one that was new the longest ago is forgotten. They take half a MiB with a bit
+/// each, and 4 MiB if somebody manages to set all bits of all.
+const MOST_KEYS: usize = 4 << 10;
 /// Bits of one host.
 const MOST_BITS: usize = 64;
 const MICROSECONDS: u64 = 1_000_000;
@@ -24,7 +25,7 @@ impl HostKey {
     }
 }
 
-/// The table. Bounded: 16 thousand hosts and pairs, 64 bits each.
+/// The table. Bounded: 4 thousand hosts and pairs, 64 bits each.
 #[derive(Debug)]
 pub struct HostState {
     table: Bounded<HostKey, Vec<(u32, u64)>>,
