@@ -140,24 +140,34 @@ def _open_workers(config: SensorConfig, count: int) -> Iterator[Source]:
 def _follow(source: Source, deadline_s: float, write: Callable[[list[str]], None]) -> None:
     print("ready", file=sys.stderr, flush=True)
     next_stats_s = time.monotonic() + STATS_S
-    with _stop_signal() as stopping, contextlib.suppress(KeyboardInterrupt):
+    with _stop_signal() as stopping:
         while not stopping and time.monotonic() < deadline_s:
             write(source.poll(POLL_MS))
             if time.monotonic() >= next_stats_s:
                 next_stats_s += STATS_S
                 write([source.stats_line()])
-    write([*source.finish(), source.stats_line()])
+        write([*source.finish(), source.stats_line()])
 
 
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[list[bool]]:
-    """Give a list that is not empty once SIGTERM came: open flows and counters are written then too."""
+    """Give a list that is not empty once SIGTERM or SIGINT came: open flows and counters are written then too.
+
+    An exception would leave an EVE line half-written; only the second signal is one, for a reader that hangs.
+    """
     stopping: list[bool] = []
-    before = signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
+
+    def note(*_: object) -> None:
+        if stopping:
+            raise KeyboardInterrupt
+        stopping.append(True)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stopping
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run_detectors(arguments: argparse.Namespace, deadline_s: float, write: Callable[[list[str]], None]) -> None:
@@ -166,9 +176,8 @@ def _run_detectors(arguments: argparse.Namespace, deadline_s: float, write: Call
 
     plan = plan_sensor(load_section(arguments))
     with LiveSensor(arguments.interface, plan.config_json) as sensor, _stop_signal() as stopping:
-        with contextlib.suppress(KeyboardInterrupt):
-            while not stopping and time.monotonic() < deadline_s:
-                write(sensor.poll(POLL_MS))
+        while not stopping and time.monotonic() < deadline_s:
+            write(sensor.poll(POLL_MS))
         write([*sensor.finish(), sensor.stats_line()])
 
 
