@@ -187,7 +187,7 @@ fn reason_text(reason: &signatures::Reason) -> String {
         Reason::NoSuchService => "about a service that the device does not offer".to_owned(),
         Reason::OtherSystem(system) => format!("about another system: {system}"),
         Reason::NeedsDecryption => "needs decrypted traffic".to_owned(),
-        Reason::BeyondLimit(rank) => format!("others matter more: number {}", rank + 1),
+        Reason::BeyondLimit(_) => "beyond the limit: others matter more".to_owned(),
     }
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def run_budget(arguments: argparse.Namespace, output: Output) -> int:
     from tidegate.ids.rulebudget import encode_rules, parse_budget, plan_budget
     from tidegate.ids.rulefiles import read_rules
 
-    question = plan_budget(arguments.service, arguments.limit)
+    question = plan_budget(arguments.service, arguments.limit, year=datetime.now(UTC).year)
     rules = _load(arguments)
     answer = parse_budget(rules.budget(question))
     for choice in answer.kept if arguments.output is None else ():

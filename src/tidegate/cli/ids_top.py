@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +40,7 @@ def add_to(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     top.add_argument(
         "--rules", action="append", default=[], type=Path, metavar="FILE", help="signature rules; repeat it"
     )
-    top.add_argument("--once", action="store_true", help="print the tables once and end, for pipes")
+    top.add_argument("--once", action="store_true", help="print the tables once and end; so it is without a terminal")
     top.add_argument(
         "--seconds", type=float, metavar="N", help="stop by itself after so long; with --once, look so long"
     )
@@ -49,11 +51,11 @@ def add_to(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run_top(arguments: argparse.Namespace, output: Output) -> int:
-    """Show until asked to stop; ``--once`` and ``--json`` print one state."""
+    """Show until asked to stop; ``--once``, ``--json`` and where there is no terminal print one state."""
     from tidegate.ids.talkers import Talkers
 
     talkers = Talkers()
-    if arguments.once or output.as_json:
+    if arguments.once or output.as_json or not _has_terminal():
         _fill(talkers, arguments)
         _print(talkers, arguments.rows, output)
         return 0
@@ -62,6 +64,10 @@ def run_top(arguments: argparse.Namespace, output: Output) -> int:
     with _open_feed(arguments) as feed, contextlib.suppress(KeyboardInterrupt):
         curses.wrapper(_run_screen, feed, talkers, arguments.seconds)
     return 0
+
+
+def _has_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def _fill(talkers: Talkers, arguments: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Which rules a device should carry: the question to the rule engine, and the rule file from its answer. Pure.
 
-The question, as JSON: ``{"services": [{"protocol": "tcp", "port": 502}, {"application": "modbus"}], "limit": 500}``.
+The question, as JSON: ``{"services": [{"protocol": "tcp", "port": 502}, {"application": "modbus"}], "limit": 500,
+"year": 2026}``.
 The answer: ``{"kept": [...], "left_out": [...]}``, each entry with ``source``, ``line`` (of its beginning), ``sid``,
 ``reason``; ``kept`` in order of worth. docs/how-to/detect-intrusions.md says what that order is.
 """
@@ -39,13 +40,14 @@ class BudgetAnswer:
     left_out: tuple[RuleChoice, ...]
 
 
-def plan_budget(services: Sequence[str], limit: int) -> dict[str, object]:
-    """Return the question for services such as ``tcp/502`` and ``modbus``; raises ``ids.budget.invalid``."""
+def plan_budget(services: Sequence[str], limit: int, *, year: int) -> dict[str, object]:
+    """Return the question for services such as ``tcp/502`` and ``modbus``; rules lose weight with age, which ``year``,
+    the present one, tells. Raises ``ids.budget.invalid``."""
     if not 1 <= limit <= MAX_LIMIT:
         raise BudgetInvalid(f"the limit must be from 1 to {MAX_LIMIT}, not {limit}", limit=limit)
     if not 1 <= len(services) <= MAX_SERVICES:
         raise BudgetInvalid(f"name 1 to {MAX_SERVICES} services with --service", count=len(services))
-    return {"services": [_parse_service(text) for text in services], "limit": limit}
+    return {"services": [_parse_service(text) for text in services], "limit": limit, "year": year}
 
 
 def parse_budget(document: Mapping[str, object]) -> BudgetAnswer:

@@ -142,12 +142,12 @@ def test_a_device_carries_the_rules_of_its_services(rules):
     modbus = 'alert tcp $EXTERNAL_NET any -> $HOME_NET 502 (msg:"m"; flow:to_server; content:"|00 00|"; sid:2;)\n'
     ftp = 'alert tcp $EXTERNAL_NET any -> $HOME_NET 21 (msg:"f"; flow:to_server; content:"USER"; sid:3;)\n'
     rule_set = RuleSet.load(rules(modbus + ftp))
-    answer = parse_budget(rule_set.budget(plan_budget(["tcp/502"], 10)))
+    answer = parse_budget(rule_set.budget(plan_budget(["tcp/502"], 10, year=2026)))
     assert [choice.sid for choice in answer.kept] == [2]
     assert [(choice.sid, bool(choice.reason)) for choice in answer.left_out] == [(3, True)]
     assert encode_rules(read_rules(rule_set.paths), answer.kept) == modbus.encode()
-    assert [choice.sid for choice in parse_budget(rule_set.budget(plan_budget(["modbus"], 10))).kept] == [2]
-    both = parse_budget(rule_set.budget(plan_budget(["tcp/502", "tcp/21"], 1)))
+    assert [choice.sid for choice in parse_budget(rule_set.budget(plan_budget(["modbus"], 10, year=2026))).kept] == [2]
+    both = parse_budget(rule_set.budget(plan_budget(["tcp/502", "tcp/21"], 1, year=2026)))
     assert (len(both.kept), len(both.left_out)) == (1, 1)
     assert code_of(rule_set.budget, {"services": [{"application": "no-such"}], "limit": 1}) == "ids.config.invalid"
     assert code_of(rule_set.budget, {"limit": 1}) == "ids.config.invalid"
