@@ -95,7 +95,7 @@ pub struct Fed {
     pub is_found_differently: bool,
     /// The flow's client is really its server.
     pub is_reversed: bool,
-    /// The parser has just given up.
+    /// The parser has just given up: for good, or on a datagram.
     pub has_broken: bool,
     /// It has just become clear that no protocol fits.
     pub has_failed: bool,
@@ -219,6 +219,11 @@ impl App {
                 if data.len() - fed.consumed >= MOST_HELD {
                     self.give_up("a parser made no progress", fed);
                 }
+            }
+            // the next datagram is a beginning of its own: one bad one must not blind to the rest
+            Err(error) if flow.transport == Transport::Udp => {
+                self.failure = Some(error.0);
+                fed.has_broken = true;
             }
             Err(error) => self.give_up(error.0, fed),
         }

@@ -69,6 +69,17 @@ fn drop_and_reject_end_a_flow_only_inline() {
 }
 
 #[test]
+fn a_broken_datagram_does_not_blind_to_those_after_it() {
+    let rule = "alert coap any any -> any any (coap.code:get; coap.path; content:\"secret\"; sid:1;)";
+    let get = |id: u8| [&[0x40, 1, 0, id, 0xb6][..], b"secret"].concat();
+    let mut wire = Wire::new(rule, &[]);
+    for payload in [&get(1)[..], &[0x40], &get(2)] {
+        wire.frame(&udp(CLIENT, (SERVER.0, 5683), payload));
+    }
+    assert_eq!(wire.all_alerts(), [1, 1]);
+}
+
+#[test]
 fn thresholds_count_as_they_say() {
     let rows = [
         ("threshold:type limit, track by_src, count 2, seconds 60;", 7, 2),

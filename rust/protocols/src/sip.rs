@@ -147,14 +147,13 @@ impl Sip {
         if text.len() <= 4 {
             return Ok(());
         }
-        let message = match (Message::parse(way, text), message::head_end(text)) {
-            (Some(message), Some(_)) => message,
-            (Some(mut message), None) => {
-                message.raise(event::INCOMPLETE_DATA);
-                message
-            }
-            (None, _) => Message::broken(way, event::INVALID_DATA),
+        let Some(mut message) = Message::parse(way, text) else {
+            self.push(Message::broken(way, event::INVALID_DATA))?;
+            return Err(ParseError("no message of this direction"));
         };
+        if message::head_end(text).is_none() {
+            message.raise(event::INCOMPLETE_DATA);
+        }
         self.push(message)
     }
 
