@@ -20,6 +20,10 @@ pub struct Looked {
     pub waiting: Vec<u32>,
     /// Rules that have matched.
     pub matched: Vec<u32>,
+    /// Rules that match anew whenever bytes come while the transaction stays in the state that they hook.
+    pub repeating: Vec<u32>,
+    /// Bytes of this way that the parser had been shown at the last look.
+    pub fed: u64,
     /// A look at a complete transaction was taken: nothing will change.
     pub is_over: bool,
     /// The first look has been taken.
@@ -38,7 +42,7 @@ impl Looked {
     }
 
     fn heap_bytes(&self) -> usize {
-        (self.waiting.capacity() + self.matched.capacity()) * size_of::<u32>()
+        (self.waiting.capacity() + self.matched.capacity() + self.repeating.capacity()) * size_of::<u32>()
     }
 }
 
@@ -81,7 +85,7 @@ pub struct App {
     is_upgrading: bool,
     /// Transactions that there were in all.
     pub count: u64,
-    fed: [u64; 2],
+    pub fed: [u64; 2],
 }
 
 /// What became of bytes that a flow's parser was shown.

@@ -46,6 +46,7 @@ impl Run<'_> {
     }
 
     fn one_transaction(&mut self, app: &mut App, protocol: u8, way: Way, id: u64, flow: &mut Flow) {
+        let fed = app.fed[way as usize];
         let Some((transaction, tracked)) = app.both(id) else { return };
         let progress = Way::BOTH.map(|way| transaction.progress(way));
         let Tracked { looked, .. } = tracked;
@@ -55,7 +56,11 @@ impl Run<'_> {
         }
         let Some(group) = self.detector.groups.transaction(protocol, way) else { return };
         let grown = grown(transaction, group.buffers.as_slice());
-        if looked.has_begun && looked.progress == progress && looked.grown == grown {
+        if looked.progress != progress {
+            looked.repeating.clear();
+        }
+        let repeats = !looked.repeating.is_empty() && looked.fed != fed;
+        if looked.has_begun && looked.progress == progress && looked.grown == grown && !repeats {
             return;
         }
         self.scratch.found.clear();
@@ -70,6 +75,7 @@ impl Run<'_> {
             looked.always += 1;
         }
         candidates.extend_from_slice(&self.scratch.found.rules);
+        candidates.append(&mut looked.repeating);
         candidates.sort_unstable();
         candidates.dedup();
         self.scratch.refused_by_state.clear();
@@ -86,7 +92,7 @@ impl Run<'_> {
                 break;
             }
         }
-        (looked.progress, looked.grown, looked.has_begun) = (progress, grown, true);
+        (looked.progress, looked.grown, looked.fed, looked.has_begun) = (progress, grown, fed, true);
         looked.is_over = progress[way as usize] == COMPLETE && (looked.waiting.is_empty() || progress == [COMPLETE; 2]);
     }
 
@@ -156,7 +162,13 @@ impl Run<'_> {
             }
         };
         if self.matched(index, rule, Some(flow), Some(id), is_in_stream) {
-            looked.matched.push(index);
+            match rule.hook {
+                // a state that lasts, such as a body: the hook is met anew with what comes
+                Some((hooked, state)) if rule.transaction_tests.is_empty() && progress[hooked as usize] == state => {
+                    looked.repeating.push(index);
+                }
+                _ => looked.matched.push(index),
+            }
         } else {
             self.scratch.refused_by_state.push(index);
         }

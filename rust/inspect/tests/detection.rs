@@ -176,6 +176,18 @@ fn a_rule_about_an_answer_sees_the_answer() {
 }
 
 #[test]
+fn a_hook_without_a_test_is_met_anew_while_its_state_lasts() {
+    let rules = "alert http1:response_headers any any -> any any (sid:1;)\n\
+                 alert http1:response_body any any -> any any (sid:2;)\n\
+                 alert http1:response_complete any any -> any any (sid:3;)";
+    let get: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let head: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n0123456789";
+    let part: &[u8] = b"0123456789";
+    let parts = [(0, get), (1, head), (1, part), (1, part), (1, part)];
+    assert_eq!(conversation(rules, &parts), [1, 2, 2, 2, 3]);
+}
+
+#[test]
 fn contents_of_a_buffer_that_there_are_several_of_have_to_meet_in_one() {
     let rule = "alert dns any any -> any any (dns.query; content:\"one\"; content:\"two\"; sid:1;)";
     let port = (SERVER.0, 53);
