@@ -66,7 +66,8 @@ DEFAULTS: tuple[Setting, ...] = (
     ("vars.port-groups.SIP_PORTS", "[5060, 5061]"),
 )
 
-# What an EVE output writes where no configuration says it: as Suricata's own file, and the protocols of things and of industry besides.
+# What an EVE output writes where no configuration says it: as Suricata's own file, and the protocols of things and of
+# industry besides.
 _EVE_DEFAULT_TYPES = (
     "alert anomaly http dns tls files smtp websocket ftp rdp nfs smb tftp ike dcerpc krb5 bittorrent-dht snmp rfb sip "
     "quic ldap pop3 dhcp ssh mqtt http2 doh2 mdns llmnr modbus dnp3 enip coap bacnet s7comm iec104 opcua stats flow"
