@@ -1,14 +1,16 @@
 """Runs the benchmarks of all rooms, or of one, and writes ``build/bench/ROOM.json`` and ``bench/RESULTS.md``.
 
 Every ``bench/ROOM.py`` has ``run()``, which returns a list of {name, ours, peer, peer_value, ratio, higher_is_better,
-unit, machine, date}. RESULTS.md is made from the JSON files that are there, so one room can be measured alone. Plots
-that a room wrote as ``build/bench/ROOM-*.svg`` stand behind its table, and then what ``bench/notes/ROOM.md`` says.
+unit, machine, date}. RESULTS.md takes each room's part from its JSON file, and keeps what it says of rooms that have
+none here, so one room can be measured alone. Plots that a room wrote as ``build/bench/ROOM-*.svg`` stand behind its
+table, and then what ``bench/notes/ROOM.md`` says.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -44,21 +46,29 @@ def main() -> int:
 
 
 def write_results() -> None:
-    """Make RESULTS.md from every JSON file that is there."""
-    parts = [_HEAD]
-    for path in sorted(OUTPUT.glob("*.json")):
+    """Make the part of every room whose JSON file is there anew; the others stay as they are."""
+    rooms = _written_rooms(RESULTS.read_text() if RESULTS.exists() else "")
+    for path in OUTPUT.glob("*.json"):
         rows = json.loads(path.read_text())
-        if not rows:
-            continue
-        parts.append(f"\n## {path.stem}\n\n{rows[0]['machine']}, {rows[0]['date']}\n")
-        parts.append("| what | ours | peer | peer's figure | ratio | unit |\n| --- | ---: | --- | ---: | ---: | --- |")
-        parts += [
-            f"| {row['name']} | {_number(row['ours'])} | {row['peer'] or '-'} | {_number(row['peer_value'])} | "
-            f"{_number(row['ratio'])} | {row['unit']} |"
-            for row in rows
-        ]
-        parts += _plots(path.stem) + _notes(path.stem)
-    RESULTS.write_text("\n".join(parts) + "\n")
+        if rows:
+            rooms[path.stem] = _room(path.stem, rows)
+    RESULTS.write_text("\n".join([_HEAD, *(rooms[name] for name in sorted(rooms))]) + "\n")
+
+
+def _written_rooms(text: str) -> dict[str, str]:
+    parts = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)[1:]
+    return {name: f"\n## {name}\n{part.rstrip()}" for name, part in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def _room(name: str, rows: list[dict[str, Any]]) -> str:
+    parts = [f"\n## {name}\n\n{rows[0]['machine']}, {rows[0]['date']}\n"]
+    parts.append("| what | ours | peer | peer's figure | ratio | unit |\n| --- | ---: | --- | ---: | ---: | --- |")
+    parts += [
+        f"| {row['name']} | {_number(row['ours'])} | {row['peer'] or '-'} | {_number(row['peer_value'])} | "
+        f"{_number(row['ratio'])} | {row['unit']} |"
+        for row in rows
+    ]
+    return "\n".join(parts + _plots(name) + _notes(name))
 
 
 def _plots(name: str) -> list[str]:
