@@ -111,14 +111,13 @@ def _open_engine(arguments: argparse.Namespace) -> Iterator[Source]:
         return
     sensor = Sensor(config)
     tell_refused(sensor)
+    keep = None
     if arguments.interface is not None:
-        with sensor.open_interface() as capture:
-            yield capture
-        return
-    if arguments.queue is not None:
+        opened = sensor.open_interface()
+    elif arguments.queue is not None:
         opened, keep = sensor.open_queue(arguments.queue, fail_open=arguments.fail_open), CAP_NET_ADMIN
     else:
-        opened, keep = sensor.open_log(arguments.nflog), None
+        opened = sensor.open_log(arguments.nflog)
     with opened as capture:
         confine(keep=keep, ends_with_parent=False, failed=WorkerConfinement)
         yield capture
@@ -171,11 +170,14 @@ def _stop_signal() -> Iterator[list[bool]]:
 
 
 def _run_detectors(arguments: argparse.Namespace, deadline_s: float, write: Callable[[list[str]], None]) -> None:
+    from tidegate.base.confine import confine
+    from tidegate.ids.errors import WorkerConfinement
     from tidegate.ids.section import plan_sensor
     from tidegate.ids.sensor import LiveSensor
 
     plan = plan_sensor(load_section(arguments))
     with LiveSensor(arguments.interface, plan.config_json) as sensor, _stop_signal() as stopping:
+        confine(keep=None, ends_with_parent=False, failed=WorkerConfinement)
         while not stopping and time.monotonic() < deadline_s:
             write(sensor.poll(POLL_MS))
         write([*sensor.finish(), sensor.stats_line()])

@@ -104,13 +104,16 @@ def _open_feed(arguments: argparse.Namespace) -> Iterator[Feed]:
         with contextlib.closing(EveTail(arguments.eve, from_start=True)) as tail:
             yield tail
         return
+    from tidegate.base.confine import confine
     from tidegate.cli.ids_options import has_engine
+    from tidegate.ids.errors import WorkerConfinement
 
     if has_engine() or arguments.rules:
         from tidegate.ids.inspector import Sensor, SensorConfig
 
         sensor = Sensor(SensorConfig(rules=tuple(arguments.rules), interface=arguments.interface))
         with sensor.open_interface() as capture:
+            confine(keep=None, ends_with_parent=False, failed=WorkerConfinement)
             yield _LineFeed(capture)
         return
     from tidegate.ids.section import FlowEvents, IdsSection, plan_sensor
@@ -118,6 +121,7 @@ def _open_feed(arguments: argparse.Namespace) -> Iterator[Feed]:
 
     plan = plan_sensor(IdsSection(flow_events=FlowEvents.ALL))
     with LiveSensor(arguments.interface, plan.config_json) as live:
+        confine(keep=None, ends_with_parent=False, failed=WorkerConfinement)
         yield _LineFeed(live)
 
 

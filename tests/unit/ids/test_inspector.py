@@ -7,6 +7,7 @@ import json
 import pytest
 from tests.unit.ids import fakesensor
 
+from tidegate.base import confine
 from tidegate.base.errors import TidegateError
 from tidegate.cli.main import main
 from tidegate.ids import inspector, sensor, worker
@@ -200,12 +201,21 @@ def test_a_rule_over_several_lines_is_kept_whole():
     )
 
 
-def test_run_polls_and_ends_with_the_counters(rules, capfd):
+@pytest.fixture
+def given_up(monkeypatch):
+    """What was kept each time privileges were given up: this process goes on with its own."""
+    kept: list[int | None] = []
+    monkeypatch.setattr(confine, "confine", lambda *, keep, **_: kept.append(keep))
+    return kept
+
+
+def test_run_polls_and_ends_with_the_counters(rules, given_up, capfd):
     assert main(["ids", "run", "--interface", "eth9", "--rules", str(rules), "--seconds", "0.01"]) == 0
     out, err = capfd.readouterr()
     kinds = [json.loads(line)["event_type"] for line in out.splitlines()]
     assert (kinds[0], kinds[-1]) == ("flow", "stats")
     assert "refused" in err
+    assert given_up == [None]
 
 
 def test_the_worker_runs_rules_where_the_policy_has_some(rules):
@@ -227,6 +237,7 @@ def test_the_worker_refuses_a_line_that_is_no_configuration(line):
     assert caught.value.code == "ids.config.invalid"
 
 
-def test_top_of_an_interface(capsys):
+def test_top_of_an_interface(given_up, capsys):
     assert main(["ids", "top", "--interface", "eth9", "--once", "--seconds", "0.01", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["flows"][0]["service"] == "tcp/502"
+    assert given_up == [None]
