@@ -169,6 +169,12 @@ def sensor(lab) -> Iterator[Sensor]:
     running.end()
 
 
+def test_the_sensor_is_nobody(sensor):
+    status = Path(f"/proc/{sensor.process.pid}/status").read_text()
+    assert "Uid:\t65534\t65534\t65534\t65534\n" in status
+    assert "CapEff:\t0000000000000000\n" in status
+
+
 def name_of(alert: Event) -> object:
     """Return the detector of an alert, or the number of its rule."""
     return alert.get("metadata", {}).get("detector", alert["alert"]["signature_id"])
