@@ -147,13 +147,14 @@ impl Sip {
         if text.len() <= 4 {
             return Ok(());
         }
-        let Some(mut message) = Message::parse(way, text) else {
-            self.push(Message::broken(way, event::INVALID_DATA))?;
-            return Err(ParseError("no message of this direction"));
+        let message = match (Message::parse(way, text), message::head_end(text)) {
+            (Some(message), Some(_)) => message,
+            (Some(mut message), None) => {
+                message.raise(event::INCOMPLETE_DATA);
+                message
+            }
+            (None, _) => Message::broken(way, event::INVALID_DATA),
         };
-        if message::head_end(text).is_none() {
-            message.raise(event::INCOMPLETE_DATA);
-        }
         self.push(message)
     }
 
