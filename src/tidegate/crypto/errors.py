@@ -1,6 +1,6 @@
 """What the crypto room refuses, and why."""
 
-from tidegate.base.errors import Misuse, Rejected
+from tidegate.base.errors import Fault, Misuse, Rejected
 
 
 class CborMalformed(Rejected):
@@ -76,3 +76,20 @@ class EnvelopeSigners(Misuse):
 class EnvelopeTooLarge(Misuse):
     code = "crypto.envelope.too-large"
     advice = "No device would accept an envelope of this size: say less, or sign with fewer keys."
+
+
+class SecretForked(Misuse):
+    code = "crypto.secret.forked"
+    advice = "Secrets do not follow a fork; open the vault or the key store again in the child process."
+
+
+class SecretMemoryShort(Fault):
+    code = "crypto.secret.memory"
+    advice = (
+        "Raise the limit on locked memory (LimitMEMLOCK= of the unit, `ulimit -l`), or keep larger data in an item."
+    )
+
+
+class KemRefused(Rejected):
+    code = "crypto.kem.refused"
+    advice = "The wrapped key was altered, or is wrapped for another recipient."
