@@ -82,6 +82,19 @@ class PcrMismatch(Rejected):
     advice = "The named registers hold other values than at sealing: boot the system it was made for, or make it anew."
 
 
+class PcrStatementMissing(Rejected):
+    code = "keys.pcr.no-statement"
+    advice = (
+        "No statement of the key's PCR authority allows the registers' present values: put the one that was shipped "
+        "with this system into the store's folder 'statements', or boot a system that has one."
+    )
+
+
+class PcrStatementRefused(Rejected):
+    code = "keys.pcr.statement"
+    advice = "The statement was altered, or is of another authority, product or set of registers: fetch the right one."
+
+
 class TokenMissing(Fault):
     code = "keys.token.missing"
     advice = "Plug in the token or start the TPM's service, and check token label, module path or TCTI in the key URI."

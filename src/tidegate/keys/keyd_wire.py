@@ -21,7 +21,16 @@ from tidegate.crypto.aead import Secret
 from tidegate.crypto.errors import CborLimit, CborMalformed
 from tidegate.crypto.signing import PublicKey, SignatureAlgorithm, parse_public_key
 from tidegate.keys.errors import KeydMessageMalformed, ProviderFailed
-from tidegate.keys.store import Capabilities, KeyInfo, KeyPolicy, KeyPurpose, KeySpec, Quote, check_key_name
+from tidegate.keys.store import (
+    Capabilities,
+    KeyInfo,
+    KeyPolicy,
+    KeyPurpose,
+    KeySpec,
+    PcrAuthority,
+    Quote,
+    check_key_name,
+)
 
 VERSION = 1
 HEAD_BYTES = 4
@@ -193,23 +202,46 @@ def _typed(kind: type) -> Callable[[_Packed], Any]:
 
 
 def _pack_spec(spec: KeySpec) -> _Packed:
-    policy = spec.policy
+    policy, authority = spec.policy, spec.policy.pcr_authority
     return [
         spec.purpose.value,
         None if spec.algorithm is None else int(spec.algorithm),
-        [policy.exportable, [*sorted(policy.pcrs)], policy.user_auth],
+        [
+            policy.exportable,
+            [*sorted(policy.pcrs)],
+            policy.user_auth,
+            None if authority is None else [authority.key.encode(), authority.product],
+        ],
     ]
 
 
 def _unpack_spec(value: _Packed) -> KeySpec:
     match value:
-        case [str() as purpose, None | int() as algorithm, [bool() as exportable, pcrs, bool() as user_auth]]:
+        case [
+            str() as purpose,
+            None | int() as algorithm,
+            [bool() as exportable, pcrs, bool() as user_auth, authority],
+        ]:
             return KeySpec(
                 purpose=KeyPurpose(purpose),
                 algorithm=None if algorithm is None else SignatureAlgorithm(algorithm),
-                policy=KeyPolicy(exportable=exportable, pcrs=_unpack_pcrs(pcrs), user_auth=user_auth),
+                policy=KeyPolicy(
+                    exportable=exportable,
+                    pcrs=_unpack_pcrs(pcrs),
+                    user_auth=user_auth,
+                    pcr_authority=_unpack_authority(authority),
+                ),
             )
     raise TypeError("no specification")
+
+
+def _unpack_authority(value: _Packed) -> PcrAuthority | None:
+    match value:
+        case None:
+            return None
+        case [bytes() as key, str() as product]:
+            return PcrAuthority(key=_unpack_given_public(key), product=product)
+    raise TypeError("no PCR authority")
 
 
 def _unpack_pcrs(value: _Packed) -> frozenset[int]:
@@ -275,6 +307,7 @@ _FLAGS = (
     "can_bind_pcrs",
     "can_user_auth",
     "can_keep_certificates",
+    "can_follow_pcr_authority",
 )
 
 

@@ -21,6 +21,10 @@ MAX_CERTIFICATES = 8  # of a chain kept beside a key
 MAX_CERTIFICATE_BYTES = 16_384  # of one of them: one with ML-DSA keys has 6 KiB
 MAX_PCR = 23  # a PC client TPM has 24
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+# what a TPM verifies: nothing else can be a PCR authority
+AUTHORITY_ALGORITHMS = frozenset(
+    {SignatureAlgorithm.ECDSA_P256, SignatureAlgorithm.ECDSA_P384, SignatureAlgorithm.RSA_PSS}
+)
 
 AskPin: TypeAlias = Callable[[str], Secret]
 """Asks a person (or a credential store) for the PIN or passphrase that the text describes."""
@@ -35,21 +39,42 @@ class KeyPurpose(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PcrAuthority:
+    """Who says which register values a key may be used under: the holder of ``key``, in statements for ``product``.
+
+    A product's statements open no key of another product, though one authority signs for both (``pcr_policy.py``).
+    """
+
+    key: PublicKey
+    product: str
+
+    def __post_init__(self) -> None:
+        if self.key.algorithm not in AUTHORITY_ALGORITHMS:
+            raise ValueError(f"no TPM verifies {self.key.algorithm.label} signatures")
+        if not is_name(self.product):
+            raise ValueError("a product is named as keys are")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeyPolicy:
     """What a key may do, fixed at birth; the default is the safe choice.
 
     ``exportable``: its private half may leave as PKCS#8 or wrapped for another token. ``pcrs``: it works only while
-    these registers (SHA-256 bank) hold what they held when it was made. ``user_auth``: each use asks for a PIN of its
-    own, besides what opens the store.
+    these registers (SHA-256 bank) hold what they held when it was made; with a ``pcr_authority``, while they hold what
+    a statement that this authority signed says. ``user_auth``: each use asks for a PIN of its own, besides what opens
+    the store.
     """
 
     exportable: bool = False
     pcrs: frozenset[int] = frozenset()
     user_auth: bool = False
+    pcr_authority: PcrAuthority | None = None
 
     def __post_init__(self) -> None:
         if not all(0 <= pcr <= MAX_PCR for pcr in self.pcrs):
             raise ValueError(f"PCRs are numbered 0 to {MAX_PCR}")
+        if self.pcr_authority is not None and not self.pcrs:
+            raise ValueError("an authority over no register: the key would be bound to nothing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +127,7 @@ class Capabilities:
     can_bind_pcrs: bool = False
     can_user_auth: bool = False
     can_keep_certificates: bool = False
+    can_follow_pcr_authority: bool = False
 
     def require(self, spec: KeySpec) -> None:
         """Return if a key like ``spec`` can be made here, else raise ``keys.capability.missing`` saying what lacks."""
@@ -111,6 +137,10 @@ class Capabilities:
             (spec.purpose is KeyPurpose.ATTEST and not self.can_quote, "vouch for a platform"),
             (spec.policy.exportable and not self.can_export, "make exportable keys"),
             (bool(spec.policy.pcrs) and not self.can_bind_pcrs, "bind keys to PCRs"),
+            (
+                spec.policy.pcr_authority is not None and not self.can_follow_pcr_authority,
+                "bind keys to what a PCR authority signs",
+            ),
             (spec.policy.user_auth and not self.can_user_auth, "ask for a PIN at each use of a key"),
         ]
         for is_lacking, what in lacking:
@@ -150,7 +180,11 @@ class KeyStore(Protocol):
         ...
 
     def unseal(self, name: str, sealed: bytes, context: bytes) -> Secret:
-        """Return what was sealed, or raise ``keys.sealed.malformed`` (``keys.pcr.mismatch`` names the registers)."""
+        """Return what was sealed, or raise ``keys.sealed.malformed``.
+
+        ``keys.pcr.mismatch`` names the registers that changed; ``keys.pcr.no-statement`` and ``keys.pcr.statement``
+        say that no statement of the key's PCR authority allows the present ones.
+        """
         ...
 
     def counter_read(self, name: str) -> int:
@@ -202,9 +236,14 @@ class KeyStore(Protocol):
 
 def check_key_name(name: str) -> str:
     """Return ``name`` if it may name a key, else raise ``keys.name.invalid``."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise KeyNameInvalid(f"{name!r} is no key name")
     return name
+
+
+def is_name(text: str) -> bool:
+    """Return whether ``text`` has the form of the names of keys, counters and products."""
+    return _NAME.fullmatch(text) is not None
 
 
 def check_chain(chain: Sequence[bytes]) -> tuple[bytes, ...]:

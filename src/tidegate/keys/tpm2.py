@@ -7,7 +7,6 @@ Bytes, templates, NV indices and limits: docs/formats/tpm2.md.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import hmac
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -53,17 +52,12 @@ from tidegate.keys.tpm2_commands import (
     extend_pcr,
     persist_key,
     quote_with_values,
-    require_registers,
     require_salt,
-    selection,
 )
 from tidegate.keys.tpm2_counter import Counter
 from tidegate.keys.tpm2_device import (
     RC_AUTH_FAIL,
     RC_BAD_AUTH,
-    RC_PCR_CHANGED,
-    RC_POLICY_FAIL,
-    RC_VALUE,
     Chip,
     is_handle_name,
     refused,
@@ -81,10 +75,11 @@ from tidegate.keys.tpm2_files import (
     check_key,
     encode_template,
     parse_public_area,
-    policy_digest,
+    policy_of,
     spec_of,
 )
 from tidegate.keys.tpm2_folder import Tpm2Folder
+from tidegate.keys.tpm2_policy import find_approval, require_authority, require_state, satisfy
 from tidegate.keys.uri import KeyUri, read_pin
 
 T = TypeVar("T")
@@ -353,6 +348,7 @@ class Tpm2KeyStore:
             can_bind_pcrs=True,
             can_user_auth=True,
             can_keep_certificates=True,
+            can_follow_pcr_authority=True,
         )
 
     def _key(self, name: str, purpose: KeyPurpose | None = None) -> _Key:
@@ -381,8 +377,9 @@ class Tpm2KeyStore:
         return _Key(record=record, info=info, name=wrapped.name, wrapped=None)
 
     def _create(self, chip: Chip, name: str, spec: KeySpec, pin: Secret | None) -> _Key:
-        values = chip.pcr_values(spec.policy.pcrs)
-        template = encode_template(spec, policy_digest(values, user_auth=spec.policy.user_auth))
+        require_authority(chip, spec.policy)
+        values = {} if spec.policy.pcr_authority else chip.pcr_values(spec.policy.pcrs)
+        template = encode_template(spec, policy_of(spec.policy, values))
         data = Secret(self._entropy.random_bytes(KEY_BYTES)) if spec.purpose is KeyPurpose.SEAL else None
         with data or contextlib.nullcontext():
             public, private = chip.create(self._primary(chip), template, auth=pin, data=data)
@@ -407,16 +404,16 @@ class Tpm2KeyStore:
 
     def _use(self, chip: Chip, key: _Key, pin: Secret | None, *, private: bool = False) -> Use:
         """Return the key loaded, and a session that satisfies its policy and carries its PIN."""
+        approval = find_approval(chip, key.record, self._folder.statements)
         handle, record = self._load(chip, key), key.record
         if pin is not None:
             chip.esys.tr_set_auth(handle, bytes(pin.view()))
         salt = self._primary(chip) if private or pin is not None else None
-        if not record.pcrs:
+        if not record.spec.policy.pcrs:
             session = tss.ESYS_TR.PASSWORD if salt is None else chip.session(salt, private=private)
             return Use(handle=handle, session=session)
         session = chip.session(salt, policy=True, private=private)
-        values = hashlib.sha256(b"".join(record.pcrs[pcr] for pcr in sorted(record.pcrs))).digest()
-        chip.esys.policy_pcr(session, values, selection(record.pcrs))
+        satisfy(chip, session, record, approval)
         if pin is not None:
             chip.esys.policy_auth_value(session)
         return Use(handle=handle, session=session)
@@ -441,8 +438,7 @@ class Tpm2KeyStore:
             yield
         except tss.TSS2_Exception as error:
             code = response_code(error)
-            if key.record.pcrs and code in (RC_VALUE, RC_POLICY_FAIL, RC_PCR_CHANGED):
-                require_registers(key.record.name, key.record.pcrs, chip.pcr_values(frozenset(key.record.pcrs)))
+            require_state(chip, error, key.record, self._folder.statements)
             if pin is not None and code in (RC_AUTH_FAIL, RC_BAD_AUTH):
                 self._guesses.add(self._guess(key, pin))
                 raise refused(chip, key.record.name) from error

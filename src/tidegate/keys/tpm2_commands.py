@@ -5,22 +5,20 @@ Touches: the TPM.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from tidegate.crypto.errors import SignatureInvalid
 from tidegate.crypto.signing import RSA_GENERATED_BITS, PublicKey, SignatureAlgorithm
 from tidegate.keys.attest import parse_attest, pcr_digest
-from tidegate.keys.errors import CapabilityMissing, KeyExists, PcrMismatch, ProviderFailed
+from tidegate.keys.errors import CapabilityMissing, KeyExists, ProviderFailed
+from tidegate.keys.pcr_policy import ALG_ECDSA, ALG_RSAPSS, ALG_SHA256, ECC, HASHES, PCR_BYTES
 from tidegate.keys.store import MAX_PCR, KeyPurpose, Quote
 from tidegate.keys.tpm2_device import RC_NV_DEFINED, Chip, response_code, tss
-from tidegate.keys.tpm2_files import ALG_ECDSA, ALG_RSAPSS, ALG_SHA256, ALG_SHA384, ECC, PCR_BYTES
 
 _ALG_RSA = 0x0001
 _MAX_QUOTES = 3  # when the registers change between quote and reading
-_HASHES = {ALG_SHA256: hashlib.sha256, ALG_SHA384: hashlib.sha384}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +82,7 @@ def command_sign(chip: Chip, use: Use, algorithm: SignatureAlgorithm, message: b
     details = tss.TPMU_SIG_SCHEME(rsapss=hashed) if rsa else tss.TPMU_SIG_SCHEME(ecdsa=hashed)
     scheme = tss.TPMT_SIG_SCHEME(scheme=ALG_RSAPSS if rsa else ALG_ECDSA, details=details)
     ticket = tss.TPMT_TK_HASHCHECK(tag=tss.TPM2_ST.HASHCHECK, hierarchy=tss.TPM2_RH.NULL)
-    digest = tss.TPM2B_DIGEST(_HASHES[number](message).digest())
+    digest = tss.TPM2B_DIGEST(HASHES[number](message).digest())
     return _raw(chip.esys.sign(use.handle, digest, scheme, ticket, session1=use.session))
 
 
@@ -141,7 +139,7 @@ def evict_key(chip: Chip, name: bytes, handle: int) -> None:
         chip.esys.evict_control(tss.ESYS_TR.OWNER, there, handle, session1=chip.owner_session())
 
 
-def selection(pcrs: Mapping[int, bytes] | frozenset[int]) -> str:
+def selection(pcrs: Iterable[int]) -> str:
     """Return the library's text for registers of the SHA-256 bank."""
     return "sha256:" + ",".join(map(str, sorted(pcrs)))
 
@@ -156,21 +154,6 @@ def check_digest(digest: bytes) -> None:
     """Return if a register can be extended by ``digest``, else raise ``keys.capability.missing``."""
     if len(digest) != PCR_BYTES:
         raise CapabilityMissing(f"registers are extended by {PCR_BYTES} bytes", provider="tpm2")
-
-
-def require_registers(name: str, recorded: Mapping[int, bytes], current: Mapping[int, bytes]) -> None:
-    """Return if the registers hold what they held at the key's birth, else raise ``keys.pcr.mismatch`` naming them."""
-    wrong = [pcr for pcr in sorted(recorded) if current[pcr] != recorded[pcr]]
-    if not wrong:
-        return
-    told = "; ".join(f"PCR {pcr} was {recorded[pcr].hex()}, is {current[pcr].hex()}" for pcr in wrong)
-    fields = {f"pcr{pcr}_{kind}": values[pcr].hex() for pcr in wrong for kind, values in
-              (("recorded", recorded), ("current", current))}  # fmt: skip
-    raise PcrMismatch(f"key {name!r} is bound to another state: {told}", key=name, pcrs=_listed(wrong), **fields)
-
-
-def _listed(pcrs: list[int]) -> str:
-    return ",".join(map(str, pcrs))
 
 
 def _raw(signature: Any) -> bytes:

@@ -11,13 +11,23 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tidegate.base.errors import Rejected
 from tidegate.crypto import cbor
 from tidegate.crypto.errors import CborLimit, CborMalformed
 from tidegate.crypto.signing import RSA_EXPONENT, RSA_GENERATED_BITS, PublicKey, SignatureAlgorithm, parse_public_key
 from tidegate.keys.errors import StoreMalformed
+from tidegate.keys.pcr_policy import (
+    ALG_ECDSA,
+    ALG_RSAPSS,
+    ALG_SHA256,
+    ECC,
+    PCR_BYTES,
+    authorized_policy,
+    pcr_policy,
+    with_auth_value,
+)
 from tidegate.keys.store import (
     MAX_CERTIFICATE_BYTES,
     MAX_CERTIFICATES,
@@ -26,6 +36,7 @@ from tidegate.keys.store import (
     KeyPolicy,
     KeyPurpose,
     KeySpec,
+    PcrAuthority,
 )
 
 MAX_PEM_BYTES = 4096  # an RSA-4096 key has 2.2 KiB
@@ -33,20 +44,12 @@ MAX_RECORD_BYTES = MAX_CERTIFICATES * (MAX_CERTIFICATE_BYTES + 8) + 4096
 RH_OWNER = 0x40000001
 PERSISTENT_HANDLES = range(0x81000000, 0x81800000)  # the owner's half (TPM 2.0 Part 2, §7.4)
 COUNTER_INDICES = range(0x01500000, 0x01510000)
-PCR_BYTES = 32
 NAME_BYTES = 34
 _STORE, _KEY, _COUNTER = "tidegate.tpm2.v1", "tidegate.tpm2.key.v1", "tidegate.tpm2.counter.v1"
 
 _ALG_RSA, _ALG_KEYEDHASH, _ALG_ECC, _ALG_NULL = 0x0001, 0x0008, 0x0023, 0x0010
-ALG_SHA256, ALG_SHA384, ALG_RSAPSS, ALG_ECDSA = 0x000B, 0x000C, 0x0016, 0x0018
 _FIXED_TPM, _FIXED_PARENT, _ORIGIN, _USER_WITH_AUTH = 1 << 1, 1 << 4, 1 << 5, 1 << 6
 _NO_DA, _RESTRICTED, _DECRYPT, _SIGN = 1 << 10, 1 << 16, 1 << 17, 1 << 18
-# algorithm -> curve (TPM_ECC_CURVE), hash, bytes of a coordinate
-ECC = {
-    SignatureAlgorithm.ECDSA_P256: (0x0003, ALG_SHA256, 32),
-    SignatureAlgorithm.ECDSA_P384: (0x0004, ALG_SHA384, 48),
-}
-_CC_POLICY_AUTH_VALUE, _CC_POLICY_PCR = 0x16B, 0x17F
 
 _OID = bytes.fromhex("06066781050a0103")  # 2.23.133.10.1.3, a loadable key
 _EMPTY_AUTH, _ASKS = bytes.fromhex("a0030101ff"), bytes.fromhex("a003010100")  # emptyAuth [0] TRUE, FALSE
@@ -89,7 +92,10 @@ class StoreRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRecord:
-    """What the folder says about a key besides its TSS2 file; ``pcrs`` are the values at birth."""
+    """What the folder says about a key besides its TSS2 file.
+
+    ``pcrs`` are the values at birth, which bind a key without a PCR authority; of one with it there are none.
+    """
 
     name: str
     spec: KeySpec
@@ -136,22 +142,19 @@ def object_name(public: bytes) -> bytes:
     return _u16(ALG_SHA256) + hashlib.sha256(public).digest()
 
 
-def encode_pcr_selection(pcrs: frozenset[int]) -> bytes:
-    """Return the TPML_PCR_SELECTION of registers of the SHA-256 bank."""
-    bits = sum(1 << pcr for pcr in pcrs)
-    return (1).to_bytes(4, "big") + _u16(ALG_SHA256) + b"\x03" + bits.to_bytes(3, "little")
-
-
 def policy_digest(pcrs: Mapping[int, bytes], *, user_auth: bool) -> bytes:
     """Return the authPolicy of a key: empty without PCRs, else PolicyPCR and, with a PIN, PolicyAuthValue."""
     if not pcrs:
         return b""
-    values = hashlib.sha256(b"".join(pcrs[pcr] for pcr in sorted(pcrs))).digest()
-    code = _CC_POLICY_PCR.to_bytes(4, "big")
-    digest = hashlib.sha256(bytes(32) + code + encode_pcr_selection(frozenset(pcrs)) + values).digest()
-    if user_auth:
-        digest = hashlib.sha256(digest + _CC_POLICY_AUTH_VALUE.to_bytes(4, "big")).digest()
-    return digest
+    return with_auth_value(pcr_policy(pcrs)) if user_auth else pcr_policy(pcrs)
+
+
+def policy_of(policy: KeyPolicy, pcrs: Mapping[int, bytes]) -> bytes:
+    """Return the authPolicy of a key under ``policy``; ``pcrs`` are the values at birth of one without an authority."""
+    if policy.pcr_authority is None:
+        return policy_digest(pcrs, user_auth=policy.user_auth)
+    authorized = authorized_policy(policy.pcr_authority, policy.pcrs)
+    return with_auth_value(authorized) if policy.user_auth else authorized
 
 
 def encode_template(spec: KeySpec, auth_policy: bytes) -> bytes:
@@ -265,7 +268,7 @@ def check_key(record: KeyRecord, key: WrappedKey, parent: int) -> KeyInfo:
     """
     area = parse_public_area(key.public)
     algorithm = area.public_key.algorithm if area.public_key else None
-    policy = policy_digest(record.pcrs, user_auth=record.spec.policy.user_auth)
+    policy = policy_of(record.spec.policy, record.pcrs)
     same = (
         area.purpose is record.spec.purpose
         and algorithm is record.spec.algorithm
@@ -375,20 +378,22 @@ def parse_counter(raw: bytes) -> CounterRecord:
 
 
 def encode_record(record: KeyRecord) -> bytes:
-    """Return ``NAME.key``."""
-    spec = record.spec
-    return cbor.encode(
-        {
-            "format": _KEY,
-            "name": record.name,
-            "purpose": spec.purpose.value,
-            "algorithm": None if spec.algorithm is None else int(spec.algorithm),
-            "user_auth": spec.policy.user_auth,
-            "pcrs": record.pcrs,
-            "handle": record.handle,
-            "certificates": list(record.certificates),
-        }
-    )
+    """Return ``NAME.key``; only a key with a PCR authority has the member of that name."""
+    spec, authority = record.spec, record.spec.policy.pcr_authority
+    document: dict[str, object] = {
+        "format": _KEY,
+        "name": record.name,
+        "purpose": spec.purpose.value,
+        "algorithm": None if spec.algorithm is None else int(spec.algorithm),
+        "user_auth": spec.policy.user_auth,
+        "pcrs": record.pcrs,
+        "handle": record.handle,
+        "certificates": list(record.certificates),
+    }
+    if authority is not None:
+        registers = [*sorted(spec.policy.pcrs)]
+        document["authority"] = {"key": authority.key.encode(), "product": authority.product, "pcrs": registers}
+    return cbor.encode(document)
 
 
 def parse_record(raw: bytes, name: str) -> KeyRecord:
@@ -404,7 +409,7 @@ def parse_record(raw: bytes, name: str) -> KeyRecord:
             "handle": int() | None as handle,
             "certificates": list(chain),
             **rest,
-        } if form == _KEY and not rest and named == name:
+        } if form == _KEY and set(rest) <= {"authority"} and named == name:
             values = {pcr: value for pcr, value in pcrs.items() if isinstance(pcr, int) and isinstance(value, bytes)}
             certificates = tuple(one for one in chain if isinstance(one, bytes))
             sound = (
@@ -413,11 +418,27 @@ def parse_record(raw: bytes, name: str) -> KeyRecord:
                 and len(certificates) == len(chain) <= MAX_CERTIFICATES
                 and all(0 < len(one) <= MAX_CERTIFICATE_BYTES for one in certificates)
                 and (handle is None or handle in PERSISTENT_HANDLES)
+                and not (values and rest)
             )
             if sound:
-                spec = _parse_spec(purpose, algorithm, KeyPolicy(pcrs=frozenset(values), user_auth=user_auth))
+                policy = KeyPolicy(pcrs=frozenset(values), user_auth=user_auth)
+                policy = _with_authority(policy, rest["authority"]) if rest else policy
+                spec = _parse_spec(purpose, algorithm, policy)
                 return KeyRecord(name=name, spec=spec, pcrs=values, handle=handle, certificates=certificates)
     raise StoreMalformed(f"the record of key {name!r} is damaged", key=name)
+
+
+def _with_authority(policy: KeyPolicy, value: object) -> KeyPolicy:
+    match value:
+        case {"key": bytes(key), "product": str(product), "pcrs": list(pcrs), **rest} if not rest:
+            registers = [pcr for pcr in pcrs if isinstance(pcr, int) and not isinstance(pcr, bool)]
+            if len(registers) == len(pcrs) and registers == sorted({*registers}):
+                try:
+                    authority = PcrAuthority(key=parse_public_key(key), product=product)
+                    return replace(policy, pcrs=frozenset(registers), pcr_authority=authority)
+                except (Rejected, ValueError) as error:
+                    raise StoreMalformed(f"a key's PCR authority is none: {error}") from error
+    raise StoreMalformed("a key's PCR authority is damaged")
 
 
 def _parse_spec(purpose: str, algorithm: int | None, policy: KeyPolicy) -> KeySpec:

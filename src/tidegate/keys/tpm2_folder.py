@@ -21,7 +21,8 @@ from tidegate.base.durable import (
 )
 from tidegate.base.errors import StorageMissing
 from tidegate.base.lock import FolderLock
-from tidegate.keys.errors import KeyExists, KeyMissing, ProviderFailed
+from tidegate.keys.errors import KeyExists, KeyMissing, PcrStatementRefused, ProviderFailed
+from tidegate.keys.pcr_policy import MAX_STATEMENT_BYTES, MAX_STATEMENTS
 from tidegate.keys.store import check_key_name
 from tidegate.keys.tpm2_files import (
     MAX_PEM_BYTES,
@@ -42,6 +43,7 @@ from tidegate.keys.tpm2_files import (
 
 _LOCK_WAIT_S = 30.0  # a slow TPM takes seconds for an RSA key
 _MAX_STORE_BYTES = 512
+_STATEMENTS = "statements"
 
 
 class Tpm2Folder:
@@ -128,6 +130,22 @@ class Tpm2Folder:
         """Remember a counter."""
         write_file_atomic(self._path(name, ".counter"), encode_counter(record), mode=0o600)
 
+    def statements(self) -> list[tuple[str, bytes]]:
+        """Return name and content of each file in the folder ``statements``, by name; nothing where there is none.
+
+        It may be a link, to where the system that was booted brings its own. Statements are public and signed, so who
+        may write there is not checked: he can take statements away and make none. Raises ``keys.pcr.statement`` if
+        there are more than 256.
+        """
+        folder = self.path / _STATEMENTS
+        with translate_os_errors(folder):
+            if not folder.exists():
+                return []
+            found = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+        if len(found) > MAX_STATEMENTS:
+            raise PcrStatementRefused(f"{folder} holds {len(found)} files, over {MAX_STATEMENTS}", check="number")
+        return [(path.name, _beginning(path)) for path in found]
+
     def _path(self, name: str, suffix: str) -> Path:
         return self.path / (check_key_name(name) + suffix)
 
@@ -135,3 +153,9 @@ class Tpm2Folder:
         require_private(self.path)
         require_private(path)
         return read_file_bounded(path, limit_bytes=limit_bytes)
+
+
+def _beginning(path: Path) -> bytes:
+    """Return a file, or of one that is too large to be a statement as much as shows it."""
+    with translate_os_errors(path), path.open("rb") as stream:
+        return stream.read(MAX_STATEMENT_BYTES + 1)

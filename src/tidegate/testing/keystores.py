@@ -30,6 +30,7 @@ from tidegate.keys.store import (
     KeyPurpose,
     KeySpec,
     KeyStore,
+    PcrAuthority,
 )
 from tidegate.testing.errors import ConformanceFailed
 
@@ -80,6 +81,7 @@ class KeyStoreConformance:
                     KeyPolicy(exportable=True),
                     KeyPolicy(pcrs=frozenset({0})),
                     KeyPolicy(user_auth=True),
+                    KeyPolicy(pcrs=frozenset({0}), pcr_authority=_authority()),
                 )
             ),
         ]
@@ -326,6 +328,19 @@ class KeyStoreConformance:
         self.extend_pcr(16)
         with refused("keys.pcr.mismatch"):
             store.unseal(name, sealed, b"")
+
+    def test_keys_that_follow_a_pcr_authority(self) -> None:
+        store = self.make_store()
+        able = store.capabilities()
+        must(able.can_bind_pcrs or not able.can_follow_pcr_authority, "an authority over registers that bind nothing")
+        if not able.can_follow_pcr_authority:
+            raise SkipTest("the provider follows no PCR authority")
+        policy = KeyPolicy(pcrs=frozenset({16}), pcr_authority=_authority())
+        info = store.generate(self._name(), KeySpec(purpose=KeyPurpose.SEAL, policy=policy))
+        must(info.spec.policy == policy, "the key has another authority than it was made for")
+        must(info in self.reopen(store).list_keys(), "the list does not show the key as it was generated")
+        with refused("keys.pcr.no-statement"):
+            store.seal(info.name, b"secret", b"")
 
     def test_quotes(self) -> None:
         store = self.make_store()
@@ -613,7 +628,15 @@ def _lacks(able: Capabilities, spec: KeySpec) -> bool:
         or (spec.policy.exportable and not able.can_export)
         or (bool(spec.policy.pcrs) and not able.can_bind_pcrs)
         or (spec.policy.user_auth and not able.can_user_auth)
+        or (spec.policy.pcr_authority is not None and not able.can_follow_pcr_authority)
     )
+
+
+def _authority() -> PcrAuthority:
+    """Return a PCR authority whose private half nobody has."""
+    point = ec.generate_private_key(ec.SECP256R1()).public_key()
+    raw = point.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
+    return PcrAuthority(key=PublicKey(SignatureAlgorithm.ECDSA_P256, raw), product="selftest")
 
 
 def _check_signature(public: PublicKey, signature: bytes, message: bytes) -> None:

@@ -10,6 +10,7 @@ from tpm2_pytss.types import TPM2B_PUBLIC
 
 from tidegate.base.errors import TidegateError
 from tidegate.crypto.signing import SignatureAlgorithm
+from tidegate.keys.pcr_policy import encode_pcr_selection
 from tidegate.keys.store import KeyPolicy, KeyPurpose, KeySpec
 from tidegate.keys.tpm2_files import (
     PRIMARY_TEMPLATE,
@@ -19,7 +20,6 @@ from tidegate.keys.tpm2_files import (
     WrappedKey,
     check_key,
     encode_counter,
-    encode_pcr_selection,
     encode_pem,
     encode_record,
     encode_store,
