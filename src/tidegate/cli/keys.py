@@ -66,6 +66,13 @@ def _build_generate(generate: argparse.ArgumentParser) -> None:
     )
     generate.add_argument("--exportable", action="store_true", help="let its private half leave the provider")
     generate.add_argument("--pcrs", help="registers that have to hold what they hold now, e.g. 0,2,7 (TPM)")
+    generate.add_argument(
+        "--pcr-authority",
+        type=Path,
+        metavar="FILE",
+        help="public key (PEM or COSE) whose owner signs which values the --pcrs may hold, instead of today's (TPM)",
+    )
+    generate.add_argument("--product", help="whose statements count, of all that the PCR authority signs")
     generate.add_argument("--user-auth", action="store_true", help="ask for a PIN of its own at each use")
     generate.set_defaults(run=generate_key)
 
@@ -111,6 +118,7 @@ def show_capabilities(arguments: argparse.Namespace, output: Output) -> int:
         "seal": able.can_seal,
         "export": able.can_export,
         "bind to PCRs": able.can_bind_pcrs,
+        "follow a PCR authority": able.can_follow_pcr_authority,
         "PIN of a key": able.can_user_auth,
         "certificates": able.can_keep_certificates,
         "quote": able.can_quote,
@@ -149,14 +157,16 @@ def _spec(arguments: argparse.Namespace) -> KeySpec:
     label = None if seals else arguments.algorithm
     if (seals and purpose is not KeyPurpose.SEAL) or (purpose is KeyPurpose.SEAL and label is not None):
         raise KeyPurposeWrong("a sealing key has no algorithm to choose, and nothing else is called seal")
+    pcrs = keys_use.parse_pcrs(arguments.pcrs) if arguments.pcrs else frozenset()
     default = "ecdsa-p256" if purpose is KeyPurpose.ATTEST else "ed25519"  # no TPM quotes with Ed25519
     return KeySpec(
         purpose=purpose,
         algorithm=None if purpose is KeyPurpose.SEAL else parse_algorithm(label or default),
         policy=KeyPolicy(
             exportable=arguments.exportable,
-            pcrs=keys_use.parse_pcrs(arguments.pcrs) if arguments.pcrs else frozenset(),
+            pcrs=pcrs,
             user_auth=arguments.user_auth,
+            pcr_authority=keys_seal.read_authority(arguments.pcr_authority, arguments.product, pcrs),
         ),
     )
 
@@ -211,6 +221,8 @@ def _policy(info: KeyInfo) -> str:
     words = ["attests"] if info.spec.purpose.value == "attest" else []
     words += ["exportable"] if policy.exportable else []
     words += [f"PCRs {','.join(map(str, sorted(policy.pcrs)))}"] if policy.pcrs else []
+    if policy.pcr_authority is not None:
+        words[-1] += f" as key {policy.pcr_authority.key.key_id} signs for {policy.pcr_authority.product}"
     words += ["own PIN"] if policy.user_auth else []
     return ", ".join(words) or "-"
 

@@ -95,6 +95,14 @@ class PcrStatementRefused(Rejected):
     advice = "The statement was altered, or is of another authority, product or set of registers: fetch the right one."
 
 
+class PcrAuthorityUnusable(Misuse):
+    code = "keys.pcr.authority"
+    advice = (
+        "Name a PCR authority's public key (ECDSA P-256 or P-384, RSA 3072 or 4096) together with --product and the "
+        "registers, written as 7,11; where values are asked for, as 7=HEX,11=HEX."
+    )
+
+
 class TokenMissing(Fault):
     code = "keys.token.missing"
     advice = "Plug in the token or start the TPM's service, and check token label, module path or TCTI in the key URI."
