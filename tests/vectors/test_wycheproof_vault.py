@@ -55,7 +55,7 @@ def unhex(test, *names):
 
 
 def test_chacha20_poly1305():
-    """The vault's second bulk cipher, which age's payload and stanzas use as well; other nonces than of 12 bytes are refused."""
+    """The vault's second bulk cipher, and age's only one; nonces that have not 12 bytes are refused."""
     judge = Judge("chacha20_poly1305_test.json")
     for _, test in judge.tests():
         key, nonce, aad, message, sealed, tag = unhex(test, "key", "iv", "aad", "msg", "ct", "tag")
