@@ -130,6 +130,11 @@ class VolumeKeyWrong(Rejected):
     advice = "No key slot opens with this key: check vault and key name, or restore the header from its backup."
 
 
+class VolumeErased(Rejected):
+    code = "vault.volume.erased"
+    advice = "Every key slot was destroyed; only a backup of the header brings the volume back."
+
+
 class VolumeMalformed(Rejected):
     code = "vault.volume.malformed"
     advice = "The device has no LUKS2 header that can be read; check its name, or restore the header from its backup."
