@@ -488,6 +488,7 @@ def unblind(answer: PublicJwk, mask: bytes, recipient: PublicJwk) -> list[bytear
 
     ``mask`` is the x coordinate of the fresh key times the server's, from the library's constant-time ECDH. It is
     new each time, so that the arithmetic here, whose time depends on its numbers, tells nothing worth to be told.
+    As only x counts, the negative of the right answer means the same secret.
     """
     curve = answer.curve
     point = lift_x(curve, int.from_bytes(mask, "big"), recipient.point)

@@ -49,7 +49,7 @@ MAX_ANSWER_BYTES = 65_536  # head and body; an advertisement with 16 keys and th
 MAX_ADDRESSES = 8  # of a name, each tried for its share of the time
 MAX_TIMEOUT_S = 300.0
 _THUMBPRINT = re.compile(r"[A-Za-z0-9_-]{43}")
-_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
+_PATH = re.compile(r"(/(?!\.)[A-Za-z0-9._~-]+)*/?")  # no "." and ".."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,8 +202,8 @@ def _parse_server(url: str, timeout_s: float, tls: ssl.SSLContext | None) -> _Se
         raise TangSettingInvalid("the server's URL is malformed") from error
     default = {"http": 80, "https": 443}.get(parts.scheme)
     host = parts.hostname or ""
-    plain = not (parts.query or parts.fragment or "@" in parts.netloc) and url.isascii() and url.isprintable()
-    if default is None or not host or " " in url or not plain or not _PATH.fullmatch(parts.path):
+    plain = url.isascii() and url.isprintable() and not set(" ?#@\\").intersection(url)
+    if default is None or not host or not plain or not _PATH.fullmatch(parts.path):
         raise TangSettingInvalid("the server's URL is not http(s)://HOST[:PORT][/PATH]")
     if not 0 < timeout_s <= MAX_TIMEOUT_S:
         raise TangSettingInvalid(f"a time limit is between 0 and {MAX_TIMEOUT_S:g} s")
