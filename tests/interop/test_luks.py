@@ -52,7 +52,7 @@ def cryptsetup(*arguments, stdin=None):
 
 
 def test_format_and_dump(device, key):
-    identifier = luks.format_volume(device, key)
+    identifier = luks.format_volume(device, key, label="--key-file=/dev/null")
     header = luks.dump(device)
     assert (header.cipher, header.offset_bytes, header.keyslots) == ("aes-xts-plain64", 1 << 20, ("0",))
     assert header.tokens == header.foreign_tokens == ()

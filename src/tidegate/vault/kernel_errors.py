@@ -102,7 +102,9 @@ class VolumeKeySize(Misuse):
 
 class VolumeNameInvalid(Misuse):
     code = "vault.volume.name"
-    advice = "Name a mapping with 1 to 64 of A-Z a-z 0-9 . _ - and begin with a letter or digit."
+    advice = (
+        "Name a mapping with 1 to 64 of A-Z a-z 0-9 . _ - beginning with a letter or digit; a label has 1 to 47 bytes."
+    )
 
 
 class VolumeBackupExists(Misuse):

@@ -40,18 +40,44 @@ _MAX_ANSWER_BYTES = 8 << 20
 _WRONG_KEY, _WRONG_DEVICE, _BUSY = 2, 4, 5
 
 
-def format_volume(device: Path, key: Secret, *, label: str = "tidegate", overwrite: bool = False) -> UUID:
-    """Make ``device`` an empty LUKS2 volume that ``key`` (64 random bytes) opens; return the volume's id.
+def format_volume(
+    device: Path, key: Secret, *, volume: UUID | None = None, label: str = "tidegate", overwrite: bool = False
+) -> UUID:
+    """Make ``device`` an empty LUKS2 volume that ``key`` (64 random bytes) opens; return its id (``volume`` or new).
 
     All that was on it is lost, so a device whose first or last MiB is not erased is refused unless ``overwrite``.
     AES-256-XTS; header of 1 MiB with three key slots. Raises ``vault.volume.not-blank``, ``.too-small``, ``.busy``,
-    ``.key-size``, ``base.program.*``, ``base.storage.*``.
+    ``.key-size``, ``.name`` (the label), ``base.program.*``, ``base.storage.*``.
     """
     layout.require_key(key)
-    volume_id = uuid4()
-    _require_free(device, overwrite=overwrite)
-    _run(layout.plan_format(_path(device), volume_id=str(volume_id), label=label), stdin=key.view())
-    return volume_id
+    layout.require_label(label)
+    volume = volume or uuid4()
+    require_blank(device, overwrite=overwrite)
+    _run(layout.plan_format(_path(device), volume_id=str(volume), label=label), stdin=key.view())
+    return volume
+
+
+def require_blank(device: Path, *, overwrite: bool = False) -> None:
+    """Refuse a device that is in use, too small, or not erased (all bytes 00 or FF); ``overwrite`` skips the last.
+
+    Raises ``vault.volume.not-blank``, ``.too-small``, ``.busy``, ``base.storage.*``.
+    """
+    with translate_os_errors(device):
+        try:
+            descriptor = os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise VolumeBusy(f"{device} is in use", device=str(device)) from error
+            raise
+        try:
+            size = os.lseek(descriptor, 0, os.SEEK_END)
+            if size < _MIN_BYTES:
+                raise VolumeTooSmall(f"{device} has {size} bytes, a volume needs {_MIN_BYTES}", size=size)
+            marks = os.pread(descriptor, _LOOK_BYTES, 0) + os.pread(descriptor, _LOOK_BYTES, size - _LOOK_BYTES)
+        finally:
+            os.close(descriptor)
+    if not overwrite and marks.strip(b"\x00\xff"):
+        raise VolumeNotBlank(f"{device} is not erased", device=str(device))
 
 
 def add_token(device: Path, token: VolumeToken) -> None:
@@ -166,26 +192,6 @@ def device_mapper_present() -> bool:
     """Say whether the kernel has a device mapper now."""
     with translate_os_errors("/proc/misc"):
         return any(line.split()[1:] == ["device-mapper"] for line in Path("/proc/misc").read_text().splitlines())
-
-
-def _require_free(device: Path, *, overwrite: bool) -> None:
-    """Refuse what is in use, too small, or not erased (all bytes 00 or FF, as flash and new files are)."""
-    with translate_os_errors(device):
-        try:
-            descriptor = os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                raise VolumeBusy(f"{device} is in use", device=str(device)) from error
-            raise
-        try:
-            size = os.lseek(descriptor, 0, os.SEEK_END)
-            if size < _MIN_BYTES:
-                raise VolumeTooSmall(f"{device} has {size} bytes, a volume needs {_MIN_BYTES}", size=size)
-            marks = os.pread(descriptor, _LOOK_BYTES, 0) + os.pread(descriptor, _LOOK_BYTES, size - _LOOK_BYTES)
-        finally:
-            os.close(descriptor)
-    if not overwrite and marks.strip(b"\x00\xff"):
-        raise VolumeNotBlank(f"{device} is not erased", device=str(device))
 
 
 def _require_slots(device: Path) -> None:

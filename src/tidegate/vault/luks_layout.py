@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import msgspec
 
 from tidegate.crypto.aead import Secret
-from tidegate.vault.kernel_errors import VolumeKeySize, VolumeMalformed, VolumeNameInvalid
+from tidegate.vault.kernel_errors import VolumeKeySize, VolumeMalformed, VolumeNameInvalid, VolumeTokenMissing
 
 KEY_BYTES = 64
 HEADER_BYTES = 1 << 20
 TOKEN_TYPE = "tidegate"  # noqa: S105  # a name, no secret
 MAX_JSON_BYTES = 4 << 20  # the format's largest JSON area
 MAX_ENTRIES = 32  # key slots, and as many tokens: the format's own bounds
+MAX_LABEL_BYTES = 47  # and a zero
 MAX_KEY_NAME_BYTES = 1024  # as an item of the vault
 
 _METADATA_BYTES = 16 << 10  # the smallest that the format allows; two of them
@@ -53,6 +54,13 @@ class VolumeHeader:
     tokens: tuple[VolumeToken, ...]
     foreign_tokens: tuple[str, ...]
 
+    def key_name(self, vault_id: str) -> str:
+        """Return the key of the vault ``vault_id`` that a token names, or raise ``vault.volume.no-token``."""
+        for token in self.tokens:
+            if token.vault_id == vault_id:
+                return token.key_name
+        raise VolumeTokenMissing(f"the header names no key of the vault {vault_id}", vault=vault_id)
+
 
 class _Segment(msgspec.Struct, frozen=True):
     type: str
@@ -79,11 +87,17 @@ def require_name(name: str) -> None:
         raise VolumeNameInvalid(f"{name!r} cannot name a mapping", name=name)
 
 
+def require_label(label: str) -> None:
+    """Raise ``vault.volume.name`` unless ``label`` fits the header's field (47 bytes) and can be printed."""
+    if not 1 <= len(label.encode(errors="replace")) <= MAX_LABEL_BYTES or not label.isprintable():
+        raise VolumeNameInvalid(f"{label[:64]!r} cannot label a volume")
+
+
 def plan_format(device: str, *, volume_id: str, label: str) -> list[str]:
     """Return the command that makes a LUKS2 volume: AES-256-XTS, header of 1 MiB with three key slots."""
     return [
         *("cryptsetup", "luksFormat", "--batch-mode", "--type", "luks2", "--cipher", "aes-xts-plain64"),
-        *("--key-size", "512", *_DERIVATION, "--uuid", volume_id, "--label", label),
+        *("--key-size", "512", *_DERIVATION, "--uuid", volume_id, f"--label={label}"),
         *("--luks2-metadata-size", str(_METADATA_BYTES), "--luks2-keyslots-size", str(_KEYSLOTS_BYTES)),
         *("--offset", str(HEADER_BYTES // _SECTOR_BYTES), *_KEY_FROM_STDIN, device),
     ]

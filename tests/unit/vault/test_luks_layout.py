@@ -53,6 +53,13 @@ def test_header():
     assert parsed.foreign_tokens == ("clevis",)
 
 
+def test_which_key_opens():
+    parsed = luks_layout.parse_header(header(tokens={"0": TOKEN, "1": TOKEN | {"vault": "aa", "key": "other"}}))
+    assert parsed.key_name("00ff") == "volume/one"
+    assert parsed.key_name("aa") == "other"
+    assert code_of(parsed.key_name, "bb") == "vault.volume.no-token"
+
+
 def test_token_there_and_back():
     token = VolumeToken(vault_id="00ff", key_name="volume/one", keyslots=("0", "2"))
     document = json.loads(luks_layout.encode_token(token))
@@ -151,3 +158,9 @@ def test_open_mappings(tmp_path):
         (folder / "name").write_text(f"name{number}\n")
     (tmp_path / "sda").mkdir()
     assert luks.open_mappings(volume, blocks=tmp_path) == ("name0",)
+
+
+@pytest.mark.parametrize("label", ["", "a" * 48, "a\nb", "ä" * 24])
+def test_labels(label):
+    assert code_of(luks_layout.require_label, label) == "vault.volume.name"
+    luks_layout.require_label("-data of patients-")
