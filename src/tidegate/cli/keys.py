@@ -73,6 +73,9 @@ def _build_generate(generate: argparse.ArgumentParser) -> None:
         help="public key (PEM or COSE) whose owner signs which values the --pcrs may hold, instead of today's (TPM)",
     )
     generate.add_argument("--product", help="whose statements count, of all that the PCR authority signs")
+    generate.add_argument(
+        "--floor", metavar="COUNTER", help="the TPM's counter whose count ends statements of lower versions"
+    )
     generate.add_argument("--user-auth", action="store_true", help="ask for a PIN of its own at each use")
     generate.set_defaults(run=generate_key)
 
@@ -166,7 +169,7 @@ def _spec(arguments: argparse.Namespace) -> KeySpec:
             exportable=arguments.exportable,
             pcrs=pcrs,
             user_auth=arguments.user_auth,
-            pcr_authority=keys_seal.read_authority(arguments.pcr_authority, arguments.product, pcrs),
+            pcr_authority=keys_seal.read_authority(arguments, pcrs),
         ),
     )
 
@@ -221,8 +224,9 @@ def _policy(info: KeyInfo) -> str:
     words = ["attests"] if info.spec.purpose.value == "attest" else []
     words += ["exportable"] if policy.exportable else []
     words += [f"PCRs {','.join(map(str, sorted(policy.pcrs)))}"] if policy.pcrs else []
-    if policy.pcr_authority is not None:
-        words[-1] += f" as key {policy.pcr_authority.key.key_id} signs for {policy.pcr_authority.product}"
+    if (authority := policy.pcr_authority) is not None:
+        words[-1] += f" as key {authority.key.key_id} signs for {authority.product}"
+        words[-1] += f" from the version on that counter {authority.floor} says" if authority.floor else ""
     words += ["own PIN"] if policy.user_auth else []
     return ", ".join(words) or "-"
 

@@ -48,6 +48,7 @@ def _build_statements(verbs: argparse._SubParsersAction[argparse.ArgumentParser]
     values = sign.add_mutually_exclusive_group(required=True)
     values.add_argument("--pcrs", metavar="PCR=HEX,…", help="values (SHA-256 bank) that the system will produce")
     values.add_argument("--current", metavar="PCR,…", help="registers whose present values are meant, of --store")
+    sign.add_argument("--version", type=int, help="for keys with a floor: no counter above it yet (from 1 on)")
     sign.add_argument("--store", help="tpm2: URI of the store whose TPM is asked for them")
     sign.add_argument("-o", "--output", type=Path, required=True, help="file for the store's folder statements")
     sign.set_defaults(run=sign_pcrs)
@@ -130,13 +131,14 @@ def sign_pcrs(arguments: argparse.Namespace, output: Output) -> int:
 
     pcrs = _values(arguments.pcrs) if arguments.pcrs is not None else _current(arguments.current, arguments.store)
     signer = open_key(arguments.key)
-    raw = sign_statement(signer, arguments.product, pcrs)
+    raw = sign_statement(signer, arguments.product, pcrs, version=arguments.version)
     write_file_atomic(arguments.output, raw)
     key_id = str(signer.public_key.key_id)
     output.line(f"wrote {arguments.output}: authority {key_id} allows keys of {arguments.product} under these values")
     _show(pcrs, output)
     shown = {str(pcr): value.hex() for pcr, value in pcrs.items()}
-    output.result({"file": str(arguments.output), "product": arguments.product, "key_id": key_id, "pcrs": shown})
+    told = {"product": arguments.product, "version": arguments.version, "key_id": key_id, "pcrs": shown}
+    output.result({"file": str(arguments.output), **told})
     return 0
 
 
@@ -147,33 +149,39 @@ def verify_pcrs(arguments: argparse.Namespace, output: Output) -> int:
 
     statement = parse_statement(read_file_bounded(arguments.file, limit_bytes=MAX_STATEMENT_BYTES))
     pcrs = frozenset(statement.pcrs)
-    authority = _authority(_read_public(arguments.pcr_authority), arguments.product)
+    floor = None if statement.version is None else "any"  # a version is for keys with a floor, whatever its name
+    authority = _authority(_read_public(arguments.pcr_authority), arguments.product, floor)
     verified = verify_statement(statement, authority=authority, pcrs=pcrs)
     key_id = str(authority.key.key_id)
-    output.line(f"authority {key_id} allows keys of {authority.product} bound to these registers under these values")
+    version = "" if verified.version is None else f" with a floor of at most {verified.version}"
+    output.line(
+        f"authority {key_id} allows keys of {authority.product}{version}, bound to these registers, at these values"
+    )
     _show(verified.pcrs, output)
     shown = {str(pcr): value.hex() for pcr, value in verified.pcrs.items()}
-    output.result({"verified": True, "product": authority.product, "key_id": key_id, "pcrs": shown})
+    told = {"product": authority.product, "version": verified.version, "key_id": key_id, "pcrs": shown}
+    output.result({"verified": True, **told})
     return 0
 
 
-def read_authority(path: Path | None, product: str | None, pcrs: frozenset[int]) -> PcrAuthority | None:
+def read_authority(arguments: argparse.Namespace, pcrs: frozenset[int]) -> PcrAuthority | None:
     """Return the PCR authority that the options of ``generate`` name; raise ``keys.pcr.authority`` for half of one."""
     from tidegate.keys.errors import PcrAuthorityUnusable
 
-    if path is None and product is None:
+    path, product, floor = arguments.pcr_authority, arguments.product, arguments.floor
+    if path is None and product is None and floor is None:
         return None
     if path is None or product is None or not pcrs:
         raise PcrAuthorityUnusable("--pcr-authority, --product and --pcrs belong together")
-    return _authority(_read_public(path), product)
+    return _authority(_read_public(path), product, floor)
 
 
-def _authority(key: PublicKey, product: str) -> PcrAuthority:
+def _authority(key: PublicKey, product: str, floor: str | None) -> PcrAuthority:
     from tidegate.keys.errors import PcrAuthorityUnusable
     from tidegate.keys.store import PcrAuthority
 
     try:
-        return PcrAuthority(key=key, product=product)
+        return PcrAuthority(key=key, product=product, floor=floor)
     except ValueError as error:
         raise PcrAuthorityUnusable(f"no PCR authority: {error}") from error
 

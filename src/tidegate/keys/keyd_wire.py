@@ -210,7 +210,7 @@ def _pack_spec(spec: KeySpec) -> _Packed:
             policy.exportable,
             [*sorted(policy.pcrs)],
             policy.user_auth,
-            None if authority is None else [authority.key.encode(), authority.product],
+            None if authority is None else [authority.key.encode(), authority.product, authority.floor],
         ],
     ]
 
@@ -239,8 +239,8 @@ def _unpack_authority(value: _Packed) -> PcrAuthority | None:
     match value:
         case None:
             return None
-        case [bytes() as key, str() as product]:
-            return PcrAuthority(key=_unpack_given_public(key), product=product)
+        case [bytes() as key, str() as product, None | str() as floor]:
+            return PcrAuthority(key=_unpack_given_public(key), product=product, floor=floor)
     raise TypeError("no PCR authority")
 
 

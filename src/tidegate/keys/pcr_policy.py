@@ -12,7 +12,7 @@ Source: TPM 2.0 Library Part 1, §19.7 (policies); Part 3, §23.7 (PolicyPCR), �
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from tidegate.keys.store import AUTHORITY_ALGORITHMS, MAX_PCR, PcrAuthority, is_
 
 MAX_STATEMENT_BYTES = 2048  # 24 registers and an RSA-4096 signature have 1.5 KiB
 MAX_STATEMENTS = 256  # in one folder: one for each system a device may boot, for some products
+MAX_VERSION = (1 << 32) - 1
 PCR_BYTES = 32
 ALG_SHA256, ALG_SHA384, ALG_RSAPSS, ALG_ECDSA = 0x000B, 0x000C, 0x0016, 0x0018
 _ALG_RSA, _ALG_ECC, _ALG_NULL = 0x0001, 0x0023, 0x0010
@@ -50,6 +51,7 @@ class Statement:
     key_id: bytes
     pcrs: dict[int, bytes]
     signature: bytes
+    version: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,7 @@ class VerifiedStatement:
     authority: PcrAuthority
     pcrs: dict[int, bytes]
     signature: bytes
+    version: int | None
     _proof: object
 
     def __post_init__(self) -> None:
@@ -85,13 +88,13 @@ def pcr_policy(pcrs: Mapping[int, bytes]) -> bytes:
     return _extended(bytes(32), _CC_POLICY_PCR, encode_pcr_selection(frozenset(pcrs)) + values_digest(pcrs))
 
 
-def authorized_policy(authority: PcrAuthority, pcrs: frozenset[int]) -> bytes:
-    """Return the policy digest after TPM2_PolicyAuthorize: the same whatever the authority allowed.
+def authorized_policy(authority: PcrAuthority, pcrs: frozenset[int], version: int | None) -> bytes:
+    """Return the policy digest after TPM2_PolicyAuthorize: the same whatever values the authority allowed.
 
     The command begins anew from zeros and extends twice: by the authority's name, and by the reference alone.
     """
     named = _extended(bytes(32), _CC_POLICY_AUTHORIZE, authority_name(authority.key))
-    return hashlib.sha256(named + policy_reference(authority.product, pcrs)).digest()
+    return hashlib.sha256(named + policy_reference(authority.product, pcrs, version)).digest()
 
 
 def with_auth_value(policy: bytes) -> bytes:
@@ -99,9 +102,10 @@ def with_auth_value(policy: bytes) -> bytes:
     return _extended(policy, _CC_POLICY_AUTH_VALUE, b"")
 
 
-def policy_reference(product: str, pcrs: frozenset[int]) -> bytes:
-    """Return the policyRef, which the TPM compares: a statement for others than product and registers has another."""
-    return hashlib.sha256(_REFERENCE + product.encode() + b"\0" + encode_pcr_selection(pcrs)).digest()
+def policy_reference(product: str, pcrs: frozenset[int], version: int | None) -> bytes:
+    """Return the policyRef, which the TPM compares: another product, set of registers or version has another."""
+    numbered = b"" if version is None else version.to_bytes(4, "big")
+    return hashlib.sha256(_REFERENCE + product.encode() + b"\0" + encode_pcr_selection(pcrs) + numbered).digest()
 
 
 def authority_area(key: PublicKey) -> bytes:
@@ -126,33 +130,40 @@ def authority_name(key: PublicKey) -> bytes:
     return _u16(hashed) + bytes(HASHES[hashed](authority_area(key)).digest())
 
 
-def authorized_message(product: str, pcrs: Mapping[int, bytes]) -> bytes:
+def authorized_message(product: str, pcrs: Mapping[int, bytes], version: int | None) -> bytes:
     """Return what the authority signs: approved policy and reference; the signature's own hash goes over it."""
-    return pcr_policy(pcrs) + policy_reference(product, frozenset(pcrs))
+    return pcr_policy(pcrs) + policy_reference(product, frozenset(pcrs), version)
 
 
 def message_digest(statement: VerifiedStatement) -> bytes:
     """Return the aHash of TPM2_PolicyAuthorize; the hash is that of the authority's name and of its signature."""
-    message = authorized_message(statement.authority.product, statement.pcrs)
+    message = authorized_message(statement.authority.product, statement.pcrs, statement.version)
     return bytes(HASHES[_hash_of(statement.authority.key.algorithm)](message).digest())
 
 
 # ---- statements ----------------------------------------------------------------------------------------------
 
 
-def sign_statement(signer: Signer, product: str, pcrs: Mapping[int, bytes]) -> bytes:
+def sign_statement(signer: Signer, product: str, pcrs: Mapping[int, bytes], *, version: int | None = None) -> bytes:
     """Return the statement that keys of ``product`` may be used while the registers hold ``pcrs`` (32 bytes each).
 
-    It stays valid for as long as keys name this authority: there is no taking back (docs/formats/tpm2.md, limits).
-    Raises ``keys.capability.missing`` for a key that no TPM can verify, ``keys.pcr.statement`` for values, registers
-    or a product that are none; what the signer raises.
+    One with a ``version`` (1 to 2^32 - 1) is for keys with a floor and ends where the device's counter is above it;
+    one without is for keys without a floor and valid for ever: there is no taking back. Raises
+    ``keys.capability.missing`` for a key that no TPM can verify, ``keys.pcr.statement`` for values, registers, a
+    version or product that are none; what the signer raises.
     """
     public = signer.public_key
     _hash_of(public.algorithm)
-    _require_claims(product, pcrs)
-    signature = signer.sign(authorized_message(product, pcrs))
-    statement = Statement(product=product, key_id=public.key_id.digest, pcrs=dict(pcrs), signature=signature)
-    verify_statement(statement, authority=PcrAuthority(key=public, product=product), pcrs=frozenset(pcrs))
+    _require_claims(product, pcrs, version)
+    statement = Statement(
+        product=product,
+        key_id=public.key_id.digest,
+        pcrs=dict(pcrs),
+        signature=signer.sign(authorized_message(product, pcrs, version)),
+        version=version,
+    )
+    authority = PcrAuthority(key=public, product=product, floor=None if version is None else "any")
+    verify_statement(statement, authority=authority, pcrs=frozenset(pcrs))
     return encode_statement(statement)
 
 
@@ -164,6 +175,7 @@ def encode_statement(statement: Statement) -> bytes:
             "product": statement.product,
             "key_id": statement.key_id,
             "pcrs": statement.pcrs,
+            "version": statement.version,
             "signature": statement.signature,
         }
     )
@@ -181,13 +193,14 @@ def parse_statement(raw: bytes) -> Statement:
             "product": str(product),
             "key_id": bytes(key_id),
             "pcrs": dict(pcrs),
+            "version": int() | None as version,
             "signature": bytes(signature),
             **rest,
         } if form == _FORMAT and not rest and len(key_id) == _KEY_ID_BYTES:
             values = {pcr: value for pcr, value in pcrs.items() if isinstance(pcr, int) and isinstance(value, bytes)}
             if len(values) == len(pcrs):
-                _require_claims(product, values)
-                return Statement(product=product, key_id=key_id, pcrs=values, signature=signature)
+                _require_claims(product, values, version)
+                return Statement(product=product, key_id=key_id, pcrs=values, signature=signature, version=version)
     raise _refused("it is no statement of this version", "form")
 
 
@@ -198,9 +211,10 @@ def verify_statement(statement: Statement, *, authority: PcrAuthority, pcrs: fro
     1. it is for this product (``product``);
     2. it is for exactly these registers (``registers``);
     3. it names this authority (``authority``);
-    4. the signature over approved policy and reference is the authority's (``signature``).
+    4. it has a version if the keys have a floor, and none if they have none (``version``);
+    5. the signature over approved policy and reference is the authority's (``signature``).
 
-    Not checked: whether the registers hold these values, and how old the statement is.
+    Not checked: whether the registers hold these values, and whether the version is at or above the floor.
     """
     if statement.product != authority.product:  # 1
         raise _refused(f"it is for {statement.product!r}, not for {authority.product!r}", "product")
@@ -208,25 +222,38 @@ def verify_statement(statement: Statement, *, authority: PcrAuthority, pcrs: fro
         raise _refused(f"it is for registers {_listed(statement.pcrs)}, not for {_listed(pcrs)}", "registers")
     if statement.key_id != authority.key.key_id.digest:  # 3
         raise _refused(f"another authority made it than {authority.key.key_id}", "authority")
+    if (statement.version is None) != (authority.floor is None):  # 4
+        raise _refused("a key with a floor wants a version, one without wants none", "version")
+    message = authorized_message(statement.product, statement.pcrs, statement.version)
     try:
-        authority.key.verify(statement.signature, authorized_message(statement.product, statement.pcrs))  # 4
+        authority.key.verify(statement.signature, message)  # 5
     except SignatureInvalid as error:
         raise _refused(f"its signature is not that of authority {authority.key.key_id}", "signature") from error
     return VerifiedStatement(
-        authority=authority, pcrs=dict(statement.pcrs), signature=statement.signature, _proof=_PROOF
+        authority=authority,
+        pcrs=dict(statement.pcrs),
+        signature=statement.signature,
+        version=statement.version,
+        _proof=_PROOF,
     )
 
 
 def choose_statement(
-    files: Iterable[tuple[str, bytes]], *, authority: PcrAuthority, current: Mapping[int, bytes]
+    files: Iterable[tuple[str, bytes]],
+    *,
+    authority: PcrAuthority,
+    current: Mapping[int, bytes],
+    versions: Container[int | None],
 ) -> VerifiedStatement:
     """Return the first statement among ``files`` (name and content) that allows the ``current`` register values.
+
+    ``versions`` are those from the floor on; ``(None,)`` for a key without a floor.
 
     Several may lie there: of other systems, products and authorities. What is damaged beside a good one does no harm.
     Raises ``keys.pcr.statement`` if one claims to be the wanted one and its signature does not hold, else
     ``keys.pcr.no-statement``, which counts what is there and shows the registers.
     """
-    counts = {"other_values": 0, "other_keys": 0, "damaged": 0}
+    counts = {"other_values": 0, "other_keys": 0, "other_versions": 0, "damaged": 0}
     forged: PcrStatementRefused | None = None
     for name, raw in files:
         try:
@@ -238,9 +265,9 @@ def choose_statement(
             if check == "signature" and statement.pcrs == current:
                 forged = PcrStatementRefused(f"{name}: {error.message}", file=name, check=check)
             continue
-        if verified.pcrs == current:
+        if verified.pcrs == current and verified.version in versions:
             return verified
-        counts["other_values"] += 1
+        counts["other_versions" if verified.pcrs == current else "other_values"] += 1
     raise forged or _none_fits(authority, current, counts)
 
 
@@ -248,14 +275,16 @@ def _none_fits(authority: PcrAuthority, current: Mapping[int, bytes], counts: di
     told = "; ".join(f"PCR {pcr} is {current[pcr].hex()}" for pcr in sorted(current))
     return PcrStatementMissing(
         f"no statement of authority {authority.key.key_id} for {authority.product!r} allows this state: {told} "
-        f"(statements there: {counts['other_values']} for other values, {counts['other_keys']} of another authority, "
-        f"product or set of registers, {counts['damaged']} damaged)",
+        f"(statements there: {counts['other_values']} for other values, {counts['other_versions']} of a version below "
+        f"the floor or beyond what the key knows, {counts['other_keys']} for other keys, {counts['damaged']} damaged)",
         **counts,
         **{f"pcr{pcr}_current": current[pcr].hex() for pcr in sorted(current)},
     )
 
 
-def _require_claims(product: str, pcrs: Mapping[int, bytes]) -> None:
+def _require_claims(product: str, pcrs: Mapping[int, bytes], version: int | None) -> None:
+    if version is not None and (isinstance(version, bool) or not 1 <= version <= MAX_VERSION):
+        raise _refused(f"a version is a number from 1 to {MAX_VERSION}", "form")
     if not is_name(product):
         raise _refused("its product has no name that products have", "form")
     if not pcrs or not all(0 <= pcr <= MAX_PCR for pcr in pcrs):

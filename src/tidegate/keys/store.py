@@ -43,16 +43,19 @@ class PcrAuthority:
     """Who says which register values a key may be used under: the holder of ``key``, in statements for ``product``.
 
     A product's statements open no key of another product, though one authority signs for both (``pcr_policy.py``).
+    Statements are valid for ever, unless ``floor`` names a counter of the provider: then they have versions, and those
+    lower than its count open nothing any more.
     """
 
     key: PublicKey
     product: str
+    floor: str | None = None
 
     def __post_init__(self) -> None:
         if self.key.algorithm not in AUTHORITY_ALGORITHMS:
             raise ValueError(f"no TPM verifies {self.key.algorithm.label} signatures")
-        if not is_name(self.product):
-            raise ValueError("a product is named as keys are")
+        if not is_name(self.product) or not (self.floor is None or is_name(self.floor)):
+            raise ValueError("products and counters are named as keys are")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

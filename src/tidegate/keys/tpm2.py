@@ -79,7 +79,7 @@ from tidegate.keys.tpm2_files import (
     spec_of,
 )
 from tidegate.keys.tpm2_folder import Tpm2Folder
-from tidegate.keys.tpm2_policy import find_approval, require_authority, require_state, satisfy
+from tidegate.keys.tpm2_policy import find_approval, floor_at_birth, require_authority, require_state, satisfy
 from tidegate.keys.uri import KeyUri, read_pin
 
 T = TypeVar("T")
@@ -160,6 +160,9 @@ class Tpm2KeyStore:
             raise KeyNameInvalid(f"{name!r} names a persistent handle; give the key another name, then persist it")
         self._capabilities.require(spec)
         self._refuse_existing(name)
+        floor = spec.policy.pcr_authority and spec.policy.pcr_authority.floor
+        if floor and not self.counter_read(floor):
+            self.counter_increment(floor)  # versions begin at 1
         pin = self._ask(name, "the new PIN") if spec.policy.user_auth else None
         with contextlib.ExitStack() as held:
             held.enter_context(self._folder.lock())
@@ -378,13 +381,16 @@ class Tpm2KeyStore:
 
     def _create(self, chip: Chip, name: str, spec: KeySpec, pin: Secret | None) -> _Key:
         require_authority(chip, spec.policy)
-        values = {} if spec.policy.pcr_authority else chip.pcr_values(spec.policy.pcrs)
-        template = encode_template(spec, policy_of(spec.policy, values))
+        authority = spec.policy.pcr_authority
+        values = {} if authority else chip.pcr_values(spec.policy.pcrs)
+        known = self._folder.counter(authority.floor) if authority and authority.floor else None
+        floor = floor_at_birth(chip, spec.policy, known)
+        template = encode_template(spec, policy_of(spec.policy, values, floor))
         data = Secret(self._entropy.random_bytes(KEY_BYTES)) if spec.purpose is KeyPurpose.SEAL else None
         with data or contextlib.nullcontext():
             public, private = chip.create(self._primary(chip), template, auth=pin, data=data)
         wrapped = WrappedKey(parent=self._store.parent, public=public, private=private, user_auth=spec.policy.user_auth)
-        record = KeyRecord(name=name, spec=spec, pcrs=values)
+        record = KeyRecord(name=name, spec=spec, pcrs=values, floor=floor)
         key = _Key(
             record=record, info=check_key(record, wrapped, self._store.parent), name=wrapped.name, wrapped=wrapped
         )

@@ -9,19 +9,17 @@ Bytes and limits: docs/formats/tpm2.md.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
 from tidegate.keys.errors import ProviderFailed, StoreMalformed
 from tidegate.keys.tpm2_device import RC_HANDLE, Chip, response_code, tss
 from tidegate.keys.tpm2_files import COUNTER_INDICES, CounterRecord
+from tidegate.keys.tpm2_floor import COUNT_ATTRIBUTES, COUNT_BYTES, WRITTEN, counter_label
 
 _MAX_PROBES = 8  # slots that a name may take; more names of one hash do not meet in a TPM with a few dozen indices
-_COUNT_BYTES = 8
-_AUTH_WRITE, _COUNTER, _WRITE_LOCKED, _WRITE_DEFINE = 1 << 2, 1 << 4, 1 << 11, 1 << 13
-_OWNER_READ, _AUTH_READ, _NO_DA, _WRITTEN = 1 << 17, 1 << 18, 1 << 25, 1 << 29
-_COUNT_ATTRIBUTES = _AUTH_WRITE | _AUTH_READ | _OWNER_READ | _NO_DA | _COUNTER
+_AUTH_WRITE, _WRITE_LOCKED, _WRITE_DEFINE = 1 << 2, 1 << 11, 1 << 13
+_OWNER_READ, _AUTH_READ, _NO_DA = 1 << 17, 1 << 18, 1 << 25
 _BASE_ATTRIBUTES = _AUTH_WRITE | _AUTH_READ | _OWNER_READ | _NO_DA | _WRITE_DEFINE
 
 
@@ -31,7 +29,7 @@ class Counter:
     def __init__(self, chip: Chip, name: str) -> None:
         self._chip = chip
         self._name = name
-        self._label = hashlib.sha256(b"tidegate counter v1\0" + name.encode()).digest()
+        self._label = counter_label(name)
 
     def read(self, record: CounterRecord | None) -> int:
         """Return the count; 0 if there is none. ``record`` is what the folder remembers of it.
@@ -51,6 +49,12 @@ class Counter:
             raise StoreMalformed(f"counter {self._name!r} in the TPM is not the folder's", counter=self._name)
         return raw - base
 
+    def record(self) -> CounterRecord | None:
+        """Return where the counter lies, ``None`` if it never counted; ``read`` comes first."""
+        found = self._find()
+        base = None if found is None else self._base(found[0] + 1)
+        return None if found is None or base is None else CounterRecord(index=found[0], base=base)
+
     def increment(self) -> tuple[int, CounterRecord]:
         """Add one and return the count, and what the folder shall remember; ``read`` comes first.
 
@@ -60,7 +64,7 @@ class Counter:
         found = self._find()
         index = found[0] if found else self._free()
         if found is None:
-            self._define(index, _COUNT_ATTRIBUTES)
+            self._define(index, COUNT_ATTRIBUTES)
         if found is None or found[1] is None:
             self._add(index)
         base = self._base(index + 1)
@@ -82,9 +86,9 @@ class Counter:
             if public is None:
                 return None
             if public[1] == self._label:
-                if public[0] & ~_WRITTEN != _COUNT_ATTRIBUTES:
+                if public[0] & ~WRITTEN != COUNT_ATTRIBUTES:
                     raise StoreMalformed(f"NV index 0x{index:x} is no counter of ours", counter=self._name)
-                return index, self._raw(index) if public[0] & _WRITTEN else None
+                return index, self._raw(index) if public[0] & WRITTEN else None
         return None
 
     def _free(self) -> int:
@@ -98,14 +102,14 @@ class Counter:
         public = self._public(index)
         if public is None:
             return None
-        if public[1] != self._label or public[0] & ~(_WRITTEN | _WRITE_LOCKED) != _BASE_ATTRIBUTES:
+        if public[1] != self._label or public[0] & ~(WRITTEN | _WRITE_LOCKED) != _BASE_ATTRIBUTES:
             raise StoreMalformed(f"NV index 0x{index:x} is no base of a counter of ours", counter=self._name)
-        return self._raw(index) if public[0] & _WRITE_LOCKED and public[0] & _WRITTEN else None
+        return self._raw(index) if public[0] & _WRITE_LOCKED and public[0] & WRITTEN else None
 
     def _keep_base(self, index: int, base: int) -> None:
         if self._public(index) is None:
             self._define(index, _BASE_ATTRIBUTES)
-        data = tss.TPM2B_MAX_NV_BUFFER(base.to_bytes(_COUNT_BYTES, "big"))
+        data = tss.TPM2B_MAX_NV_BUFFER(base.to_bytes(COUNT_BYTES, "big"))
         self._with(index, lambda handle: self._chip.esys.nv_write(handle, data, 0, auth_handle=handle))
         self._with(index, lambda handle: self._chip.esys.nv_write_lock(handle, auth_handle=handle))
 
@@ -115,7 +119,7 @@ class Counter:
             nameAlg=tss.TPM2_ALG.SHA256,
             attributes=tss.TPMA_NV(attributes),
             authPolicy=tss.TPM2B_DIGEST(self._label),
-            dataSize=_COUNT_BYTES,
+            dataSize=COUNT_BYTES,
         )
         esys = self._chip.esys
         session = self._chip.owner_session()
@@ -126,7 +130,7 @@ class Counter:
         self._with(index, lambda handle: self._chip.esys.nv_increment(handle, auth_handle=handle))
 
     def _raw(self, index: int) -> int:
-        read = self._with(index, lambda handle: self._chip.esys.nv_read(handle, _COUNT_BYTES, 0, auth_handle=handle))
+        read = self._with(index, lambda handle: self._chip.esys.nv_read(handle, COUNT_BYTES, 0, auth_handle=handle))
         return int.from_bytes(bytes(read), "big")
 
     def _public(self, index: int) -> tuple[int, bytes] | None:

@@ -23,6 +23,7 @@ from tidegate.keys.pcr_policy import (
     ALG_RSAPSS,
     ALG_SHA256,
     ECC,
+    MAX_VERSION,
     PCR_BYTES,
     authorized_policy,
     pcr_policy,
@@ -38,6 +39,7 @@ from tidegate.keys.store import (
     KeySpec,
     PcrAuthority,
 )
+from tidegate.keys.tpm2_floor import Floor, floored_policy
 
 MAX_PEM_BYTES = 4096  # an RSA-4096 key has 2.2 KiB
 MAX_RECORD_BYTES = MAX_CERTIFICATES * (MAX_CERTIFICATE_BYTES + 8) + 4096
@@ -95,11 +97,13 @@ class KeyRecord:
     """What the folder says about a key besides its TSS2 file.
 
     ``pcrs`` are the values at birth, which bind a key without a PCR authority; of one with it there are none.
+    ``floor`` is the counter of an authority with a floor.
     """
 
     name: str
     spec: KeySpec
     pcrs: dict[int, bytes] = field(default_factory=dict)
+    floor: Floor | None = None
     handle: int | None = None
     certificates: tuple[bytes, ...] = ()
 
@@ -149,12 +153,16 @@ def policy_digest(pcrs: Mapping[int, bytes], *, user_auth: bool) -> bytes:
     return with_auth_value(pcr_policy(pcrs)) if user_auth else pcr_policy(pcrs)
 
 
-def policy_of(policy: KeyPolicy, pcrs: Mapping[int, bytes]) -> bytes:
+def policy_of(policy: KeyPolicy, pcrs: Mapping[int, bytes], floor: Floor | None) -> bytes:
     """Return the authPolicy of a key under ``policy``; ``pcrs`` are the values at birth of one without an authority."""
-    if policy.pcr_authority is None:
+    authority = policy.pcr_authority
+    if authority is None:
         return policy_digest(pcrs, user_auth=policy.user_auth)
-    authorized = authorized_policy(policy.pcr_authority, policy.pcrs)
-    return with_auth_value(authorized) if policy.user_auth else authorized
+    if floor is None:
+        digest = authorized_policy(authority, policy.pcrs, None)
+    else:
+        digest = floored_policy(authority, policy.pcrs, floor)
+    return with_auth_value(digest) if policy.user_auth else digest
 
 
 def encode_template(spec: KeySpec, auth_policy: bytes) -> bytes:
@@ -268,7 +276,7 @@ def check_key(record: KeyRecord, key: WrappedKey, parent: int) -> KeyInfo:
     """
     area = parse_public_area(key.public)
     algorithm = area.public_key.algorithm if area.public_key else None
-    policy = policy_of(record.spec.policy, record.pcrs)
+    policy = policy_of(record.spec.policy, record.pcrs, record.floor)
     same = (
         area.purpose is record.spec.purpose
         and algorithm is record.spec.algorithm
@@ -391,8 +399,13 @@ def encode_record(record: KeyRecord) -> bytes:
         "certificates": list(record.certificates),
     }
     if authority is not None:
-        registers = [*sorted(spec.policy.pcrs)]
-        document["authority"] = {"key": authority.key.encode(), "product": authority.product, "pcrs": registers}
+        floor = record.floor
+        document["authority"] = {
+            "key": authority.key.encode(),
+            "product": authority.product,
+            "pcrs": [*sorted(spec.policy.pcrs)],
+            "floor": None if floor is None else [floor.counter, floor.index, floor.base, floor.first],
+        }
     return cbor.encode(document)
 
 
@@ -422,23 +435,38 @@ def parse_record(raw: bytes, name: str) -> KeyRecord:
             )
             if sound:
                 policy = KeyPolicy(pcrs=frozenset(values), user_auth=user_auth)
-                policy = _with_authority(policy, rest["authority"]) if rest else policy
+                policy, floor = _with_authority(policy, rest["authority"]) if rest else (policy, None)
                 spec = _parse_spec(purpose, algorithm, policy)
-                return KeyRecord(name=name, spec=spec, pcrs=values, handle=handle, certificates=certificates)
+                return KeyRecord(
+                    name=name, spec=spec, pcrs=values, floor=floor, handle=handle, certificates=certificates
+                )
     raise StoreMalformed(f"the record of key {name!r} is damaged", key=name)
 
 
-def _with_authority(policy: KeyPolicy, value: object) -> KeyPolicy:
+def _with_authority(policy: KeyPolicy, value: object) -> tuple[KeyPolicy, Floor | None]:
     match value:
-        case {"key": bytes(key), "product": str(product), "pcrs": list(pcrs), **rest} if not rest:
+        case {"key": bytes(key), "product": str(product), "pcrs": list(pcrs), "floor": counted, **rest} if not rest:
             registers = [pcr for pcr in pcrs if isinstance(pcr, int) and not isinstance(pcr, bool)]
+            floor = _parse_floor(counted)
             if len(registers) == len(pcrs) and registers == sorted({*registers}):
                 try:
-                    authority = PcrAuthority(key=parse_public_key(key), product=product)
-                    return replace(policy, pcrs=frozenset(registers), pcr_authority=authority)
+                    named = None if floor is None else floor.counter
+                    authority = PcrAuthority(key=parse_public_key(key), product=product, floor=named)
+                    return replace(policy, pcrs=frozenset(registers), pcr_authority=authority), floor
                 except (Rejected, ValueError) as error:
                     raise StoreMalformed(f"a key's PCR authority is none: {error}") from error
     raise StoreMalformed("a key's PCR authority is damaged")
+
+
+def _parse_floor(value: object) -> Floor | None:
+    match value:
+        case None:
+            return None
+        case [str(counter), int(index), int(base), int(first)] if (
+            index in COUNTER_INDICES and 0 <= base < 1 << 63 and 1 <= first <= MAX_VERSION and first is not True
+        ):
+            return Floor(counter=counter, index=index, base=base, first=first)
+    raise StoreMalformed("the floor of a key's PCR authority is damaged")
 
 
 def _parse_spec(purpose: str, algorithm: int | None, policy: KeyPolicy) -> KeySpec:

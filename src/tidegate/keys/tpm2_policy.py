@@ -6,12 +6,12 @@ Touches: the TPM. The deciding half is ``pcr_policy.py``.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tidegate.crypto.signing import PublicKey, SignatureAlgorithm
-from tidegate.keys.errors import CapabilityMissing, PcrMismatch, PcrStatementRefused
+from tidegate.keys.errors import CapabilityMissing, PcrMismatch, PcrStatementRefused, StoreMalformed
 from tidegate.keys.pcr_policy import (
     ALG_ECDSA,
     ALG_RSAPSS,
@@ -25,13 +25,16 @@ from tidegate.keys.pcr_policy import (
     policy_reference,
     values_digest,
 )
-from tidegate.keys.store import KeyPolicy
+from tidegate.keys.store import KeyPolicy, PcrAuthority
 from tidegate.keys.tpm2_commands import selection
+from tidegate.keys.tpm2_counter import Counter
 from tidegate.keys.tpm2_device import RC_PCR_CHANGED, RC_POLICY_FAIL, RC_VALUE, Chip, public_of, response_code, tss
-from tidegate.keys.tpm2_files import KeyRecord
+from tidegate.keys.tpm2_files import CounterRecord, KeyRecord
+from tidegate.keys.tpm2_floor import UNSIGNED_LE, Floor, either, floor_branches, operand
 
 Statements = Callable[[], list[tuple[str, bytes]]]
 _RC_SIGNATURE = 0x9B
+_RC_POLICY = 0x126  # what TPM2_PolicyNV answers when the comparison does not hold
 _FORMAT_ONE = 0x80  # of codes that find fault with a parameter; the others are about the TPM's state
 
 
@@ -50,6 +53,21 @@ def require_authority(chip: Chip, policy: KeyPolicy) -> None:
             pass
 
 
+def floor_at_birth(chip: Chip, policy: KeyPolicy, known: CounterRecord | None) -> Floor | None:
+    """Return the floor of a new key, whose counter has counted once at least; ``known`` is what the folder says of it.
+
+    Raises ``keys.store.malformed`` for a counter that is not the folder's, or that was not made yet.
+    """
+    if policy.pcr_authority is None or policy.pcr_authority.floor is None:
+        return None
+    name = policy.pcr_authority.floor
+    counter = Counter(chip, name)
+    first, record = counter.read(known), counter.record()
+    if record is None or not first:
+        raise StoreMalformed(f"the floor's counter {name!r} was not made", counter=name)
+    return Floor(counter=name, index=record.index, base=record.base, first=first)
+
+
 def find_approval(chip: Chip, record: KeyRecord, statements: Statements) -> Approval | None:
     """Return what allows the present register values, ``None`` for a key without a PCR authority.
 
@@ -57,10 +75,16 @@ def find_approval(chip: Chip, record: KeyRecord, statements: Statements) -> Appr
     ``keys.pcr.statement``.
     """
     authority = record.spec.policy.pcr_authority
-    if authority is None:
-        return None
-    current = chip.pcr_values(record.spec.policy.pcrs)
-    return approve(chip, choose_statement(statements(), authority=authority, current=current))
+    return None if authority is None else approve(chip, _choose(chip, record, authority, statements))
+
+
+def _choose(chip: Chip, record: KeyRecord, authority: PcrAuthority, statements: Statements) -> VerifiedStatement:
+    current, floor = chip.pcr_values(record.spec.policy.pcrs), record.floor
+    versions: Container[int | None] = (None,)
+    if floor is not None:
+        count = Counter(chip, floor.counter).read(CounterRecord(index=floor.index, base=floor.base))
+        versions = range(max(count, floor.first), floor.versions.stop)
+    return choose_statement(statements(), authority=authority, current=current, versions=versions)
 
 
 def approve(chip: Chip, statement: VerifiedStatement) -> Approval:
@@ -82,14 +106,30 @@ def satisfy(chip: Chip, session: Any, record: KeyRecord, approval: Approval | No
         chip.esys.policy_pcr(session, values_digest(record.pcrs), selection(record.pcrs))
         return
     statement, authority = approval.statement, approval.statement.authority
+    reference = policy_reference(authority.product, frozenset(statement.pcrs), statement.version)
     chip.esys.policy_pcr(session, values_digest(statement.pcrs), selection(statement.pcrs))
     chip.esys.policy_authorize(
         session,
         pcr_policy(statement.pcrs),
         tss.TPM2B_NAME(authority_name(authority.key)),
         approval.ticket,
-        tss.TPM2B_NONCE(policy_reference(authority.product, frozenset(statement.pcrs))),
+        tss.TPM2B_NONCE(reference),
     )
+    if record.floor is not None and statement.version is not None:
+        _satisfy_floor(chip, session, record.floor, statement)
+
+
+def _satisfy_floor(chip: Chip, session: Any, floor: Floor, statement: VerifiedStatement) -> None:
+    """Have the TPM compare its counter with the statement's version, and go on from this branch to the key's policy."""
+    index, version = chip.persistent(floor.index), statement.version or 0
+    if index is None:
+        raise StoreMalformed(f"the TPM has no counter {floor.counter!r}, the key has", counter=floor.counter)
+    bound = tss.TPM2B_OPERAND(operand(floor, version))
+    chip.esys.policy_nv(index, index, session, bound, tss.TPM2_EO(UNSIGNED_LE))
+    groups = floor_branches(statement.authority, frozenset(statement.pcrs), floor)
+    at = (version - floor.first) // len(groups[0])
+    for branches in (groups[at], [either(group) for group in groups]):
+        chip.esys.policy_or(session, tss.TPML_DIGEST([tss.TPM2B_DIGEST(one) for one in branches]))
 
 
 def require_state(chip: Chip, error: Any, record: KeyRecord, statements: Statements) -> None:
@@ -97,13 +137,13 @@ def require_state(chip: Chip, error: Any, record: KeyRecord, statements: Stateme
 
     Raises ``keys.pcr.mismatch`` naming those that changed since the key's birth, ``keys.pcr.no-statement``.
     """
-    if not record.spec.policy.pcrs or response_code(error) not in (RC_VALUE, RC_POLICY_FAIL, RC_PCR_CHANGED):
+    policy = record.spec.policy
+    if not policy.pcrs or response_code(error) not in (RC_VALUE, RC_POLICY_FAIL, RC_PCR_CHANGED, _RC_POLICY):
         return
-    current = chip.pcr_values(record.spec.policy.pcrs)
-    if record.spec.policy.pcr_authority is not None:
-        choose_statement(statements(), authority=record.spec.policy.pcr_authority, current=current)
-        return
-    _require_registers(record.name, record.pcrs, current)
+    if policy.pcr_authority is not None:
+        _choose(chip, record, policy.pcr_authority, statements)
+    else:
+        _require_registers(record.name, record.pcrs, chip.pcr_values(policy.pcrs))
 
 
 def _require_registers(name: str, recorded: Mapping[int, bytes], current: Mapping[int, bytes]) -> None:

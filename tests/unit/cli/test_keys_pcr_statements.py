@@ -85,12 +85,14 @@ def test_an_update_from_the_bench_to_the_device(bench, tmp_path):
         assert (tmp_path / "opened").read_bytes() == b"the vault's key"
 
 
+@pytest.mark.parametrize("version", [None, 3])
 @pytest.mark.parametrize("form", ["pem", "cose"])
-def test_what_a_statement_says(bench, tmp_path, form):
-    signed = bench.must(*bench.sign("--pcrs", f"7={VALUE}"))
+def test_what_a_statement_says(bench, tmp_path, form, version):
+    signed = bench.must(*bench.sign("--pcrs", f"7={VALUE}", *([] if version is None else ["--version", version])))
     check = ["keys", "pcr-verify", tmp_path / "statement", "--pcr-authority", tmp_path / f"pcr.{form}"]
     told = bench.must(*check, "--product", "box")
     assert (told["verified"], told["pcrs"], told["key_id"]) == (True, {"7": VALUE}, signed["key_id"])
+    assert told["version"] == signed["version"] == version
     assert VALUE in bench.run(*check, "--product", "box")[1]
     assert bench.code(*check, "--product", "cam") == "keys.pcr.statement"
     raw = (tmp_path / "statement").read_bytes()
@@ -109,6 +111,7 @@ def test_what_a_statement_says(bench, tmp_path, form):
         (["--pcrs", f"7={VALUE},7={VALUE}"], "keys.pcr.authority"),
         (["--pcrs", ""], "keys.capability.missing"),
         (["--current", "7"], "keys.pcr.authority"),
+        (["--pcrs", f"7={VALUE}", "--version", "0"], "keys.pcr.statement"),
     ],
 )
 def test_values_that_are_none(bench, words, code):
@@ -133,6 +136,8 @@ def test_options_that_belong_together(bench, tmp_path):
         ["--pcr-authority", pem],
         ["--pcr-authority", pem, "--product", "box"],
         ["--product", "box", "--pcrs", "7"],
+        ["--floor", "count", "--pcrs", "7"],
+        ["--pcr-authority", pem, "--product", "box", "--pcrs", "7", "--floor", "Count"],
         ["--pcr-authority", pem, "--product", "Box", "--pcrs", "7"],
         ["--pcr-authority", tmp_path / "ed.pem", "--product", "box", "--pcrs", "7"],
         ["--pcr-authority", tmp_path / "none.pem", "--product", "box", "--pcrs", "7"],

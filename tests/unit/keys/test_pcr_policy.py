@@ -104,7 +104,8 @@ def test_policies_by_hand(authority):
     pcr = sha256(bytes(32), bytes.fromhex("0000017f"), selection, sha256(VALUES[7], VALUES[11]))
     assert pcr_policy(VALUES) == pcr_policy(dict(reversed(VALUES.items()))) == pcr
     reference = sha256(b"tidegate pcr authority v1\0box\0", selection)
-    assert policy_reference("box", PCRS) == reference
+    assert policy_reference("box", PCRS, None) == reference
+    assert policy_reference("box", PCRS, 258) == sha256(b"tidegate pcr authority v1\0box\0", selection, b"\0\0\1\2")
     point = authority.key.raw
     area = bytes.fromhex("0023000b0004004000000010" + "0018000b" + "00030010")
     area += b"\0\x20" + point[1:33] + b"\0\x20" + point[33:]
@@ -112,13 +113,14 @@ def test_policies_by_hand(authority):
     name = b"\0\x0b" + sha256(area)
     assert authority_name(authority.key) == name
     authorized = sha256(sha256(bytes(32), bytes.fromhex("0000016a"), name), reference)
-    assert authorized_policy(authority, PCRS) == authorized
+    assert authorized_policy(authority, PCRS, None) == authorized
     assert with_auth_value(authorized) == sha256(authorized, bytes.fromhex("0000016b"))
-    assert authorized_message("box", VALUES) == pcr + reference
+    assert authorized_message("box", VALUES, None) == pcr + reference
     policy = KeyPolicy(pcrs=PCRS, pcr_authority=authority)
-    assert policy_of(policy, {}) == authorized
-    assert policy_of(KeyPolicy(pcrs=PCRS, pcr_authority=authority, user_auth=True), {}) == with_auth_value(authorized)
-    assert policy_of(KeyPolicy(pcrs=PCRS), VALUES) == pcr
+    assert policy_of(policy, {}, None) == authorized
+    policy = KeyPolicy(pcrs=PCRS, pcr_authority=authority, user_auth=True)
+    assert policy_of(policy, {}, None) == with_auth_value(authorized)
+    assert policy_of(KeyPolicy(pcrs=PCRS), VALUES, None) == pcr
 
 
 @pytest.mark.parametrize("algorithm", [P256, P384, RSA])
@@ -128,15 +130,16 @@ def test_what_the_authority_signs_is_what_the_tpm_hashes(holders, algorithm):
     statement = parse_statement(sign_statement(holder, "box", VALUES))
     verified = verify_statement(statement, authority=authority, pcrs=PCRS)
     hashed = {P256: "sha256", P384: "sha384", RSA: "sha256"}[algorithm]
-    message = authorized_message("box", VALUES)
+    message = authorized_message("box", VALUES, None)
     assert message_digest(verified) == hashlib.new(hashed, message).digest()
     assert authority_name(holder.public_key)[2:] == hashlib.new(hashed, authority_area(holder.public_key)).digest()
     assert len(sign_statement(holder, "x" * 64, dict.fromkeys(range(24), bytes(32)))) < MAX_STATEMENT_BYTES
 
 
 def test_each_part_of_the_reference_counts():
-    known = {policy_reference(product, pcrs) for product in ("a", "b", "ab") for pcrs in (PCRS, PCRS - {7}, PCRS | {0})}
-    assert len(known) == 9
+    sets = (PCRS, PCRS - {7}, PCRS | {0})
+    known = {policy_reference(product, pcrs, one) for product in "abc" for pcrs in sets for one in (None, 1, 2)}
+    assert len(known) == 27
 
 
 # ---- statements ----------------------------------------------------------------------------------------------
@@ -147,12 +150,15 @@ def test_there_and_back(signer, authority):
     statement = parse_statement(raw)
     assert encode_statement(statement) == raw
     assert verify_statement(statement, authority=authority, pcrs=PCRS).pcrs == VALUES
-    assert choose_statement([("a", raw)], authority=authority, current=VALUES).signature == statement.signature
+    assert (
+        choose_statement([("a", raw)], authority=authority, current=VALUES, versions=(None,)).signature
+        == statement.signature
+    )
 
 
 def test_a_proof_comes_from_the_check_alone(authority):
     with pytest.raises(TypeError):
-        VerifiedStatement(authority=authority, pcrs=VALUES, signature=b"", _proof=None)
+        VerifiedStatement(authority=authority, pcrs=VALUES, signature=b"", version=None, _proof=None)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +205,10 @@ FORMS = {
     "value": lambda one: one | {"pcrs": {7: bytes(20)}},
     "text value": lambda one: one | {"pcrs": {7: "0" * 32}},
     "signature": lambda one: one | {"signature": None},
+    "version 0": lambda one: one | {"version": 0},
+    "true version": lambda one: one | {"version": True},
+    "text version": lambda one: one | {"version": "1"},
+    "large version": lambda one: one | {"version": 1 << 32},
     "long": lambda one: one | {"signature": bytes(MAX_STATEMENT_BYTES)},
     "text": lambda one: "text",
     "tag": lambda one: cbor.Tagged(tag=18, value=one),
@@ -214,7 +224,7 @@ def test_files_that_are_no_statements(signer, row):
 
 def statement_of(signer, **members):
     one = parse_statement(sign_statement(signer, "box", VALUES))
-    known = {name: getattr(one, name) for name in ("product", "key_id", "pcrs", "signature")}
+    known = {name: getattr(one, name) for name in ("product", "key_id", "pcrs", "signature", "version")}
     return Statement(**(known | members))
 
 
@@ -227,6 +237,7 @@ def test_each_duty_refuses(holders, signer, authority):
         (statement_of(signer, pcrs=VALUES | {0: bytes(32)}), "registers"),
         (statement_of(signer, key_id=bytes(32)), "authority"),
         (statement_of(holders[None]), "authority"),
+        (statement_of(signer, version=1), "version"),
         (statement_of(holders[None], key_id=key_id), "signature"),
         (statement_of(holders[P384], key_id=key_id), "signature"),
         (statement_of(signer, pcrs=other), "signature"),
@@ -247,17 +258,38 @@ def test_the_right_one_among_many(holders, signer, authority):
         ("other authority", sign_statement(holders[None], "box", VALUES)),
         ("other values", sign_statement(signer, "box", other)),
     ]
-    error = refusal(choose_statement, files, authority=authority, current=VALUES)
+    error = refusal(choose_statement, files, authority=authority, current=VALUES, versions=(None,))
     assert error.code == "keys.pcr.no-statement"
     assert (error.fields["other_keys"], error.fields["other_values"], error.fields["damaged"]) == (3, 1, 1)
     assert error.fields["pcr7_current"] == VALUES[7].hex()
     forged = ("forged", encode_statement(statement_of(holders[None], key_id=authority.key.key_id.digest)))
-    error = refusal(choose_statement, [*files, forged], authority=authority, current=VALUES)
+    error = refusal(choose_statement, [*files, forged], authority=authority, current=VALUES, versions=(None,))
     assert (error.code, error.fields["file"]) == ("keys.pcr.statement", "forged")
     good = ("good", sign_statement(signer, "box", VALUES))
-    assert choose_statement([forged, *files, good], authority=authority, current=VALUES).pcrs == VALUES
-    assert choose_statement([*files, good], authority=authority, current=other).pcrs == other
-    assert refusal(choose_statement, [], authority=authority, current=VALUES).code == "keys.pcr.no-statement"
+    assert (
+        choose_statement([forged, *files, good], authority=authority, current=VALUES, versions=(None,)).pcrs == VALUES
+    )
+    assert choose_statement([*files, good], authority=authority, current=other, versions=(None,)).pcrs == other
+    assert (
+        refusal(choose_statement, [], authority=authority, current=VALUES, versions=(None,)).code
+        == "keys.pcr.no-statement"
+    )
+
+
+def test_versions_from_the_floor_on(signer, authority):
+    floored = PcrAuthority(key=authority.key, product="box", floor="count")
+    files = [(str(version), sign_statement(signer, "box", VALUES, version=version)) for version in (None, 1, 2, 3)]
+    choose = {"authority": floored, "current": VALUES}
+    for floor in (1, 2, 3):
+        assert choose_statement(files, **choose, versions=range(floor, 9)).version == floor
+    error = refusal(choose_statement, files, **choose, versions=range(4, 9))
+    assert (error.code, error.fields["other_versions"], error.fields["other_keys"]) == ("keys.pcr.no-statement", 3, 1)
+    raised = parse_statement(files[1][1])
+    lie = Statement(product="box", key_id=raised.key_id, pcrs=raised.pcrs, signature=raised.signature, version=4)
+    error = refusal(choose_statement, [("lie", encode_statement(lie))], **choose, versions=range(4, 9))
+    assert (error.code, error.fields["check"]) == ("keys.pcr.statement", "signature")
+    for version in (0, -1, True, 1 << 32):
+        assert refusal(sign_statement, signer, "box", VALUES, version=version).code == "keys.pcr.statement"
 
 
 @settings(max_examples=400, deadline=None)
@@ -319,23 +351,28 @@ def test_a_provider_that_binds_to_registers_may_not_follow_authorities(authority
 def test_the_key_process_carries_the_authority(holders):
     for algorithm in (P256, P384, RSA):
         authority = PcrAuthority(key=holders[algorithm].public_key, product="box")
-        for policy in (KeyPolicy(pcrs=PCRS, pcr_authority=authority), KeyPolicy(pcrs=PCRS)):
+        floored = PcrAuthority(key=authority.key, product="box", floor="count")
+        policies = [KeyPolicy(pcrs=PCRS, pcr_authority=one) for one in (authority, floored, None)]
+        for policy in policies:
             request = Request(
                 operation=Operation.GENERATE, name="k", arguments=(KeySpec(purpose=KeyPurpose.SEAL, policy=policy),)
             )
             assert parse_request(encode_request(request)).arguments == request.arguments
 
 
-@pytest.mark.parametrize("row", ["no key", "bad product", "no register", "ed25519", "short", "text", "old form"])
+@pytest.mark.parametrize(
+    "row", ["no key", "bad product", "no register", "ed25519", "short", "bad floor", "text", "old form"]
+)
 def test_what_the_key_process_refuses(authority, row):
     key = authority.key.encode()
     edward = public_key_of(ed25519.Ed25519PrivateKey.generate().public_key())
     member, pcrs = {
-        "no key": ([b"", "box"], [7]),
-        "bad product": ([key, "Box"], [7]),
-        "no register": ([key, "box"], []),
-        "ed25519": ([edward.encode(), "box"], [7]),
-        "short": ([key], [7]),
+        "no key": ([b"", "box", None], [7]),
+        "bad product": ([key, "Box", None], [7]),
+        "no register": ([key, "box", None], []),
+        "ed25519": ([edward.encode(), "box", None], [7]),
+        "short": ([key, "box"], [7]),
+        "bad floor": ([key, "box", "Count"], [7]),
         "text": ("box", [7]),
         "old form": (None, [7]),
     }[row]

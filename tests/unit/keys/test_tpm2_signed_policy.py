@@ -71,8 +71,8 @@ class Device:
         self.spec = self.spec_of(**policy)
         self.store.generate("k", self.spec)
 
-    def spec_of(self, purpose=KeyPurpose.SEAL, algorithm=None, product="box", pcrs=PCRS, **policy):
-        authority = PcrAuthority(key=self.maker.public_key(self.authority), product=product)
+    def spec_of(self, purpose=KeyPurpose.SEAL, algorithm=None, product="box", pcrs=PCRS, floor=None, **policy):
+        authority = PcrAuthority(key=self.maker.public_key(self.authority), product=product, floor=floor)
         return KeySpec(
             purpose=purpose, algorithm=algorithm, policy=KeyPolicy(pcrs=pcrs, pcr_authority=authority, **policy)
         )
@@ -80,8 +80,8 @@ class Device:
     def now(self, pcrs=PCRS):
         return self.store.pcr_values(pcrs)
 
-    def sign(self, values=None, *, by=None, product="box"):
-        return sign_statement(self.maker.signer(by or self.authority), product, values or self.now())
+    def sign(self, values=None, *, by=None, product="box", version=None):
+        return sign_statement(self.maker.signer(by or self.authority), product, values or self.now(), version=version)
 
     def place(self, raw, name="statement"):
         folder = self.root / "keys" / "statements"
@@ -153,7 +153,7 @@ def test_our_digests_are_the_tpms(device):
         esys.policy_pcr(session, b"", "sha256:7,16")
         assert bytes(esys.policy_get_digest(session)) == pcr_policy.pcr_policy(device.now())
         ticket = device.store._run(lambda chip: approve(chip, verified(device, device.sign()))).ticket
-        reference = pcr_policy.policy_reference("box", PCRS)
+        reference = pcr_policy.policy_reference("box", PCRS, None)
         name = authority_name(policy.pcr_authority.key)
         esys.policy_authorize(session, pcr_policy.pcr_policy(device.now()), name, ticket, reference)
         assert bytes(esys.policy_get_digest(session)) == area.auth_policy
@@ -318,7 +318,8 @@ def test_every_byte_of_a_statement_counts(device):
 def verified(device, raw, **members):
     """A proof that our own check did not make: what is below it has to hold by itself."""
     statement = parse_statement(raw)
-    claims = {"authority": device.spec.policy.pcr_authority, "pcrs": statement.pcrs, "signature": statement.signature}
+    known = {name: getattr(statement, name) for name in ("pcrs", "signature", "version")}
+    claims = {"authority": device.spec.policy.pcr_authority, **known}
     return VerifiedStatement(**(claims | members), _proof=pcr_policy._PROOF)
 
 
@@ -381,6 +382,138 @@ def test_too_many_files(device):
     device.store.seal("k", b"s", b"")
 
 
+# ---- a floor under the versions ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def floored(own, tmp_path, maker):
+    return Device(tmp_path, own, maker, floor="count")
+
+
+def replaced(device, version, name="first"):
+    device.place(device.sign(version=version), name)
+
+
+def test_the_counter_ends_old_versions(floored):
+    """And nothing brings them back: not the folder's old files, not the owner who deletes the counter."""
+    device = floored
+    assert device.store.counter_read("count") == 1
+    replaced(device, 1)
+    sealed = device.store.seal("k", b"the vault's key", b"context")
+    assert device.opens(sealed)
+    before = {path: path.read_bytes() for path in (device.root / "keys").iterdir() if path.is_file()}
+    device.store.counter_increment("count")
+    error = refusal(device.store.unseal, "k", sealed, b"context")
+    assert (error.code, error.fields["other_versions"]) == ("keys.pcr.no-statement", 1)
+    for version in (2, 3, 64):
+        replaced(device, version, "second")
+        assert device.opens(sealed)
+    for path, raw in before.items():
+        path.write_bytes(raw)
+    (device.root / "keys" / "statements" / "second").unlink()
+    assert code_of(device.store.unseal, "k", sealed, b"context") == "keys.pcr.no-statement"
+    for path in (device.root / "keys").glob("*.counter"):
+        path.unlink()
+    assert code_of(device.store.unseal, "k", sealed, b"context") == "keys.pcr.no-statement"
+    with ESAPI(device.chip.tcti) as esys:
+        for index in nv_indices(esys):
+            esys.nv_undefine_space(esys.tr_from_tpmpublic(index))
+    device.store.counter_increment("count")
+    assert code_of(device.store.unseal, "k", sealed, b"context") == "keys.store.malformed"
+
+
+def nv_indices(esys):
+    _, answer = esys.get_capability(1, 0x01500000, 64)
+    return {int(handle) for handle in answer.data.handles}
+
+
+@pytest.mark.parametrize("version", [None, 65, 1000])
+def test_versions_that_the_key_does_not_know(floored, version):
+    replaced(floored, version)
+    error = refusal(floored.store.seal, "k", b"s", b"")
+    assert error.code == "keys.pcr.no-statement"
+    assert error.fields["other_keys" if version is None else "other_versions"] == 1
+    replaced(floored, 64, "z")
+    floored.store.seal("k", b"s", b"")
+
+
+def test_a_version_is_for_keys_with_a_floor(device):
+    replaced(device, 1)
+    assert refusal(device.store.seal, "k", b"s", b"").fields["other_keys"] == 1
+
+
+def test_a_key_that_is_born_later_begins_later(floored):
+    for _ in range(9):
+        floored.store.counter_increment("count")
+    floored.store.generate("late", floored.spec_of(floor="count", user_auth=True))
+    for version, codes in ((9, ["keys.pcr.no-statement"] * 2), (10, []), (64, []), (73, ["keys.pcr.no-statement"])):
+        replaced(floored, version)
+        found = []
+        for name in ("k", "late"):
+            try:
+                sealed = floored.store.seal(name, b"s", b"")
+                floored.store.unseal(name, sealed, b"").wipe()
+            except TidegateError as error:
+                found.append(error.code)
+        assert found == codes, version
+
+
+def test_the_tpm_itself_compares_the_versions(floored, monkeypatch):
+    """Our own comparison left out: an old version, one that is called newer, and the right one."""
+    for _ in range(2):
+        floored.store.counter_increment("count")
+    replaced(floored, 3)
+    sealed = floored.store.seal("k", b"the vault's key", b"context")
+    key_files = floored.store._folder.key("k")
+    for statement, code in (
+        (verified(floored, floored.sign(version=2)), "keys.provider.failed"),
+        (verified(floored, floored.sign(version=2), version=3), "keys.pcr.statement"),
+        (verified(floored, floored.sign(), version=None), "keys.provider.failed"),
+    ):
+        monkeypatch.setattr(tpm2, "find_approval", lambda chip, record, statements, one=statement: approve(chip, one))
+        assert code_of(floored.store.unseal, "k", sealed, b"context") == code
+    assert floored.store._folder.key("k") == key_files
+    truth = verified(floored, floored.sign(version=3))
+    monkeypatch.setattr(tpm2, "find_approval", lambda chip, record, statements: approve(chip, truth))
+    assert floored.opens(sealed)
+
+
+def test_a_counter_of_another_count_is_no_floor(floored, own, monkeypatch):
+    """Who deletes both indices and makes them anew gets a raw count above all that the key's policy allows."""
+    replaced(floored, 64)
+    sealed = floored.store.seal("k", b"the vault's key", b"context")
+    for _ in range(64):
+        floored.store.counter_increment("count")
+    with ESAPI(own.tcti) as esys:
+        for index in nv_indices(esys):
+            esys.nv_undefine_space(esys.tr_from_tpmpublic(index))
+    (floored.root / "keys" / "count.counter").unlink()
+    assert floored.store.counter_increment("count") == 1
+    path = floored.root / "keys" / "k.key"
+    document = cbor.decode(path.read_bytes(), limit_bytes=4096)
+    raw = cbor.decode((floored.root / "keys" / "count.counter").read_bytes(), limit_bytes=512)
+    assert code_of(floored.store.unseal, "k", sealed, b"context") == "keys.store.malformed"
+    truth = verified(floored, floored.sign(version=64))
+    with monkeypatch.context() as patch:
+        patch.setattr(tpm2, "find_approval", lambda chip, record, statements: approve(chip, truth))
+        assert code_of(floored.store.unseal, "k", sealed, b"context") == "keys.provider.failed"
+    name, index, _, first = document["authority"]["floor"]
+    path.write_bytes(cbor.encode(altered(document, floor=[name, index, raw["base"], first])))
+    assert code_of(floored.store.unseal, "k", sealed, b"context") == "keys.store.malformed"
+
+
+FLOORS = [["count"], ["count", 1, 1, 1], ["Count", 0x01500000, 1, 1], ["count", 0x01500000, -1, 1], "count", {}, 1]
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_floors_in_records_that_are_none(floored, floor):
+    path = floored.root / "keys" / "k.key"
+    document = cbor.decode(path.read_bytes(), limit_bytes=4096)
+    for wrong in (floor, None):
+        path.write_bytes(cbor.encode(altered(document, floor=wrong)))
+        assert code_of(floored.store.seal, "k", b"s", b"") == "keys.store.malformed"
+
+
 # ---- the record in somebody else's hands ---------------------------------------------------------------------
 
 
@@ -399,6 +532,7 @@ RECORDS = {
     "registers that are none": lambda document, other: altered(document, pcrs=[7, 16, "x"]),
     "truth for one": lambda document, other: altered(document, pcrs=[True, 16]),
     "more": lambda document, other: altered(document, more=1),
+    "a floor": lambda document, other: altered(document, floor=["count", 0x01500000, 1, 1]),
     "values as well": lambda document, other: document | {"pcrs": {7: bytes(32)}},
     "no authority": lambda document, other: {key: value for key, value in document.items() if key != "authority"},
     "text": lambda document, other: document | {"authority": "text"},
