@@ -12,6 +12,7 @@ import mmap
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from tidegate.crypto.aead import Secret
@@ -25,7 +26,7 @@ _SYS_MEMFD_SECRET = 447  # the same number on every architecture since Linux 5.1
 class Protection(enum.Enum):
     """What holds for secret memory on this machine, the best first."""
 
-    SECRET = "memfd_secret"  # unreadable even for the kernel's own copies and for debuggers
+    HIDDEN = "memfd_secret"  # unreadable even for the kernel's own copies and for debuggers
     LOCKED = "mlock"  # never swapped, not dumped
     PLAIN = "none"  # the limit on locked memory is used up: not dumped, but may be swapped
 
@@ -158,7 +159,7 @@ def _map_pages(size: int) -> tuple[mmap.mmap, Protection]:
             pass  # over the limit on locked memory: the next best
         else:
             pages.madvise(mmap.MADV_DONTFORK)
-            return pages, Protection.SECRET
+            return pages, Protection.HIDDEN
         finally:
             os.close(descriptor)
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -170,7 +171,7 @@ def _map_pages(size: int) -> tuple[mmap.mmap, Protection]:
 
 
 def _read_random(target: memoryview) -> None:
-    with open("/dev/urandom", "rb", buffering=0) as source:
+    with Path("/dev/urandom").open("rb", buffering=0) as source:
         done = 0
         while done < len(target):
             done += source.readinto(target[done:]) or 0

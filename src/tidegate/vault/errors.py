@@ -40,14 +40,81 @@ class VaultBusy(Fault):
     advice = "Another process has the vault open; close it there or try again."
 
 
-class VaultFull(Fault):
-    code = "vault.folder.full"
-    advice = "The vault holds as many items as one manifest lists; delete some or create a second vault."
+class VaultFailed(Fault):
+    code = "vault.folder.failed"
+    advice = "The storage failed under the vault; look at the kernel's log, then open the vault again: it recovers."
+
+
+class ItemBusy(Fault):
+    code = "vault.item.busy"
+    advice = "The item is open for writing elsewhere in this program, or being read; close it there first."
+
+
+class PaddingUnknown(Misuse):
+    code = "vault.padding.unknown"
+    advice = "Pad by `none`, `padme`, or a block size in bytes from 1 to 1073741824."
+
+
+class RecordNameInvalid(Misuse):
+    code = "vault.entry.name"
+    advice = "A table has a printable name of 1 to 255 bytes, a key 1 to 1024 bytes."
+
+
+class RecordTooLarge(Misuse):
+    code = "vault.entry.size"
+    advice = "A record has at most 65,536 bytes; store larger data as an item."
+
+
+class TransactionTooLarge(Misuse):
+    code = "vault.transaction.size"
+    advice = "A transaction has at most 4 MiB; divide it."
+
+
+class FileModeUnknown(Misuse):
+    code = "vault.file.mode"
+    advice = "Open an item as 'r', 'w' (a new content), 'r+' (change it) or 'a' (append)."
+
+
+class UnlockerLast(Misuse):
+    code = "vault.unlockers.last"
+    advice = "Add another unlocker first: without any the vault could never be opened again."
+
+
+class UnlockerUnknown(Misuse):
+    code = "vault.unlockers.unknown"
+    advice = "List the vault's unlockers with `tidegate vault unlockers list`; name one by its number."
+
+
+class UnlockersFull(Misuse):
+    code = "vault.unlockers.full"
+    advice = "A vault has at most 32 unlockers; remove one that is not used."
+
+
+class KeyUnknown(Fault):
+    code = "vault.key.unknown"
+    advice = "The vault has no application key of this name; create it first."
 
 
 class RecordMalformed(Rejected):
     code = "vault.record.malformed"
-    advice = "The vault's record (vault.cbor) was altered or is of another version; restore it from the backup."
+    advice = "The vault's record (vault.cbor) was altered; restore it from the backup."
+
+
+class RecordUnsupported(Rejected):
+    code = "vault.record.unsupported"
+    advice = "Export the items with the Tidegate that wrote the vault, and import them into a new vault of this one."
+
+
+class RecordAltered(Rejected):
+    code = "vault.record.altered"
+    advice = (
+        "Somebody changed the vault's record (vault.cbor); restore it from the backup, and look who could write it."
+    )
+
+
+class RecordRolledBack(Rejected):
+    code = "vault.record.rollback"
+    advice = "An older record (vault.cbor) was put back, with unlockers that were removed; restore the newest one."
 
 
 class UnlockRefused(Rejected):
@@ -63,6 +130,31 @@ class ManifestMissing(Rejected):
 class ManifestAltered(Rejected):
     code = "vault.manifest.altered"
     advice = "The vault's listing was altered or is of another vault; restore the vault from the backup."
+
+
+class JournalMissing(Rejected):
+    code = "vault.journal.missing"
+    advice = "The vault's journal was removed; restore the vault from the backup."
+
+
+class JournalTruncated(Rejected):
+    code = "vault.journal.truncated"
+    advice = "The vault's journal was cut off; restore the vault from the backup."
+
+
+class JournalExtended(Rejected):
+    code = "vault.journal.extended"
+    advice = "Something was appended to the vault's journal; restore the vault from the backup."
+
+
+class JournalAltered(Rejected):
+    code = "vault.journal.altered"
+    advice = "The vault's journal was altered; restore the vault from the backup."
+
+
+class RedoAltered(Rejected):
+    code = "vault.redo.altered"
+    advice = "The change in flight (file redo) was altered or removed; restore the item from the backup."
 
 
 class VaultRolledBack(Rejected):
@@ -100,6 +192,11 @@ class FileRolledBack(Rejected):
     advice = "An older copy of the item's file was put back; restore the newest from the backup."
 
 
+class FileUnexpected(Rejected):
+    code = "vault.file.unexpected"
+    advice = "There is a file in the vault's folder that the vault did not write; look where it came from, remove it."
+
+
 class FilePathChanged(Rejected):
     code = "vault.file.path"
     advice = "The item's file was written under another name; restore it from the backup."
@@ -123,3 +220,18 @@ class ChunkAltered(Rejected):
 class ChunkReordered(Rejected):
     code = "vault.chunk.reordered"
     advice = "Parts of an item's file were exchanged; restore the file from the backup."
+
+
+class ChunkRolledBack(Rejected):
+    code = "vault.chunk.rollback"
+    advice = "An older version of a part of an item's file was put back; restore the file from the backup."
+
+
+class SwapInUse(Fault):
+    code = "vault.machine.swap"
+    advice = "Switch swap off (`swapoff -a`), encrypt it with a key of one boot, or allow it by the vault's rules."
+
+
+class MemoryUnlocked(Fault):
+    code = "vault.machine.memory"
+    advice = "Raise the limit on locked memory (LimitMEMLOCK= of the unit, `ulimit -l`), or allow it by the rules."

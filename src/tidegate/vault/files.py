@@ -1,7 +1,7 @@
-"""The vault's folder on the storage: record, listing, item files, the lock.
+"""A vault file on the storage: written in one go, read in any order, erased.
 
-Touches: ``vault.cbor``, ``manifest``, ``items/ID.GENERATION`` and ``lock``. Plaintext passes through memory only;
-nothing is ever written before it is encrypted.
+Touches: one file at a time. Plaintext passes through two fixed buffers, which are wiped; nothing is ever written before
+it is encrypted.
 """
 
 from __future__ import annotations
@@ -10,161 +10,222 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
-from tidegate.base.clock import Entropy
-from tidegate.base.durable import sync_folder, translate_os_errors, write_all
-from tidegate.base.errors import StorageMissing
-from tidegate.crypto.aead import NONCE_BYTES, Secret
-from tidegate.vault.errors import FileMissing, ItemTooLarge
+from tidegate.base.durable import sync_folder, translate_os_errors
+from tidegate.crypto.aead import KEY_BYTES, NONCE_BYTES, Secret
+from tidegate.crypto.memory import ProtectedSecret
+from tidegate.vault.errors import FileMissing, FileTruncated, ItemTooLarge
 from tidegate.vault.format import (
     BODY_OFFSET,
     CHUNK_OVERHEAD,
-    KEY_BYTES,
     MAX_FILE_BYTES,
     SLOT_BYTES,
-    SLOTS,
     ChunkCipher,
     Expected,
     Header,
     VaultKeys,
     encode_slot,
-    slot_mac,
+    slot_tag,
     verify_size,
     verify_slots,
 )
+from tidegate.vault.padding import Padding
 
-_BATCH_CHUNKS = 16  # chunks a system call reads or writes: 256 KiB, so that streaming is not a call per 16 KiB
-_LOCK_POLL_S = 0.02
-
-
-def item_path(folder: Path, item: Expected) -> Path:
-    """Return where the item's file is; the name tells nothing but the generation."""
-    return folder / "items" / f"{item.file_id.hex()}.{item.generation}"
+BATCH_CHUNKS = 32  # chunks encrypted and written at once: 512 KiB, so that streaming is not a call per 16 KiB
 
 
-def write_item_file(  # the pieces of a file, each from another source
-    path: Path, header: Header, stream: BinaryIO, *, keys: VaultKeys, entropy: Entropy
-) -> Expected:
-    """Write a new file at ``path``, encrypted under a new key, and return what the listing has to say about it.
+def erase_buffer(buffer: bytearray | memoryview) -> None:
+    """Overwrite plaintext that is not needed any more."""
+    buffer[:] = bytes(len(buffer))
 
-    ``header`` names everything but the length, which is that of the stream. Durable, name included, when this
-    returns; on a failure the file is erased. Raises ``base.storage.*``.
+
+class ItemWriter:
+    """Writes a new vault file under a new key, in constant memory; nothing counts before ``finish`` returned.
+
+    While a batch is written, the next one is encrypted: from the second batch on a thread of its own writes.
     """
-    try:
-        with translate_os_errors(path), Secret(entropy.random_bytes(KEY_BYTES)) as file_key:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                os.lseek(descriptor, BODY_OFFSET, os.SEEK_SET)
-                length = _write_chunks(descriptor, header, stream, file_key, entropy)
-                expected = _write_slots(descriptor, header, length, file_key=file_key, keys=keys, entropy=entropy)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            sync_folder(path.parent)
-    except BaseException:
-        erase_file(path)
-        raise
-    return expected
 
+    def __init__(self, path: Path, header: Header, *, keys: VaultKeys, padding: Padding | None = None) -> None:
+        """Create ``path``; ``header`` names everything but lengths and writes. Raises ``base.storage.*``."""
+        self._path = path
+        self._header = header
+        self._keys = keys
+        self._padding = padding or Padding()
+        self._key = ProtectedSecret.random(KEY_BYTES)
+        self._cipher = ChunkCipher(self._key, header)
+        self._batch = header.chunk_bytes * BATCH_CHUNKS
+        self._pending = bytearray(self._batch)
+        self._filled = 0
+        self._length = 0
+        self._index = 0
+        self._output = _Output(path, BATCH_CHUNKS * (header.chunk_bytes + CHUNK_OVERHEAD))
 
-def _write_chunks(descriptor: int, header: Header, stream: BinaryIO, file_key: Secret, entropy: Entropy) -> int:
-    """Encrypt the stream chunk by chunk and return its length; the last chunk is marked as the last."""
-    cipher = ChunkCipher(file_key, file_id=header.file_id, path_hash=header.path_hash)
-    size, index, length = header.chunk_bytes, 0, 0
-    current = _read_full(stream, size * _BATCH_CHUNKS)
-    while True:
-        following = _read_full(stream, size * _BATCH_CHUNKS) if current else b""
-        length += len(current)
-        if length > MAX_FILE_BYTES:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append ``data``; raise ``vault.item.size``, ``base.storage.*``."""
+        rest = memoryview(data).cast("B")
+        self._length += len(rest)
+        if self._length > MAX_FILE_BYTES:
             raise ItemTooLarge(f"an item has at most {MAX_FILE_BYTES} bytes")
-        pieces = [memoryview(current)[start : start + size] for start in range(0, len(current), size)] or [
-            memoryview(b"")
-        ]
-        nonces = entropy.random_bytes(NONCE_BYTES * len(pieces))
-        sealed = [
-            cipher.encrypt(
-                index + number,
-                piece,
-                nonce=nonces[NONCE_BYTES * number : NONCE_BYTES * (number + 1)],
-                final=not following and number == len(pieces) - 1,
-            )
-            for number, piece in enumerate(pieces)
-        ]
-        _write_pieces(descriptor, sealed)
-        index += len(pieces)
-        if not following:
-            return length
-        current = following
+        while self._filled + len(rest) > self._batch:  # only behind a full batch comes another one
+            if self._filled:
+                taken = self._batch - self._filled
+                self._pending[self._filled :] = rest[:taken]
+                self._emit(memoryview(self._pending), ends=False)
+                self._filled = 0
+            else:
+                taken = self._batch
+                self._emit(rest[:taken], ends=False)
+            rest = rest[taken:]
+        self._pending[self._filled : self._filled + len(rest)] = rest
+        self._filled += len(rest)
 
+    def expect(self, length_bytes: int) -> None:
+        """Reserve the storage for a content of so many bytes: a full disk is noticed before anything is written."""
+        stored = self._padding.padded(length_bytes)
+        self._output.reserve(replace(self._header, stored_bytes=stored).file_bytes)
 
-def _write_pieces(descriptor: int, pieces: list[bytes]) -> None:
-    """Write the pieces one after the other, as a rule in one system call and without joining them in memory."""
-    done = os.writev(descriptor, pieces)
-    if done < sum(map(len, pieces)):
-        write_all(descriptor, b"".join(pieces)[done:])
-
-
-def _read_full(stream: BinaryIO, count: int) -> bytes:
-    """Return ``count`` bytes, fewer only at the end; pipes and sockets give what they have."""
-    data = stream.read(count)
-    if not data or len(data) == count:
-        return data
-    parts, missing = [data], count - len(data)
-    while missing and (piece := stream.read(missing)):
-        parts.append(piece)
-        missing -= len(piece)
-    return b"".join(parts)
-
-
-def _write_slots(  # as above
-    descriptor: int, header: Header, length: int, *, file_key: Secret, keys: VaultKeys, entropy: Entropy
-) -> Expected:
-    """Write both slots of a new file, the second with the higher sequence, which is the one in force."""
-    mac = b""
-    for sequence in range(SLOTS):
-        slot = encode_slot(
-            Header(
-                file_id=header.file_id,
-                generation=header.generation,
-                sequence=sequence,
-                length_bytes=length,
-                path_hash=header.path_hash,
-                chunk_log2=header.chunk_log2,
-            ),
-            file_key=file_key,
-            nonce=entropy.random_bytes(NONCE_BYTES),
-            keys=keys,
+    def finish(self) -> Expected:
+        """Make the file durable, name included, and return what the listing has to say of it."""
+        length, stored = self._length, self._padding.padded(self._length)
+        zeros = bytes(min(stored - length, self._batch))
+        while self._length < stored:
+            self.write(zeros[: stored - self._length])
+        self._emit(memoryview(self._pending)[: self._filled], ends=True)
+        header = replace(self._header, length_bytes=length, stored_bytes=stored, writes=self._index)
+        slot = encode_slot(header, file_key=self._key, nonce=os.urandom(NONCE_BYTES), keys=self._keys)
+        self._output.finish(slot + slot, header.file_bytes)
+        self._forget()
+        return Expected(
+            file_id=header.file_id,
+            generation=header.generation,
+            sequence=header.sequence,
+            tag=slot_tag(slot),
+            length_bytes=length,
+            stored_bytes=stored,
+            epoch=header.epoch,
+            modified_s=0,
         )
-        os.lseek(descriptor, sequence % SLOTS * SLOT_BYTES, os.SEEK_SET)
-        write_all(descriptor, slot)
-        mac = slot_mac(slot)
-    return Expected(
-        file_id=header.file_id, generation=header.generation, sequence=SLOTS - 1, length_bytes=length, mac=mac
-    )
+
+    def abandon(self) -> None:
+        """Erase what was written; harmless when repeated and after ``finish``."""
+        if len(self._pending):
+            self._output.abandon()
+            self._forget()
+
+    def _emit(self, content: memoryview, *, ends: bool) -> None:
+        count = max(1, -(-len(content) // self._header.chunk_bytes))
+        nonces = os.urandom(NONCE_BYTES * count)
+        target = self._output.next_buffer()
+        size = self._cipher.encrypt(
+            self._index, content, target, nonces=nonces, sequence=self._header.sequence, ends=ends
+        )
+        self._output.submit(target[:size], self._header.chunk_offset(self._index), last=ends)
+        self._index += count
+
+    def _forget(self) -> None:
+        erase_buffer(self._pending)
+        self._pending = bytearray()
+        self._key.wipe()
+
+
+class _Output:
+    """The descriptor behind a writer, and two buffers of which one is written while the other is filled."""
+
+    def __init__(self, path: Path, buffer_bytes: int) -> None:
+        self._path = path
+        with translate_os_errors(path):
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._buffer_bytes = buffer_bytes
+        self._buffers: list[memoryview] = []
+        self._turn = 0
+        self._pool: ThreadPoolExecutor | None = None
+        self._waiting: Future[None] | None = None
+
+    def reserve(self, size: int) -> None:
+        with translate_os_errors(self._path), contextlib.suppress(_NotSupported):
+            _fallocate(self._descriptor, size)
+
+    def next_buffer(self) -> memoryview:
+        self._turn ^= 1
+        while len(self._buffers) <= self._turn:
+            self._buffers.append(memoryview(bytearray(self._buffer_bytes)))
+        return self._buffers[self._turn]
+
+    def submit(self, data: memoryview, offset: int, *, last: bool) -> None:
+        self._settle()
+        if last and self._pool is None:
+            self._write(data, offset)
+            return
+        self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="vault-writer")
+        self._waiting = self._pool.submit(self._write, data, offset)
+
+    def finish(self, head: bytes, size: int) -> None:
+        self._settle()
+        self._write(memoryview(head), 0)
+        with translate_os_errors(self._path):
+            if os.fstat(self._descriptor).st_size != size:
+                os.ftruncate(self._descriptor, size)  # more was expected than came
+            os.fsync(self._descriptor)
+            sync_folder(self._path.parent)
+        self._close()
+
+    def abandon(self) -> None:
+        if self._descriptor >= 0:
+            with contextlib.suppress(Exception):  # the reason for giving up is told already
+                self._settle()
+            self._close()
+            erase_file(self._path)
+
+    def _settle(self) -> None:
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.result()
+
+    def _write(self, data: memoryview, offset: int) -> None:
+        with translate_os_errors(self._path):
+            pwrite_all(self._descriptor, data, offset)
+
+    def _close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+
+class _NotSupported(Exception):
+    """The file system cannot reserve."""
+
+
+def _fallocate(descriptor: int, size: int) -> None:
+    try:
+        os.posix_fallocate(descriptor, 0, max(1, size))
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise _NotSupported from error
+        raise
+
+
+def pwrite_all(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write every byte of ``data`` at ``offset``, however short the kernel's single writes are."""
+    while data:
+        done = os.pwrite(descriptor, data, offset)
+        data, offset = data[done:], offset + done
 
 
 class ItemReader:
-    """An open, authenticated item file: reads any range, decrypting only the chunks it touches."""
+    """An open, authenticated vault file: reads any range, decrypting only the chunks it touches."""
 
     def __init__(self, path: Path, *, expected: Expected, path_hash: bytes, keys: VaultKeys) -> None:
+        """Open it, check its headers and size; raise ``vault.file.*``, ``vault.header.*``, ``base.storage.*``."""
         self._path = path
-        with translate_os_errors(path):
-            try:
-                # not blocking: in the file's place there may be a pipe that nobody writes to
-                self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            except FileNotFoundError as error:
-                raise FileMissing("the file of an item that the vault lists is not there") from error
-            except OSError as error:
-                if error.errno != errno.ELOOP:
-                    raise
-                raise FileMissing("a symbolic link is in the place of an item's file") from error
+        self._descriptor = open_regular(path)
         try:
-            if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-                raise FileMissing("something else is in the place of an item's file")
             slots = self._read_at(0, BODY_OFFSET)
             self.header, self._key = verify_slots(slots, expected=expected, path_hash=path_hash, keys=keys)
             with translate_os_errors(path):
@@ -172,31 +233,50 @@ class ItemReader:
         except BaseException:
             os.close(self._descriptor)
             raise
-        self._cipher = ChunkCipher(self._key, file_id=expected.file_id, path_hash=path_hash)
+        self._cipher = ChunkCipher(self._key, self.header)
+        self._plain = memoryview(bytearray(self.header.chunk_bytes))
+        self._sealed = memoryview(bytearray(self.header.chunk_bytes + CHUNK_OVERHEAD))
 
-    def iter_content(self, first: int = 0) -> Iterator[bytes]:
-        """Yield the content of chunk ``first`` and of every one behind it, each authenticated."""
-        chunks, stride, size = self.header.chunks, self.header.chunk_bytes + CHUNK_OVERHEAD, self.header.file_bytes
-        for begin in range(first, chunks, _BATCH_CHUNKS):
-            end = min(begin + _BATCH_CHUNKS, chunks)
-            start = BODY_OFFSET + begin * stride
-            batch = memoryview(self._read_at(start, min(BODY_OFFSET + end * stride, size) - start))
-            for index in range(begin, end):
-                offset = (index - begin) * stride
-                yield self._cipher.decrypt(index, batch[offset : offset + stride], chunks=chunks)
+    @property
+    def file_key(self) -> Secret:
+        """Return the file's key, for who changes the file; it is wiped when this closes."""
+        return self._key
+
+    def iter_content(self) -> Iterator[memoryview]:
+        """Yield the whole content in pieces, each authenticated and good until the next one is asked for."""
+        batch = self.header.chunk_bytes * BATCH_CHUNKS
+        buffer = memoryview(bytearray(min(batch, self.header.chunks * self.header.chunk_bytes)))
+        left = self.header.length_bytes
+        pieces = self._sealed_batches()
+        try:
+            for first, sealed in pieces:
+                given = self._cipher.decrypt(first, sealed, buffer, header=self.header)
+                yield buffer[: min(given, left)]
+                left = max(0, left - given)
+        finally:
+            pieces.close()
+            erase_buffer(buffer)
+
+    def read_into(self, offset: int, target: memoryview) -> int:
+        """Fill ``target`` from ``offset`` on and return how many bytes there were; fewer only at the end."""
+        size, end = self.header.chunk_bytes, min(offset + len(target), self.header.length_bytes)
+        done = 0
+        while offset < end:
+            index, start = divmod(offset, size)
+            chunk = self._sealed[: self.header.chunk_size(index)]
+            self._fill(chunk, self.header.chunk_offset(index))
+            self._cipher.decrypt(index, chunk, self._plain, header=self.header)
+            count = min(size - start, end - offset)
+            target[done : done + count] = self._plain[start : start + count]
+            offset, done = offset + count, done + count
+        erase_buffer(self._plain)
+        return done
 
     def read_range(self, offset: int, count: int) -> bytes:
         """Return up to ``count`` bytes from ``offset``; fewer only at the end of the content."""
-        end = min(offset + count, self.header.length_bytes)
-        if offset >= end:
-            return b""
-        size = self.header.chunk_bytes
-        parts = []
-        for index in range(offset // size, (end - 1) // size + 1):
-            chunk = self._read_at(self.header.chunk_offset(index), self.header.chunk_size(index))
-            content = self._cipher.decrypt(index, chunk, chunks=self.header.chunks)
-            parts.append(content[max(0, offset - index * size) : end - index * size])
-        return b"".join(parts)
+        target = bytearray(max(0, min(count, self.header.length_bytes - offset)))
+        self.read_into(offset, memoryview(target))
+        return bytes(target)
 
     def close(self) -> None:
         """Wipe the file's key and give the descriptor back; harmless when repeated."""
@@ -213,20 +293,94 @@ class ItemReader:
     ) -> None:
         self.close()
 
+    def _sealed_batches(self) -> _Batches:
+        """Yield the file's chunks as they stand there, a batch at a time; the next one is read meanwhile."""
+        stride = self.header.chunk_bytes + CHUNK_OVERHEAD
+        step = BATCH_CHUNKS * stride
+        size = self.header.file_bytes
+        offsets = range(BODY_OFFSET, size, step)
+        buffers = [memoryview(bytearray(min(step, size - BODY_OFFSET))) for _ in offsets[:2]]
+
+        def read(number: int) -> memoryview:
+            chunk = buffers[number % 2][: min(step, size - offsets[number])]
+            self._fill(chunk, offsets[number])
+            return chunk
+
+        return _Batches(read, len(offsets))
+
+    def _fill(self, target: memoryview, offset: int) -> None:
+        done = self._read_into(target, offset)
+        if done < len(target):
+            raise FileTruncated("the file became shorter while it was read", size=offset + done)
+
     def _read_at(self, offset: int, count: int) -> bytes:
-        """Return up to ``count`` bytes of the file; a file that shrinks meanwhile fails authentication."""
+        """Return up to ``count`` bytes of the file."""
+        data = bytearray(count)
+        return bytes(data[: self._read_into(memoryview(data), offset)])
+
+    def _read_into(self, target: memoryview, offset: int) -> int:
+        done = 0
         with translate_os_errors(self._path):
-            data = os.pread(self._descriptor, count, offset)
-            while data and len(data) < count:
-                more = os.pread(self._descriptor, count - len(data), offset + len(data))
+            while done < len(target):
+                more = os.preadv(self._descriptor, [target[done:]], offset + done)
                 if not more:
                     break
-                data += more
-        return data
+                done += more
+        return done
+
+
+class _Batches:
+    """Runs ``read`` for each number in order, one ahead of who asks."""
+
+    def __init__(self, read: Callable[[int], memoryview], count: int) -> None:
+        self._read = read
+        self._count = count
+        self._number = 0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="vault-reader") if count > 1 else None
+        self._ahead: Future[memoryview] | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, memoryview]]:
+        while self._number < self._count:
+            sealed = self._ahead.result() if self._ahead is not None else self._read(self._number)
+            self._ahead = None
+            if self._pool is not None and self._number + 1 < self._count:
+                self._ahead = self._pool.submit(self._read, self._number + 1)
+            yield self._number * BATCH_CHUNKS, sealed
+            self._number += 1
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Return a descriptor of a vault's file; raise ``vault.file.missing`` if it, or what is in its place, is none."""
+    with translate_os_errors(path):
+        try:
+            # not blocking: in the file's place there may be a pipe that nobody writes to
+            descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError as error:
+            raise FileMissing("a file that the vault lists is not there") from error
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+                raise
+            raise FileMissing("something else is in the place of a vault's file") from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise FileMissing("something else is in the place of a vault's file")
+    return descriptor
+
+
+def write_headers(descriptor: int, slot: bytes, sequence: int) -> None:
+    """Put ``slot`` in both places, that of its sequence first and durably, so that one of the two is always whole."""
+    for turn in (sequence, sequence + 1):
+        pwrite_all(descriptor, memoryview(slot), turn % 2 * SLOT_BYTES)
+        os.fsync(descriptor)
 
 
 def erase_file(path: Path) -> None:
-    """Overwrite the header, which holds the only copy of the file's key, then remove the file.
+    """Overwrite the headers, which hold the only copy of the file's key, then remove the file; the name's end is not
+    synchronised.
 
     On flash the controller may keep the old block for a while; what it holds then is wrapped under the vault's key.
     """
@@ -238,26 +392,9 @@ def erase_file(path: Path) -> None:
                 raise
         else:
             try:
-                write_all(descriptor, os.urandom(min(BODY_OFFSET, os.fstat(descriptor).st_size)))
+                size = min(BODY_OFFSET, os.fstat(descriptor).st_size)
+                pwrite_all(descriptor, memoryview(os.urandom(size)), 0)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
         path.unlink()
-        sync_folder(path.parent)
-
-
-def remove_orphans(folder: Path, listed: set[Path]) -> None:
-    """Erase item files that the listing does not name: what a power cut left of writes and deletions."""
-    with translate_os_errors(folder):
-        for path in list((folder / "items").iterdir()):
-            if path not in listed:
-                erase_file(path)
-        for path in list(folder.glob(".*.new")):  # an unfinished copy of record or listing; encrypted as they are
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-
-
-def require_vault_folder(folder: Path) -> None:
-    """Raise ``base.storage.missing`` unless the folder holds a vault's record."""
-    if not (folder / "vault.cbor").is_file():
-        raise StorageMissing(f"{folder} holds no vault", path=str(folder))

@@ -1,8 +1,8 @@
 """The vault file format: header slots and chunks. Pure; docs/formats/vault.md has every byte.
 
-A file is two header slots of 4 KiB, then the chunks. The header with sequence ``s`` stands in slot ``s % 2``, so that
-a new header never overwrites the one in force. Each chunk is a nonce, the ciphertext and the tag of AES-256-GCM; the
-associated data bind it to its file, its position, the end of the file and the item's path.
+A file is two header slots of 4 KiB, then the chunks. Both slots hold the header in force; an update writes them one
+after the other, the slot ``sequence % 2`` first. Each chunk is a nonce, the ciphertext and the tag; the associated data
+bind it to its file, its position, the write that made it, the end of the file and the item's path.
 """
 
 from __future__ import annotations
@@ -10,13 +10,27 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from tidegate.crypto.aead import NONCE_BYTES, TAG_BYTES, Secret, hkdf_sha256, open_aes256gcm, seal_aes256gcm
+from cryptography.exceptions import InvalidTag
+
+from tidegate.crypto.aead import (
+    KEY_BYTES,
+    NONCE_BYTES,
+    TAG_BYTES,
+    AeadAlgorithm,
+    AeadObject,
+    Secret,
+    hkdf_sha256_into,
+    open_aes256gcm_into,
+    seal_aes256gcm,
+)
 from tidegate.crypto.errors import AeadFailed
+from tidegate.crypto.memory import ProtectedSecret
 from tidegate.vault.errors import (
     ChunkAltered,
     ChunkReordered,
+    ChunkRolledBack,
     FileExtended,
     FilePathChanged,
     FileRolledBack,
@@ -26,40 +40,47 @@ from tidegate.vault.errors import (
     HeaderUnsupported,
     ItemNameInvalid,
 )
+from tidegate.vault.extents import EXTENT_BYTES, MAX_EXTENTS, Extent, check_extents, sequence_of
 
 SLOT_BYTES = 4096
 SLOTS = 2
 BODY_OFFSET = SLOTS * SLOT_BYTES
 ID_BYTES = 16
-KEY_BYTES = 32
-MAC_BYTES = 32
 HASH_BYTES = 32
 CHUNK_LOG2 = 14  # 16 KiB: 0.17 % overhead, and one random read decrypts at most this much
 _CHUNK_LOG2_RANGE = range(12, 21)  # a page to 1 MiB, which is what one read may take of memory
-MAX_FILE_BYTES = 1 << 40  # keeps the chunks under one key below 2^28, far from the 2^32 of random 96-bit nonces
+MAX_FILE_BYTES = 1 << 40  # keeps the chunks under one key below 2^28
+MAX_CHUNK_WRITES = 1 << 31  # of random nonces under one key, half of what NIST SP 800-38D §8.3 allows
 CHUNK_OVERHEAD = NONCE_BYTES + TAG_BYTES
 MAX_NAME_BYTES = 1024
-_DIAGNOSIS_CHUNKS = 256  # positions tried to tell an exchanged chunk from an altered one
+_DIAGNOSIS = 256  # positions and writes tried to tell what an unfitting chunk is
 
-_MAGIC = b"TGVAULT1"
-_VERSION = 1
-_ALGORITHM_AES_256_GCM = 1
-# magic, version, algorithm, chunk log2, flags, file id, generation, sequence, length, path hash
-_FIXED = struct.Struct(">8sHBBI16sQQQ32s")
-_WRAPPED = struct.Struct(f">{NONCE_BYTES}s{KEY_BYTES + TAG_BYTES}s")
-_MAC_OFFSET = SLOT_BYTES - MAC_BYTES
+_MAGIC = b"TGVAULT2"
+_VERSION = 2
+# magic, version, algorithm, chunk log2, epoch, file id, generation, sequence
+_PLAIN = struct.Struct(">8sHBBI16sQQ")
+# file key, path hash, length, stored length, chunk writes, extents
+_SEALED = struct.Struct(">32s32sQQQH")
+_EXTENT = struct.Struct(">IQ")
+_SEALED_BYTES = SLOT_BYTES - _PLAIN.size - NONCE_BYTES - TAG_BYTES
+_ASSOCIATED = struct.Struct(">16sQQB32s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What a header slot says; ``length_bytes`` is that of the content."""
+    """What a header says. ``length_bytes`` is that of the content, ``stored_bytes`` that with its padding."""
 
     file_id: bytes
     generation: int
     sequence: int
     length_bytes: int
+    stored_bytes: int
     path_hash: bytes
+    epoch: int
+    algorithm: AeadAlgorithm
     chunk_log2: int = CHUNK_LOG2
+    writes: int = 0
+    extents: tuple[Extent, ...] = field(default=(Extent(first=0, sequence=0),))
 
     @property
     def chunk_bytes(self) -> int:
@@ -69,12 +90,12 @@ class Header:
     @property
     def chunks(self) -> int:
         """Return how many chunks there are; an empty file has one empty chunk."""
-        return max(1, -(-self.length_bytes // self.chunk_bytes))
+        return max(1, -(-self.stored_bytes // self.chunk_bytes))
 
     @property
     def file_bytes(self) -> int:
         """Return the size of the whole file."""
-        return BODY_OFFSET + self.length_bytes + self.chunks * CHUNK_OVERHEAD
+        return BODY_OFFSET + self.stored_bytes + self.chunks * CHUNK_OVERHEAD
 
     def chunk_offset(self, index: int) -> int:
         """Return where chunk ``index`` begins in the file."""
@@ -82,37 +103,41 @@ class Header:
 
     def chunk_size(self, index: int) -> int:
         """Return how many bytes of the file chunk ``index`` takes."""
-        content = min(self.chunk_bytes, self.length_bytes - index * self.chunk_bytes)
-        return content + CHUNK_OVERHEAD
+        return min(self.chunk_bytes, self.stored_bytes - index * self.chunk_bytes) + CHUNK_OVERHEAD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """What the manifest says about an item's file."""
+    """What the listing says about an item's file. ``tag`` is that of the header in force."""
 
     file_id: bytes
     generation: int
     sequence: int
+    tag: bytes
     length_bytes: int
-    mac: bytes
+    stored_bytes: int
+    epoch: int
+    modified_s: int
 
 
 class VaultKeys:
-    """The keys derived from the vault key, one per purpose; wiped together."""
+    """The keys of one epoch, derived from its vault key, one per purpose; wiped together."""
 
     def __init__(self, vault_key: Secret, vault_id: bytes) -> None:
-        def derive(purpose: str) -> Secret:
-            info = f"tidegate.vault.v1 {purpose}".encode()
-            return Secret(hkdf_sha256(vault_key.view(), salt=vault_id, info=info, length=KEY_BYTES))
+        def derive(purpose: str) -> ProtectedSecret:
+            info = f"tidegate.vault.v2 {purpose}".encode()
+            return ProtectedSecret.fill(
+                KEY_BYTES, lambda target: hkdf_sha256_into(vault_key.view(), salt=vault_id, info=info, target=target)
+            )
 
-        self.wrapping = derive("wrapping")
         self.header = derive("header")
         self.manifest = derive("manifest")
-        self.name = derive("name")
+        self.record = derive("record")
+        self.redo = derive("redo")
 
     def wipe(self) -> None:
         """Overwrite every key; harmless when repeated."""
-        for key in (self.wrapping, self.header, self.manifest, self.name):
+        for key in (self.header, self.manifest, self.record, self.redo):
             key.wipe()
 
 
@@ -128,93 +153,128 @@ def check_name(name: str) -> str:
     return name
 
 
-def hash_path(keys: VaultKeys, name: str) -> bytes:
-    """Return the keyed hash that stands for the item's name; without the key it tells nothing about the name."""
-    return hmac.digest(keys.name.view(), name.encode(), hashlib.sha256)
+def hash_path(vault_id: bytes, name: str) -> bytes:
+    """Return what binds a file to its vault and its path; it is nowhere stored but inside what is encrypted."""
+    return hashlib.sha256(b"tidegate.vault.v2 path\0" + vault_id + name.encode()).digest()
 
 
 # -- header slots -----------------------------------------------------------------------------------------------------
 
 
 def encode_slot(header: Header, *, file_key: Secret, nonce: bytes, keys: VaultKeys) -> bytes:
-    """Return the slot of 4 KiB that holds ``header`` and the file's key, wrapped and authenticated."""
-    fixed = _FIXED.pack(
+    """Return the slot of 4 KiB that holds ``header`` and the file's key, encrypted under the vault's header key."""
+    plain = _PLAIN.pack(
         _MAGIC,
         _VERSION,
-        _ALGORITHM_AES_256_GCM,
+        header.algorithm.value,
         header.chunk_log2,
-        0,
+        header.epoch,
         header.file_id,
         header.generation,
         header.sequence,
-        header.length_bytes,
-        header.path_hash,
     )
-    wrapped = seal_aes256gcm(keys.wrapping.view(), nonce, file_key.view(), fixed)
-    body = (fixed + _WRAPPED.pack(nonce, wrapped)).ljust(_MAC_OFFSET, b"\0")
-    return body + hmac.digest(keys.header.view(), body, hashlib.sha256)
+    sealed = bytearray(_SEALED_BYTES)
+    try:
+        _SEALED.pack_into(
+            sealed,
+            0,
+            b"",
+            header.path_hash,
+            header.length_bytes,
+            header.stored_bytes,
+            header.writes,
+            len(header.extents),
+        )
+        sealed[:KEY_BYTES] = file_key.view()
+        for number, extent in enumerate(header.extents):
+            _EXTENT.pack_into(sealed, _SEALED.size + number * EXTENT_BYTES, extent.first, extent.sequence)
+        return plain + nonce + seal_aes256gcm(keys.header.view(), nonce, memoryview(sealed), plain)
+    finally:
+        sealed[:] = bytes(len(sealed))
 
 
-def slot_mac(slot: bytes) -> bytes:
-    """Return the code that the manifest keeps for a slot."""
-    return slot[_MAC_OFFSET:]
+def slot_tag(slot: bytes) -> bytes:
+    """Return the tag that the listing keeps for a slot."""
+    return slot[-TAG_BYTES:]
 
 
 def verify_slots(slots: bytes, *, expected: Expected, path_hash: bytes, keys: VaultKeys) -> tuple[Header, Secret]:
     """Return the header in force and the file's key; the caller wipes the key.
 
     Duties: 1. both slots are authentic for this vault (``vault.file.truncated``, ``vault.header.unsupported``,
-    ``vault.header.altered``); 2. they are those of the item's file (``vault.file.swapped``), written under the item's
-    path (``vault.file.path``); 3. the manifest names one of them, and no other generation (``vault.file.rollback``).
+    ``vault.header.altered``) and the same; 2. they are those of the item's file (``vault.file.swapped``), written under
+    the item's path (``vault.file.path``); 3. the listing names them, and no other generation (``vault.file.rollback``).
     """
     if len(slots) < BODY_OFFSET:  # 1
         raise FileTruncated(f"the file ends in its header, at byte {len(slots)}", size=len(slots))
-    pair = [slots[:SLOT_BYTES], slots[SLOT_BYTES:BODY_OFFSET]]
-    headers = [_verify_slot(slot, keys) for slot in pair]
-    for header in headers:  # 2
-        if header.file_id != expected.file_id:
+    slot = slots[:SLOT_BYTES]
+    header, key = open_slot(slot, keys)
+    try:
+        if slots[SLOT_BYTES:BODY_OFFSET] != slot:
+            raise HeaderAltered("the second header slot is not as this vault wrote it")
+        if header.file_id != expected.file_id:  # 2
             raise FileSwapped("the file belongs to another item")
         if not hmac.compare_digest(header.path_hash, path_hash):
             raise FilePathChanged("the file was written for another path")
-    for index, (slot, header) in enumerate(zip(pair, headers, strict=True)):  # 3
-        current = header.sequence == expected.sequence and header.generation == expected.generation
-        if current and index == header.sequence % SLOTS and hmac.compare_digest(slot_mac(slot), expected.mac):
-            return header, _unwrap(slot, keys)
-    raise FileRolledBack(
-        f"the file is of generation {headers[0].generation}, the vault's listing of {expected.generation}",
-        found=headers[0].generation,
-        expected=expected.generation,
-    )
+        current = (header.generation, header.sequence) == (expected.generation, expected.sequence)
+        if not current or not hmac.compare_digest(slot_tag(slot), expected.tag):  # 3
+            raise FileRolledBack(
+                f"the file is of generation {header.generation}.{header.sequence}, "
+                f"the vault's listing of {expected.generation}.{expected.sequence}",
+                found=header.generation,
+                expected=expected.generation,
+            )
+    except BaseException:
+        key.wipe()
+        raise
+    return header, key
 
 
-def _verify_slot(slot: bytes, keys: VaultKeys) -> Header:
-    """Duty 1 for one slot; nothing of it is believed before the code over all of it holds."""
-    if not hmac.compare_digest(hmac.digest(keys.header.view(), slot[:_MAC_OFFSET], hashlib.sha256), slot_mac(slot)):
-        if slot[:8] == _MAGIC and slot[8:10] != _VERSION.to_bytes(2, "big"):
-            raise HeaderUnsupported(f"version {int.from_bytes(slot[8:10], 'big')} of the format is unknown here")
-        raise HeaderAltered("a header slot is not as this vault wrote it")
-    magic, version, algorithm, chunk_log2, flags, file_id, generation, sequence, length, path_hash = _FIXED.unpack(
-        slot[: _FIXED.size]
-    )
-    supported = (magic, version, algorithm, flags) == (_MAGIC, _VERSION, _ALGORITHM_AES_256_GCM, 0)
-    if not supported or chunk_log2 not in _CHUNK_LOG2_RANGE or length > MAX_FILE_BYTES:
-        raise HeaderUnsupported("the header asks for something that this version does not know")
-    return Header(
-        file_id=file_id,
-        generation=generation,
-        sequence=sequence,
-        length_bytes=length,
-        path_hash=path_hash,
-        chunk_log2=chunk_log2,
-    )
+def open_slot(slot: bytes, keys: VaultKeys) -> tuple[Header, Secret]:
+    """Return what one slot says, or raise ``vault.header.unsupported`` or ``vault.header.altered``.
 
-
-def _unwrap(slot: bytes, keys: VaultKeys) -> Secret:
-    nonce, wrapped = _WRAPPED.unpack(slot[_FIXED.size : _FIXED.size + _WRAPPED.size])
+    Nothing of it is believed before the tag over all of it holds. Whether it is the slot in force is not checked here.
+    """
+    plain, sealed = slot[: _PLAIN.size], slot[_PLAIN.size :]
+    magic, version, algorithm, chunk_log2, epoch, file_id, generation, sequence = _PLAIN.unpack(plain)
+    opened = bytearray(_SEALED_BYTES)
     try:
-        return Secret(open_aes256gcm(keys.wrapping.view(), nonce, wrapped, slot[: _FIXED.size]))
-    except AeadFailed as error:
-        raise HeaderAltered("the file's key does not unwrap") from error
+        try:
+            open_aes256gcm_into(
+                keys.header.view(), sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], plain, memoryview(opened)
+            )
+        except AeadFailed as error:
+            if magic == _MAGIC and version != _VERSION:
+                raise HeaderUnsupported(f"version {version} of the format is unknown here") from error
+            raise HeaderAltered("a header slot is not as this vault wrote it") from error
+        _, path_hash, length, stored, writes, extents = _SEALED.unpack_from(opened)
+        if algorithm not in (1, 2) or chunk_log2 not in _CHUNK_LOG2_RANGE or extents > MAX_EXTENTS:
+            raise HeaderUnsupported("the header asks for something that this version does not know")
+        header = Header(
+            file_id=file_id,
+            generation=generation,
+            sequence=sequence,
+            length_bytes=length,
+            stored_bytes=stored,
+            path_hash=path_hash,
+            epoch=epoch,
+            algorithm=AeadAlgorithm(algorithm),
+            chunk_log2=chunk_log2,
+            writes=writes,
+            extents=tuple(
+                Extent(*_EXTENT.unpack_from(opened, _SEALED.size + number * EXTENT_BYTES)) for number in range(extents)
+            ),
+        )
+        if not length <= stored <= MAX_FILE_BYTES or not check_extents(header.extents, header.chunks):
+            raise HeaderUnsupported("the header contradicts itself")
+        return header, ProtectedSecret(memoryview(opened)[:KEY_BYTES])
+    finally:
+        opened[:] = bytes(len(opened))
+
+
+def reseal(header: Header, *, epoch: int) -> Header:
+    """Return the header as it is written anew under the keys of ``epoch``."""
+    return replace(header, epoch=epoch, sequence=header.sequence + 1)
 
 
 def verify_size(header: Header, size_bytes: int) -> None:
@@ -229,43 +289,81 @@ def verify_size(header: Header, size_bytes: int) -> None:
 
 
 class ChunkCipher:
-    """Encrypts and decrypts the chunks of one file."""
+    """Encrypts and decrypts the chunks of one file, many in one call, from and into the caller's memory.
 
-    def __init__(self, file_key: Secret, *, file_id: bytes, path_hash: bytes) -> None:
+    The library's cipher object, which holds copies of the key, lives for one call.
+    """
+
+    def __init__(self, file_key: Secret, header: Header) -> None:
         self._key = file_key
-        self._file_id = file_id
-        self._path_hash = path_hash
+        self._header = header
+        self._size = header.chunk_bytes
 
-    def encrypt(self, index: int, content: bytes | memoryview, *, nonce: bytes, final: bool) -> bytes:
-        """Return chunk ``index`` as it stands in the file; ``nonce`` is random and new."""
-        return nonce + seal_aes256gcm(self._key.view(), nonce, content, self._associated(index, final=final))
+    def encrypt(
+        self, first: int, content: memoryview, target: memoryview, *, nonces: bytes, sequence: int, ends: bool
+    ) -> int:
+        """Encrypt ``content`` as chunks from ``first`` on into ``target`` and return how many bytes of it they take.
 
-    def decrypt(self, index: int, chunk: bytes | memoryview, *, chunks: int) -> bytes:
-        """Return the content of chunk ``index`` of ``chunks``.
-
-        Raises ``vault.chunk.reordered`` if it belongs to another position of this file, else ``vault.chunk.altered``.
+        ``nonces`` are 12 random bytes for each. With ``ends`` the last of them is the file's last.
         """
+        cipher = self._header.algorithm.use(self._key.view())
+        count = max(1, -(-len(content) // self._size))
+        position = 0
+        for number in range(count):
+            piece = content[number * self._size : (number + 1) * self._size]
+            nonce = nonces[number * NONCE_BYTES : (number + 1) * NONCE_BYTES]
+            end = position + len(piece) + CHUNK_OVERHEAD
+            target[position : position + NONCE_BYTES] = nonce
+            associated = self._associated(first + number, sequence, final=ends and number == count - 1)
+            cipher.encrypt_into(nonce, piece, associated, target[position + NONCE_BYTES : end])
+            position = end
+        return position
+
+    def decrypt(self, first: int, sealed: memoryview, target: memoryview, *, header: Header) -> int:
+        """Decrypt whole chunks from ``first`` on into ``target`` and return how many bytes they give.
+
+        Raises ``vault.chunk.reordered`` for a chunk of another position, ``vault.chunk.rollback`` for an older one,
+        else ``vault.chunk.altered``; ``target`` then holds nothing of it.
+        """
+        cipher = header.algorithm.use(self._key.view())
+        position = given = 0
+        index = first
+        last = header.chunks - 1
+        while position < len(sealed):
+            end = min(position + self._size + CHUNK_OVERHEAD, len(sealed))
+            chunk = sealed[position:end]
+            content = target[given : given + len(chunk) - CHUNK_OVERHEAD]
+            associated = self._associated(index, sequence_of(header.extents, index), final=index == last)
+            try:
+                cipher.decrypt_into(bytes(chunk[:NONCE_BYTES]), chunk[NONCE_BYTES:], associated, content)
+            except (InvalidTag, ValueError) as error:
+                target[:] = bytes(len(target))
+                raise self._explain(cipher, chunk, index, header) from error
+            position, given, index = end, given + len(content), index + 1
+        return given
+
+    def _explain(
+        self, cipher: AeadObject, chunk: memoryview, index: int, header: Header
+    ) -> ChunkReordered | ChunkRolledBack | ChunkAltered:
+        """Look around for what it is; only for the error's name, since the chunk is refused either way."""
         nonce, sealed = bytes(chunk[:NONCE_BYTES]), chunk[NONCE_BYTES:]
-        try:
-            return self._open(nonce, sealed, index, final=index == chunks - 1)
-        except AeadFailed as error:
-            if self._belongs_elsewhere(nonce, sealed, index, chunks):
-                raise ChunkReordered(f"chunk {index} is another chunk of this file", chunk=index) from error
-            raise ChunkAltered(f"chunk {index} is not as it was written", chunk=index) from error
 
-    def _open(self, nonce: bytes, sealed: bytes | memoryview, index: int, *, final: bool) -> bytes:
-        return open_aes256gcm(self._key.view(), nonce, sealed, self._associated(index, final=final))
-
-    def _belongs_elsewhere(self, nonce: bytes, sealed: bytes | memoryview, index: int, chunks: int) -> bool:
-        """Look around ``index``; only for the error's name, since the chunk is refused either way."""
-        for other in range(max(0, index - _DIAGNOSIS_CHUNKS), min(chunks, index + _DIAGNOSIS_CHUNKS)):
+        def fits(position: int, sequence: int) -> bool:
             for final in (False, True):
                 try:
-                    self._open(nonce, sealed, other, final=final)
-                except AeadFailed:
+                    cipher.decrypt(nonce, sealed, self._associated(position, sequence, final=final))
+                except (InvalidTag, ValueError):
                     continue
                 return True
-        return False
+            return False
 
-    def _associated(self, index: int, *, final: bool) -> bytes:
-        return self._file_id + index.to_bytes(8, "big") + (b"\1" if final else b"\0") + self._path_hash
+        for other in range(max(0, index - _DIAGNOSIS), min(header.chunks, index + _DIAGNOSIS)):
+            if other != index and fits(other, sequence_of(header.extents, other)):
+                return ChunkReordered(f"chunk {index} is another chunk of this file", chunk=index)
+        for sequence in range(max(0, header.sequence - _DIAGNOSIS), header.sequence + 1):
+            if fits(index, sequence):
+                return ChunkRolledBack(f"chunk {index} is an older one of this place", chunk=index)
+        return ChunkAltered(f"chunk {index} is not as it was written", chunk=index)
+
+    def _associated(self, index: int, sequence: int, *, final: bool) -> bytes:
+        return _ASSOCIATED.pack(self._header.file_id, index, sequence, final, self._header.path_hash)

@@ -1,150 +1,152 @@
-"""The vault: named items, encrypted at rest, in a folder.
+"""The vault: named items and records, encrypted at rest, in a folder.
 
     with Vault.open(folder, KeyStoreUnlocker(keys, "vault")) as vault:
         vault.write("patients/17", record)
 
-One process has a vault open at a time, and one thread uses it. Order of writing: the item's new file, then the
-listing that names it (an atomic replacement: this is the moment of the change), then the counter in the key store,
-then the old file is erased. A power cut leaves the old item or the new one; the next ``open`` finishes the rest.
+One process has a vault open at a time; its threads may share it. Order of writing: the item's new file in ``new/``,
+then the transaction that names it (this is the moment of the change), then the counter in the key store, then the file
+moves to ``items/`` and the old one is erased. A power cut leaves the old item or the new one; the next ``open``
+finishes the rest.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import contextlib
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from tidegate.base.clock import Entropy, SystemEntropy
-from tidegate.base.durable import (
-    read_file_bounded,
-    require_private,
-    sync_folder,
-    translate_os_errors,
-    write_file_atomic,
-)
-from tidegate.base.errors import Rejected
-from tidegate.base.lock import FolderLock
-from tidegate.crypto import cbor
-from tidegate.crypto.aead import NONCE_BYTES, Secret
+from tidegate.base.durable import sync_folder, translate_os_errors
+from tidegate.crypto.aead import NONCE_BYTES, AeadAlgorithm
+from tidegate.crypto.memory import ProtectedSecret
+from tidegate.vault.appkeys import unwrap_application_key, wrap_application_key
+from tidegate.vault.editor import Editor
 from tidegate.vault.errors import (
+    FileModeUnknown,
+    HeaderAltered,
+    ItemBusy,
     ItemUnknown,
-    ManifestMissing,
-    RecordMalformed,
-    UnlockRefused,
-    VaultBusy,
+    KeyUnknown,
     VaultClosed,
-    VaultExists,
 )
-from tidegate.vault.files import (
-    ItemReader,
-    erase_file,
-    item_path,
-    remove_orphans,
-    require_vault_folder,
-    write_item_file,
-)
-from tidegate.vault.format import (
-    CHUNK_LOG2,
-    ID_BYTES,
-    KEY_BYTES,
-    Expected,
-    Header,
-    VaultKeys,
-    check_name,
-    hash_path,
-)
-from tidegate.vault.manifest import (
-    MAX_MANIFEST_BYTES,
-    Manifest,
-    encode_manifest,
-    verify_anchor,
-    verify_manifest,
-)
+from tidegate.vault.fileobject import EditingFile, ReadingFile, WritingFile
+from tidegate.vault.files import BATCH_CHUNKS, ItemReader, ItemWriter, erase_buffer, erase_file
+from tidegate.vault.format import ID_BYTES, Expected, Header, check_name, hash_path, slot_tag
+from tidegate.vault.journal import NO_DIGEST, Change
+from tidegate.vault.keyring import Keyring, create_vault, open_keyring
+from tidegate.vault.listing import ITEMS, application_key, decode_item, encode_item, file_name, item_key
+from tidegate.vault.machine import MachineRules, harden_process
+from tidegate.vault.manifest import verify_anchor
+from tidegate.vault.padding import Padding
+from tidegate.vault.records import Records
+from tidegate.vault.recovery import recover_items, sync_items
+from tidegate.vault.redo import FileChange, apply_redo, discard_redo, write_redo
+from tidegate.vault.table import Table, TableSettings
 from tidegate.vault.unlockers import Unlocker
 
-MAX_RECORD_BYTES = 65_536  # a vault's identity and a slot of a few hundred bytes for each unlocker
-_FORMAT = "tidegate.vault.v1"
+_COPY_BYTES = BATCH_CHUNKS << 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemInfo:
-    """What the vault tells about an item without reading it."""
+    """What the vault tells about an item without reading it; ``modified_s`` is by the device's clock."""
 
     name: str
     size_bytes: int
     generation: int
+    modified_s: int = 0
 
 
 class Vault:
     """An open vault; made by ``create`` or ``open``, closed by ``close`` or the end of a ``with``, which wipes keys."""
 
-    def __init__(self, folder: Path, unlocker: Unlocker, *, entropy: Entropy, wait_s: float) -> None:
+    def __init__(self, folder: Path, unlock: Unlocker, *, wait_s: float, machine: MachineRules) -> None:
         """Open what is there; callers use ``create`` and ``open``."""
-        self._folder = folder
-        self._entropy = entropy
-        require_private(folder)
-        require_vault_folder(folder)
-        self._lock = FolderLock(folder, wait_s=wait_s, busy=VaultBusy)
+        self.folder = folder
+        self.warnings = harden_process(machine)
+        self._mutex = threading.RLock()
+        self._reading: Counter[str] = Counter()
+        self._editing: dict[bytes, str] = {}  # file id -> name of what is being changed in place
+        self._erase_due = False
+        self._table: Table | None = None
+        self._keyring: Keyring | None = open_keyring(folder, unlock, wait_s=wait_s)
         try:
-            raw = read_file_bounded(folder / "vault.cbor", limit_bytes=MAX_RECORD_BYTES)
-            self._id, slots = _parse_record(raw)
-            with _unwrap(unlocker, slots, _context(self._id)) as vault_key:
-                self._keys: VaultKeys | None = VaultKeys(vault_key, self._id)
-            self._anchor = unlocker.anchor(self._id)
-            self._manifest = self._load_manifest()
+            ring = self._keyring
+            settings = TableSettings(folder=folder, vault_id=ring.vault_id, algorithm=ring.record.algorithm)
+            self._table = Table(settings, ring.keys)
+            ring.check_version(self._table)
             self._settle_anchor()
-            remove_orphans(folder, {item_path(folder, item) for item in self._manifest.items.values()})
+            self.recovery = recover_items(folder, self._table, ring.keys)
         except BaseException:
-            self.close()
+            self._release()
             raise
 
     @classmethod
-    def create(cls, folder: Path, unlocker: Unlocker, *, entropy: Entropy | None = None, wait_s: float = 2.0) -> Self:
+    def create(
+        cls,
+        folder: Path | str,
+        unlock: Unlocker,
+        *,
+        label: str = "",
+        padding: str = "none",
+        algorithm: AeadAlgorithm | None = None,
+    ) -> Self:
         """Make an empty vault in ``folder`` (created, mode 700) and return it open.
 
-        Raises ``vault.folder.exists`` if the folder holds anything else, and what the unlocker raises.
+        ``padding`` hides sizes: ``none``, ``padme`` or a block size in bytes. The cipher is the faster one here unless
+        ``algorithm`` names it. Raises ``vault.folder.exists`` if the folder holds anything else, and what the unlocker
+        raises.
         """
-        entropy = entropy or SystemEntropy()
-        with translate_os_errors(folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            require_private(folder)
-            unfinished = {"lock", "items", "manifest"}  # an earlier attempt that a power cut ended
-            if any(path.name not in unfinished and not path.name.endswith(".new") for path in folder.iterdir()):
-                raise VaultExists(f"{folder} is not empty", path=str(folder))
-            (folder / "items").mkdir(mode=0o700, exist_ok=True)
-            sync_folder(folder.parent)
-        vault_id = entropy.random_bytes(ID_BYTES)
-        with Secret(entropy.random_bytes(KEY_BYTES)) as vault_key:
-            slot = {"kind": unlocker.kind, **unlocker.wrap(vault_key, _context(vault_id))}
-            keys = VaultKeys(vault_key, vault_id)
-        listing = encode_manifest(
-            Manifest(generation=1, items={}), vault_id=vault_id, nonce=entropy.random_bytes(NONCE_BYTES), keys=keys
-        )
-        keys.wipe()
-        write_file_atomic(folder / "manifest", listing, mode=0o600)
-        record = cbor.encode({"format": _FORMAT, "id": vault_id, "slots": [slot]})
-        write_file_atomic(folder / "vault.cbor", record, mode=0o600)
-        return cls(folder, unlocker, entropy=entropy, wait_s=wait_s)
+        folder = Path(folder)
+        create_vault(folder, unlock, label=label, padding=Padding(padding), algorithm=algorithm)
+        return cls(folder, unlock, wait_s=2.0, machine=MachineRules())
 
     @classmethod
-    def open(cls, folder: Path, unlocker: Unlocker, *, entropy: Entropy | None = None, wait_s: float = 2.0) -> Self:
-        """Return the vault in ``folder``, unlocked and checked against its counter.
+    def open(
+        cls,
+        folder: Path | str,
+        unlock: Unlocker,
+        *,
+        wait_s: float = 2.0,
+        machine: MachineRules | None = None,
+    ) -> Self:
+        """Open the vault in ``folder``; it is checked as a whole but for the items' own files, which are when read.
 
-        Raises ``base.storage.missing``, ``base.permissions.unsafe``, ``vault.folder.busy`` after ``wait_s``,
-        ``vault.unlock.refused``, ``vault.record.malformed``, ``vault.manifest.missing``, ``vault.manifest.altered``,
-        ``vault.manifest.rollback``, ``vault.anchor.mismatch``. The items' own files are checked when they are read.
+        ``wait_s``: how long another process may keep it open. ``machine``: what this machine has to grant secrets in
+        RAM. Raises ``vault.unlock.refused``, ``vault.folder.busy``, ``vault.record.*``, ``vault.manifest.*``,
+        ``vault.journal.*``, ``vault.anchor.mismatch``, ``vault.machine.*``, and what the unlocker raises.
         """
-        return cls(folder, unlocker, entropy=entropy or SystemEntropy(), wait_s=wait_s)
+        return cls(Path(folder), unlock, wait_s=wait_s, machine=machine or MachineRules())
 
     # -- items --------------------------------------------------------------------------------------------------------
 
     def read(self, name: str) -> bytes:
-        """Return the item's content, every byte authenticated; raise ``vault.item.unknown``, ``vault.file.*``, …"""
+        """Return the item's content, every byte authenticated; raise ``vault.item.unknown``, ``vault.file.*``, …
+
+        Python keeps the content until it reuses the memory; ``borrow`` gives it in memory that is wiped.
+        """
+        with self.borrow(name) as content:
+            return bytes(content)
+
+    @contextlib.contextmanager
+    def borrow(self, name: str) -> Iterator[memoryview]:
+        """Give the item's content in memory that is wiped at the end of the ``with``; raise as ``read``."""
         with self.open_item(name) as reader:
-            return b"".join(reader.iter_content())
+            buffer = memoryview(bytearray(reader.header.length_bytes))
+            try:
+                position = 0
+                for piece in reader.iter_content():
+                    buffer[position : position + len(piece)] = piece
+                    position += len(piece)
+                yield buffer
+            finally:
+                erase_buffer(buffer)
 
     def read_range(self, name: str, offset: int, count: int) -> bytes:
         """Return up to ``count`` bytes from ``offset``, decrypting only the chunks they lie in."""
@@ -154,59 +156,98 @@ class Vault:
     def open_item(self, name: str) -> ItemReader:
         """Return the item open for reading in any order; it is authenticated as far as it is read.
 
-        Raises ``vault.item.unknown``, ``vault.file.*`` and ``vault.header.*``; reading raises ``vault.chunk.*``.
+        Raises ``vault.item.unknown``, ``vault.item.busy`` while it is changed in place, ``vault.file.*`` and
+        ``vault.header.*``; reading raises ``vault.chunk.*``.
         """
-        keys = self._require_open()
-        expected = self._find(name)
-        return ItemReader(
-            item_path(self._folder, expected), expected=expected, path_hash=hash_path(keys, name), keys=keys
-        )
+        with self._mutex:
+            expected = self._find(name)
+            if name in self._editing.values():
+                raise ItemBusy("the item is being changed in place", item=name)
+            return self._open_reader(name, expected)
 
-    def write(self, name: str, data: bytes) -> ItemInfo:
+    def open_file(self, name: str, mode: str = "r") -> ReadingFile | WritingFile | EditingFile:
+        """Return the item as a Python file object of bytes.
+
+        ``r`` reads in any order; ``w`` takes a new content, which counts at ``close``; ``r+`` and ``a`` change it in
+        place, and what was written counts at ``flush`` and ``close``. In a ``with`` that ends by an exception nothing
+        that waits counts. Raises ``vault.file.mode``, ``vault.item.busy``, otherwise as ``open_item`` and ``write``.
+        """
+        with self._mutex:
+            if mode == "r":
+                reader = self.open_item(name)
+                self._reading[name] += 1
+                return ReadingFile(name, reader, lambda: self._stop_reading(name))
+            if mode == "w":
+                writer, path = self._start(name)
+                return WritingFile(name, writer, lambda writer: self._finish_quietly(name, writer, path))
+            if mode == "a" and self._require_table().get(item_key(check_name(name))) is None:
+                self.write(name, b"")
+            if mode in ("a", "r+"):
+                editor = self._open_editor(name)
+                return EditingFile(name, mode, editor, lambda: self._stop_editing(name))
+        raise FileModeUnknown(f"{mode!r} is no way to open an item", mode=mode)
+
+    def write(self, name: str, data: bytes | bytearray | memoryview) -> ItemInfo:
         """Make ``data`` the item's content; durable when this returns, and until then the old content stays.
 
-        Raises ``vault.item.name``, ``vault.folder.full``, ``base.storage.*``; then the item is wholly old or wholly
-        new, and reading says which.
+        Raises ``vault.item.name``, ``vault.item.busy``, ``base.storage.*``; then the item is wholly old or wholly new,
+        and reading says which.
         """
-        return self.write_from(name, io.BytesIO(data))
+        with self._mutex:
+            writer, path = self._start(name)
+            try:
+                writer.expect(len(data))
+                writer.write(data)
+            except BaseException:
+                writer.abandon()
+                raise
+            return self._finish(name, writer, path)
 
     def write_from(self, name: str, stream: BinaryIO) -> ItemInfo:
-        """Make what ``stream`` yields the item's content, in constant memory; otherwise as ``write``."""
-        keys = self._require_open()
-        old = self._manifest.items.get(check_name(name))
-        header = Header(
-            file_id=old.file_id if old else self._entropy.random_bytes(ID_BYTES),
-            generation=old.generation + 1 if old else 1,
-            sequence=0,
-            length_bytes=0,
-            path_hash=hash_path(keys, name),
-            chunk_log2=CHUNK_LOG2,
-        )
-        place = Expected(file_id=header.file_id, generation=header.generation, sequence=0, length_bytes=0, mac=b"")
-        path = item_path(self._folder, place)
-        new = write_item_file(path, header, stream, keys=keys, entropy=self._entropy)
-        self._commit({**self._manifest.items, name: new})
-        if old:
-            erase_file(item_path(self._folder, old))
-        return self.stat(name)
+        """Make what ``stream`` yields the item's content, in constant memory; otherwise as ``write``.
+
+        The vault is not held meanwhile: other threads use it.
+        """
+        writer, path = self._start(name)
+        buffer = memoryview(bytearray(_COPY_BYTES))
+        try:
+            readinto = getattr(stream, "readinto", None)
+            if readinto is None:
+                while piece := stream.read(_COPY_BYTES):
+                    writer.write(piece)
+            else:
+                while count := readinto(buffer):
+                    writer.write(buffer[:count])
+        except BaseException:
+            writer.abandon()
+            raise
+        finally:
+            erase_buffer(buffer)
+        return self._finish(name, writer, path)
 
     def delete(self, name: str) -> None:
         """Remove the item and destroy its key; raise ``vault.item.unknown``, ``base.storage.*``."""
-        self._require_open()
-        old = self._find(name)
-        self._commit({other: item for other, item in self._manifest.items.items() if other != name})
-        erase_file(item_path(self._folder, old))
+        with self._mutex:
+            old = self._find(name)
+            self._require_idle(name)
+            self._commit((Change(item_key(name), encode_item(old), deletes=True),))
+            self._erase_item(old)
 
-    def list(self) -> tuple[ItemInfo, ...]:
-        """Return every item, by name."""
-        self._require_open()
-        return tuple(self.stat(name) for name in sorted(self._manifest.items))
+    def list(self, prefix: str = "") -> tuple[ItemInfo, ...]:
+        """Return every item whose name begins with ``prefix``, by name."""
+        return tuple(self.iter_items(prefix))
+
+    def iter_items(self, prefix: str = "") -> Iterator[ItemInfo]:
+        """Yield the items one by one, for vaults with very many; changes meanwhile may be seen or not."""
+        for key, value in self.table_scan(ITEMS + prefix.encode()):
+            yield _info(key[1:].decode(), decode_item(value))
 
     def stat(self, name: str) -> ItemInfo:
         """Return what is known of the item; raise ``vault.item.unknown``."""
-        self._require_open()
-        item = self._find(name)
-        return ItemInfo(name=name, size_bytes=item.length_bytes, generation=item.generation)
+        return _info(name, self._find(name))
+
+    def __contains__(self, name: str) -> bool:
+        return self._require_table().get(item_key(check_name(name))) is not None
 
     def verify(self, name: str) -> ItemInfo:
         """Return the item's information after every byte of its file was authenticated; raise as ``read``."""
@@ -217,15 +258,102 @@ class Vault:
 
     def __iter__(self) -> Iterator[str]:
         """Yield the items' names in order."""
-        return iter([item.name for item in self.list()])
+        return (item.name for item in self.iter_items())
+
+    # -- records and keys ---------------------------------------------------------------------------------------------
+
+    def records(self, table: str) -> Records:
+        """Return a table of small records with transactions; it is there as soon as something is in it."""
+        return Records(self, table)
+
+    def application_key(self, name: str, *, size_bytes: int = 32, create: bool = True) -> ProtectedSecret:
+        """Return a random key of the application's own, made at the first use; the caller wipes it.
+
+        For what has to be encrypted outside the vault's files: a database, a directory of the kernel's. Raises
+        ``vault.key.unknown`` if it is not there and ``create`` is off.
+        """
+        with self._mutex:
+            ring = self._require_open()
+            stored = self._require_table().get(application_key(check_name(name)))
+            if stored is not None:
+                return unwrap_application_key(name, stored, ring.keys)
+            if not create:
+                raise KeyUnknown(f"there is no application key {name!r}", key=name)
+            key = ProtectedSecret.random(size_bytes)
+            epoch, nonce = ring.record.epoch, os.urandom(NONCE_BYTES)
+            wrapped = wrap_application_key(name, key, ring.keys[epoch], epoch=epoch, nonce=nonce)
+            self._commit((Change(application_key(name), wrapped),))
+            return key
+
+    def destroy_application_key(self, name: str) -> None:
+        """Remove an application key, and with it what it encrypts, from the storage; raise ``vault.key.unknown``."""
+        with self._mutex:
+            if self._require_table().get(application_key(check_name(name))) is None:
+                raise KeyUnknown(f"there is no application key {name!r}", key=name)
+            self._commit((Change(application_key(name), b"", deletes=True),))
+            self._require_table().merge()
+
+    def table_get(self, key: bytes) -> bytes | None:
+        """Return a value of the vault's table; for the rooms' own use, as the two that follow."""
+        with self._mutex:
+            return self._require_table().get(key)
+
+    def table_scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield entries of the table in order; the vault is held only from one entry to the next."""
+        with self._mutex:
+            entries = self._require_table().scan(prefix)
+        while True:
+            with self._mutex:
+                self._require_table()
+                entry = next(entries, None)
+            if entry is None:
+                return
+            yield entry
+
+    def table_commit(self, changes: tuple[Change, ...]) -> None:
+        """Make changes to the table count, together."""
+        with self._mutex:
+            self._commit(changes)
+            self._erase_due = self._erase_due or any(change.deletes for change in changes)
+            self._require_table().merge_if_due()
+
+    # -- the whole ----------------------------------------------------------------------------------------------------
+
+    @property
+    def vault_id(self) -> str:
+        """Return what names this vault among all others, in hexadecimal."""
+        return self._require_open().vault_id.hex()
+
+    @property
+    def keyring(self) -> Keyring:
+        """Return the vault's unlockers and keys."""
+        return self._require_open()
+
+    @property
+    def table(self) -> Table:
+        """Return the vault's table, for who re-keys or checks it."""
+        return self._require_table()
+
+    @property
+    def mutex(self) -> threading.RLock:
+        """Return what is held while the vault changes."""
+        return self._mutex
 
     def close(self) -> None:
-        """Wipe the keys and let the next one open the vault; harmless when repeated."""
-        keys = getattr(self, "_keys", None)
-        if keys is not None:
-            keys.wipe()
-        self._keys = None
-        self._lock.release()
+        """Wipe the keys and let the next one open the vault; harmless when repeated.
+
+        What deleted records held is erased here. Raises ``base.storage.*`` if that or the closing mark fails: the
+        vault is closed all the same, and the next ``open`` recovers.
+        """
+        with self._mutex:
+            try:
+                if self._table is not None and self._keyring is not None and not self._table.is_broken:
+                    if self._erase_due:
+                        self._table.merge()
+                    sync_items(self.folder)
+                    self._table.settle()
+            finally:
+                self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -235,89 +363,185 @@ class Vault:
     ) -> None:
         self.close()
 
+    # -- changing items: who makes changes in place count -------------------------------------------------------------
+
+    def commit_change(self, header: Header, change: FileChange) -> None:
+        """Make a change in place count, durable; called by ``Editor``."""
+        with self._mutex:
+            ring = self._require_open()
+            expected = _expect(header, slot_tag(change.slot))
+            name = self._editing[header.file_id]
+            epoch = ring.record.epoch
+            digest = write_redo(self.folder, [change], keys=ring.keys[epoch], epoch=epoch)
+            try:
+                self._commit((Change(item_key(name), encode_item(expected)),), redo=digest)
+            except BaseException:
+                if not self._require_table().is_broken:
+                    discard_redo(self.folder)
+                raise
+            apply_redo(self.folder, [change])
+
+    def rewrite(self, editor: Editor) -> ItemReader:
+        """Write an item anew with the content that ``editor`` has, and return it open; called by ``Editor``."""
+        with self._mutex:
+            name = self._editing[editor.header.file_id]
+            writer, path = self._start(name, editing=True)
+            buffer = memoryview(bytearray(_COPY_BYTES))
+            try:
+                for offset in range(0, editor.length_bytes, _COPY_BYTES):
+                    writer.write(buffer[: editor.read_into(offset, buffer)])
+            except BaseException:
+                writer.abandon()
+                raise
+            finally:
+                erase_buffer(buffer)
+            self._finish(name, writer, path, editing=True)
+            return self._open_reader(name, self._find(name))
+
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _require_open(self) -> VaultKeys:
-        if self._keys is None:
+    def _require_open(self) -> Keyring:
+        if self._keyring is None:
             raise VaultClosed("the vault is closed")
-        return self._keys
+        return self._keyring
+
+    def _require_table(self) -> Table:
+        if self._table is None:
+            raise VaultClosed("the vault is closed")
+        return self._table
+
+    def _require_idle(self, name: str) -> None:
+        if name in self._editing.values():
+            raise ItemBusy("the item is being changed in place", item=name)
 
     def _find(self, name: str) -> Expected:
-        item = self._manifest.items.get(check_name(name))
-        if item is None:
+        with self._mutex:
+            value = self._require_table().get(item_key(check_name(name)))
+        if value is None:
             raise ItemUnknown("there is no such item in the vault", item=name)
-        return item
+        return decode_item(value)
 
-    def _load_manifest(self) -> Manifest:
-        path = self._folder / "manifest"
-        if not path.is_file():  # a pipe in its place would block the reader
-            raise ManifestMissing(f"{self._folder} has no listing", path=str(path))
-        raw = read_file_bounded(path, limit_bytes=MAX_MANIFEST_BYTES)
-        return verify_manifest(raw, vault_id=self._id, keys=self._require_open())
+    def _item_path(self, item: Expected) -> Path:
+        return self.folder / "items" / file_name(item)
+
+    def _open_reader(self, name: str, expected: Expected) -> ItemReader:
+        ring = self._require_open()
+        keys = ring.keys.get(expected.epoch)
+        if keys is None:
+            raise HeaderAltered("the item is of an epoch that the vault does not have", epoch=expected.epoch)
+        path_hash = hash_path(ring.vault_id, name)
+        return ItemReader(self._item_path(expected), expected=expected, path_hash=path_hash, keys=keys)
+
+    def _stop_reading(self, name: str) -> None:
+        with self._mutex:
+            self._reading -= Counter([name])
+
+    def _open_editor(self, name: str) -> Editor:
+        expected = self._find(name)
+        self._require_idle(name)
+        if self._reading[name]:
+            raise ItemBusy("the item is open for reading; changing it in place would break that", item=name)
+        ring = self._require_open()
+        epoch = ring.record.epoch
+        reader = self._open_reader(name, expected)
+        self._editing[expected.file_id] = name
+        return Editor(reader, keys=ring.keys[epoch], epoch=epoch, padding=ring.record.padding, committer=self)
+
+    def _stop_editing(self, name: str) -> None:
+        with self._mutex:
+            self._editing = {file_id: other for file_id, other in self._editing.items() if other != name}
+
+    def _start(self, name: str, *, editing: bool = False) -> tuple[ItemWriter, Path]:
+        """Return a writer of the item's next generation, and where it writes."""
+        with self._mutex:
+            ring = self._require_open()
+            value = self._require_table().get(item_key(check_name(name)))
+            if not editing:
+                self._require_idle(name)
+            old = None if value is None else decode_item(value)
+            header = Header(
+                file_id=old.file_id if old else os.urandom(ID_BYTES),
+                generation=old.generation + 1 if old else 1,
+                sequence=0,
+                length_bytes=0,
+                stored_bytes=0,
+                path_hash=hash_path(ring.vault_id, name),
+                epoch=ring.record.epoch,
+                algorithm=ring.record.algorithm,
+            )
+            path = self.folder / "new" / file_name(header)
+            if path.exists():  # what power cuts left was removed when the vault was opened
+                raise ItemBusy("the item is being written elsewhere in this program", item=name)
+            return ItemWriter(path, header, keys=ring.keys[header.epoch], padding=ring.record.padding), path
+
+    def _finish_quietly(self, name: str, writer: ItemWriter, path: Path) -> None:
+        self._finish(name, writer, path)
+
+    def _finish(self, name: str, writer: ItemWriter, path: Path, *, editing: bool = False) -> ItemInfo:
+        """Make what was written count, move it to its place, erase what it replaces."""
+        with self._mutex:
+            try:
+                if not editing:
+                    self._require_idle(name)
+                new = replace(writer.finish(), modified_s=int(time.time()))
+                value = self._require_table().get(item_key(name))
+                old = None if value is None else decode_item(value)
+                self._commit((Change(item_key(name), encode_item(new)),))
+            except BaseException:
+                writer.abandon()
+                if not self._require_table().is_broken:
+                    erase_file(path)
+                raise
+            with translate_os_errors(path):
+                path.rename(self.folder / "items" / path.name)
+            if old is not None:
+                self._erase_item(old)
+            self._require_table().merge_if_due()
+            return _info(name, new)
+
+    def _erase_item(self, item: Expected) -> None:
+        erase_file(self._item_path(item))
+        with translate_os_errors(self.folder):
+            sync_folder(self.folder / "items")
+
+    def _commit(self, changes: tuple[Change, ...], *, redo: bytes = NO_DIGEST) -> None:
+        """Make changes count; on a failure of the counter they do, and the next change moves it first."""
+        self._settle_anchor()
+        ring, table = self._require_open(), self._require_table()
+        table.commit(changes, anchored=ring.anchor is not None, redo=redo)
+        self._settle_anchor()
 
     def _settle_anchor(self) -> None:
         """Compare with the counter and finish the step that a power cut may have left open."""
-        if self._anchor is None:
+        ring, table = self._require_open(), self._require_table()
+        if ring.anchor is None:
             return
-        counter = self._anchor.read()
-        verify_anchor(self._manifest.generation, counter)
-        if counter < self._manifest.generation:
-            self._anchor.advance()
+        if ring.counted is None:
+            ring.counted = ring.anchor.read()
+        verify_anchor(table.anchor, ring.counted)
+        if ring.counted < table.anchor:
+            ring.counted = ring.anchor.advance()
 
-    def _commit(self, items: Mapping[str, Expected]) -> None:
-        """Make ``items`` the listing; on a failure the listing on the storage says which of the two counts."""
-        manifest = Manifest(generation=self._manifest.generation + 1, items=items)
-        try:
-            self._settle_anchor()
-            raw = encode_manifest(
-                manifest,
-                vault_id=self._id,
-                nonce=self._entropy.random_bytes(NONCE_BYTES),
-                keys=self._require_open(),
-            )
-            write_file_atomic(self._folder / "manifest", raw, mode=0o600)
-        except BaseException:  # an interruption included: memory and storage must agree again
-            self._manifest = self._load_manifest()
-            remove_orphans(self._folder, {item_path(self._folder, item) for item in self._manifest.items.values()})
-            raise
-        self._manifest = manifest
-        self._settle_anchor()
+    def _release(self) -> None:
+        if self._table is not None:
+            self._table.close()
+        if self._keyring is not None:
+            self._keyring.close()
+        self._table = self._keyring = None
 
 
-def _context(vault_id: bytes) -> bytes:
-    """Return what binds a wrapped vault key to this vault."""
-    return _FORMAT.encode() + b" " + vault_id
+def _info(name: str, item: Expected) -> ItemInfo:
+    return ItemInfo(name=name, size_bytes=item.length_bytes, generation=item.generation, modified_s=item.modified_s)
 
 
-def _parse_record(raw: bytes) -> tuple[bytes, list[dict[str, cbor.Value]]]:
-    """Return the vault's id and its slots, or raise ``vault.record.malformed``."""
-    try:
-        document = cbor.decode(raw, limit_bytes=MAX_RECORD_BYTES)
-    except Rejected as error:
-        raise RecordMalformed(f"the vault's record is damaged: {error.message}") from error
-    match document:
-        case {"format": str() as form, "id": bytes() as vault_id, "slots": [*entries], **rest} if (
-            not rest and form == _FORMAT and len(vault_id) == ID_BYTES and entries
-        ):
-            pass
-        case _:
-            raise RecordMalformed("the vault's record is malformed or of another version")
-    slots: list[dict[str, cbor.Value]] = []
-    for entry in entries:
-        if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
-            raise RecordMalformed("a slot of the vault's record is malformed")
-        slots.append({str(name): value for name, value in entry.items()})
-    return vault_id, slots
-
-
-def _unwrap(unlocker: Unlocker, slots: list[dict[str, cbor.Value]], context: bytes) -> Secret:
-    """Return the vault's key from the first slot that this unlocker opens."""
-    refused: UnlockRefused | None = None
-    for slot in slots:
-        if slot["kind"] == unlocker.kind:
-            try:
-                return unlocker.unwrap({name: value for name, value in slot.items() if name != "kind"}, context)
-            except UnlockRefused as error:
-                refused = error
-    kinds = ", ".join(sorted({str(slot["kind"]) for slot in slots}))
-    raise refused or UnlockRefused(f"the vault opens with {kinds}, not with a {unlocker.kind}", needs=kinds)
+def _expect(header: Header, tag: bytes) -> Expected:
+    return Expected(
+        file_id=header.file_id,
+        generation=header.generation,
+        sequence=header.sequence,
+        tag=tag,
+        length_bytes=header.length_bytes,
+        stored_bytes=header.stored_bytes,
+        epoch=header.epoch,
+        modified_s=int(time.time()),
+    )

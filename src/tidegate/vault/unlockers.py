@@ -1,6 +1,7 @@
-"""Unlockers: how a vault's key is wrapped, and what has to be there to unwrap it.
+"""Unlockers: what has to be there to open a vault; here those by a key store and by a passphrase.
 
-Each writes one slot into the vault's record. The key that wraps never is in the vault's folder.
+Each wraps the private seed of one slot of the vault's record. What wraps never is in the vault's folder. Others:
+``usbdrive.py``, ``tang.py``, ``threshold.py``, ``escrow.py``; one more is one file with a class of this shape.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ MAX_MEMORY_KIB = 1 << 20  # 1 GiB: an altered record must not exhaust the device
 MAX_ITERATIONS = 16
 MAX_LANES = 16
 _SALT_BYTES = 32
+_TAG_BYTES = 16
 
 
 class Anchor(Protocol):
@@ -37,16 +39,19 @@ class Anchor(Protocol):
 
 
 class Unlocker(Protocol):
-    """What wraps and unwraps a vault's key. ``context`` binds the wrapping to one vault."""
+    """What wraps and unwraps a slot's seed of 32 bytes. ``context`` binds the wrapping to one vault."""
 
-    kind: str
+    @property
+    def kind(self) -> str:
+        """Return what the slots of this sort are called in the record."""
+        ...
 
-    def wrap(self, vault_key: Secret, context: bytes) -> dict[str, cbor.Value]:
-        """Return the members of a new slot."""
+    def wrap(self, secret: Secret, context: bytes) -> dict[str, cbor.Value]:
+        """Return what the slot keeps."""
         ...
 
     def unwrap(self, slot: Mapping[str, cbor.Value], context: bytes) -> Secret:
-        """Return the vault's key; raise ``vault.unlock.refused`` or ``vault.record.malformed``."""
+        """Return the seed; raise ``vault.unlock.refused`` or ``vault.record.malformed``."""
         ...
 
     def anchor(self, vault_id: bytes) -> Anchor | None:
@@ -63,8 +68,8 @@ class KeyStoreUnlocker:
         self._store = store
         self._key_name = key_name
 
-    def wrap(self, vault_key: Secret, context: bytes) -> dict[str, cbor.Value]:
-        return {"key": self._key_name, "sealed": self._store.seal(self._key_name, vault_key.view(), context)}
+    def wrap(self, secret: Secret, context: bytes) -> dict[str, cbor.Value]:
+        return {"key": self._key_name, "sealed": self._store.seal(self._key_name, secret.view(), context)}
 
     def unwrap(self, slot: Mapping[str, cbor.Value], context: bytes) -> Secret:
         match slot:
@@ -107,7 +112,7 @@ class PassphraseUnlocker:
         self._cost = cost or Argon2Cost()
         self._entropy = entropy or SystemEntropy()
 
-    def wrap(self, vault_key: Secret, context: bytes) -> dict[str, cbor.Value]:
+    def wrap(self, secret: Secret, context: bytes) -> dict[str, cbor.Value]:
         salt, nonce = self._entropy.random_bytes(_SALT_BYTES), self._entropy.random_bytes(NONCE_BYTES)
         parameters: dict[str, cbor.Value] = {
             "salt": salt,
@@ -116,7 +121,7 @@ class PassphraseUnlocker:
             "lanes": self._cost.lanes,
         }
         with self._derive(salt, self._cost) as key:
-            sealed = seal_aes256gcm(key.view(), nonce, vault_key.view(), _bind(context, parameters))
+            sealed = seal_aes256gcm(key.view(), nonce, secret.view(), _bind(context, parameters))
         return {**parameters, "sealed": nonce + sealed}
 
     def unwrap(self, slot: Mapping[str, cbor.Value], context: bytes) -> Secret:
