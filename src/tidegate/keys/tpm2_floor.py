@@ -5,7 +5,7 @@ version that is lower than the count. What a TPM counts begins anywhere and what
 devices; so the version is in the reference that the authority signs, and the key's own policy says for 64 versions
 which raw count ends each: PolicyAuthorize for this version, PolicyNV "count at most", and PolicyOR over all of them.
 
-Pure. Source: TPM 2.0 Library Part 2, §13.6 (TPMS_NV_PUBLIC); Part 3, §23.6 (PolicyOR), §23.9 (PolicyNV).
+Pure. Source: TPM 2.0 Library Part 2, §13.5 (TPMS_NV_PUBLIC); Part 3, §23.6 (PolicyOR), §23.9 (PolicyNV).
 """
 
 from __future__ import annotations
