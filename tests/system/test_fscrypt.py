@@ -4,6 +4,7 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -264,7 +265,12 @@ def as_nobody(function, path, value):
         os.setresuid(NOBODY, NOBODY, NOBODY)
         raw = bytes.fromhex(value)
         try:
-            getattr(fscrypt, function)(path, Secret(raw) if len(raw) == 64 else raw)
+            if function == "lock":
+                EncryptedDirectory(path).lock()
+            elif function == "create":
+                EncryptedDirectory.create(path, Secret(raw))
+            else:
+                getattr(fscrypt, function)(path, Secret(raw) if len(raw) == 64 else raw)
         except TidegateError as error:
             child.send(error.code)
         else:
@@ -308,6 +314,18 @@ def test_another_user_cannot_lock_what_is_not_his(mount):
     assert directory.status().unlocked
 
 
+def test_a_user_locks_his_own_directory(mount):
+    """Without any right, with a key that is his alone."""
+    (mount / "his").mkdir()
+    os.chown(mount / "his", NOBODY, NOBODY)
+    key = new_key()
+    assert as_nobody("create", mount / "his", bytes(key.view()).hex()) == ""
+    assert fscrypt.status(mount / "his").key.added_by_us is False
+    assert fscrypt.status(mount / "his").unlocked
+    assert as_nobody("lock", mount / "his", "") == ""
+    assert fscrypt.status(mount / "his").key.state is KeyState.ABSENT
+
+
 def test_file_systems_that_cannot(tmp_path):
     with mounted(tmp_path) as (mount, _image):
         assert code_of(EncryptedDirectory.create, mount / "d", new_key()) == "vault.directory.unsupported"
@@ -323,3 +341,53 @@ def test_mount_top(mount):
     (mount / "a" / "b").mkdir(parents=True)
     assert fscrypt.mount_top(mount / "a" / "b") == mount
     assert fscrypt.mount_top(mount) == mount
+
+
+UNIT = Path(__file__).parents[2] / "deploy" / "tidegate-vault-lock.service"
+
+
+def test_the_unit_for_suspend_is_what_systemd_understands(tmp_path):
+    """The program is not installed here, so another stands in its place; everything else is as delivered."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze here")
+    copy = tmp_path / UNIT.name
+    copy.write_text(UNIT.read_text().replace("/usr/bin/tidegate", "/bin/true"))
+    done = run_program(["systemd-analyze", "verify", "--man=no", str(copy)], check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    copy.write_text(copy.read_text().replace("Before=", "Bifore="))
+    done = run_program(["systemd-analyze", "verify", "--man=no", str(copy)], check=False)
+    assert b"Bifore" in done.stderr, "the check would find nothing at all"
+
+
+def test_locking_with_the_rights_of_the_unit_on_a_read_only_view(mount):
+    """With the unit's capabilities, no new privileges, everything mounted read-only, as ProtectSystem=strict does."""
+    (rights,) = (line for line in UNIT.read_text().splitlines() if line.startswith("CapabilityBoundingSet="))
+    names = [name.removeprefix("CAP_").lower() for name in rights.partition("=")[2].split()]
+    assert names == ["sys_admin", "dac_read_search", "sys_ptrace"]
+    kept = ",".join(["-all", *(f"+{name}" for name in names)])
+    (mount / "private").mkdir()
+    os.chown(mount / "private", NOBODY, NOBODY)
+    (mount / "private").chmod(0o700)
+    key = new_key()
+    directory = EncryptedDirectory.create(mount / "private" / "d", key)
+    as_nobody("add_key", mount, bytes(key.view()).hex())
+    program = (
+        "import sys; from pathlib import Path; from tidegate.vault.fscrypt import lock_directories\n"
+        "(outcome,) = lock_directories([Path(sys.argv[1])])\n"
+        "print(outcome.error and (outcome.error.code, outcome.error.fields))"
+    )
+    script = (
+        'mount --make-rprivate / && mount -o remount,bind,ro "$1" && '
+        'exec setpriv --no-new-privs --bounding-set "$2" --inh-caps "$2" "$3" -c "$4" "$1/private/d"'
+    )
+    command = ["unshare", "--mount", "sh", "-c", script, "sh", str(mount), kept, sys.executable, program]
+    with (mount / "private" / "d" / "file").open("wb"):
+        said = run_program(command).stdout.decode()
+        assert "vault.directory.busy" in said
+        assert f"'processes': '{os.getpid()}'" in said
+    directory.unlock(key)
+    as_nobody("add_key", mount, bytes(key.view()).hex())
+    less = [word.replace("+sys_admin,", "") for word in command]
+    assert b"vault.directory.shared" in run_program(less).stdout, "without the right it would not do"
+    assert run_program(command).stdout == b"None\n"
+    assert directory.status().key.state is KeyState.ABSENT

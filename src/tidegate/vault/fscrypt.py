@@ -119,14 +119,18 @@ class EncryptedDirectory:
     def lock(self) -> None:
         """Wipe the key from the kernel, and the cached contents and names of files that are not open.
 
-        Harmless when repeated. As root the key is removed whoever added it. Raises ``vault.directory.busy`` (the key is
-        gone, files still open are not; field ``processes``), ``.shared``, ``.plain``, ``.policy``, ``base.storage.*``.
+        Harmless when repeated. With CAP_SYS_ADMIN the key is removed whoever added it. Raises ``vault.directory.busy``
+        (the key is gone, files still open are not; field ``processes``), ``.shared``, ``.plain``, ``.policy``,
+        ``base.storage.*``.
         """
         policy = self._policy()
         # The directory itself must not be open while its key is removed: that alone would keep it busy.
         top = mount_top(self.directory)
         try:
-            remove_key(top, policy.identifier, all_users=os.geteuid() == 0)
+            try:
+                remove_key(top, policy.identifier, all_users=True)
+            except DirectoryPermission:  # without CAP_SYS_ADMIN the key that we added is all that we can take away
+                remove_key(top, policy.identifier)
         except DirectoryBusy as busy:
             users = list(_processes_inside(self.directory))[:_NAMED_PROCESSES]
             named = ", ".join(f"{name} ({process})" for process, name in users) or "a process that cannot be seen"
