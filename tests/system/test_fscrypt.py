@@ -391,3 +391,20 @@ def test_locking_with_the_rights_of_the_unit_on_a_read_only_view(mount):
     assert b"vault.directory.shared" in run_program(less).stdout, "without the right it would not do"
     assert run_program(command).stdout == b"None\n"
     assert directory.status().key.state is KeyState.ABSENT
+
+
+def test_a_bind_mount_keeps_a_directory_busy_without_a_process(mount, tmp_path):
+    """As the documentation says of containers; when it is gone the next lock finishes."""
+    directory = EncryptedDirectory.create(mount / "d", new_key())
+    other = tmp_path / "other"
+    other.mkdir()
+    run_program(["mount", "--bind", str(mount / "d"), str(other)])
+    try:
+        with pytest.raises(TidegateError) as caught:
+            directory.lock()
+        assert (caught.value.code, caught.value.fields["processes"]) == ("vault.directory.busy", "")
+        assert not directory.status().unlocked
+    finally:
+        run_program(["umount", str(other)])
+    directory.lock()
+    assert directory.status().key.state is KeyState.ABSENT
