@@ -5,6 +5,13 @@ What our own check refuses the TPM refuses as well; ``test_the_tpm_itself_refuse
 
 import contextlib
 import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from tpm2_pytss import ESAPI
@@ -27,12 +34,14 @@ from tidegate.keys.pcr_policy import (
     parse_statement,
     sign_statement,
 )
+from tidegate.keys.remote import RemoteKeyStore
 from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.keys.store import KeyPolicy, KeyPurpose, KeySpec, PcrAuthority
 from tidegate.keys.tpm2 import Tpm2KeyStore, Tpm2Pins
 from tidegate.keys.tpm2_device import public_of
 from tidegate.keys.tpm2_files import parse_pem, parse_public_area
 from tidegate.keys.tpm2_policy import approve
+from tidegate.keys.uri import open_store, parse_key_uri
 from tidegate.testing.swtpm import SwTpm
 
 P256, P384, RSA = SignatureAlgorithm.ECDSA_P256, SignatureAlgorithm.ECDSA_P384, SignatureAlgorithm.RSA_PSS
@@ -238,6 +247,33 @@ def test_nothing_stays_loaded(device):
         for first in (0x80000000, 0x02000000):
             _, answer = esys.get_capability(1, first, 8)
             assert not [handle for handle in answer.data.handles if int(handle) >> 24 in (0x80, 0x02, 0x03)]
+
+
+def test_behind_the_key_process(own, maker):
+    """Its clients name an authority and know nothing of statements; what is refused there is told here."""
+    folder = Path(tempfile.mkdtemp(prefix="tidegate-"))  # a socket's path has at most 107 bytes
+    uri = f"tpm2:{folder}/keys?tcti={own.tcti}"
+    store = open_store(parse_key_uri(uri), create=True)
+    authority = PcrAuthority(key=maker.public_key("p256"), product="box", floor="count")
+    spec = KeySpec(purpose=KeyPurpose.SEAL, policy=KeyPolicy(pcrs=PCRS, pcr_authority=authority))
+    grant = f'[[grant]]\nuser = {os.getuid()}\nkeys = ["*"]\noperations = ["generate", "list", "seal", "unseal"]\n'
+    (folder / "keyd.toml").write_text(f'[keyd]\nsocket = "{folder}/socket"\nstore = {json.dumps(uri)}\n{grant}')
+    command = [sys.executable, "-m", "tidegate.keys.keyd", str(folder / "keyd.toml")]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        try:
+            assert b"keyd.ready" in process.stderr.readline()
+            client = RemoteKeyStore(folder / "socket")
+            assert client.generate("k", spec).spec == client.list_keys()[0].spec == spec
+            error = refusal(client.seal, "k", b"s", b"")
+            assert error.code == "keys.pcr.no-statement"
+            assert error.fields["other_values"] == 0
+            (folder / "keys" / "statements").mkdir()
+            raw = sign_statement(maker.signer("p256"), "box", store.pcr_values(PCRS), version=1)
+            (folder / "keys" / "statements" / "one").write_bytes(raw)
+            assert bytes(client.unseal("k", client.seal("k", b"s", b""), b"").view()) == b"s"
+        finally:
+            process.terminate()
+    shutil.rmtree(folder)
 
 
 # ---- statements that open nothing ----------------------------------------------------------------------------
