@@ -396,6 +396,7 @@ def test_locking_with_the_rights_of_the_unit_on_a_read_only_view(mount):
 def test_a_bind_mount_keeps_a_directory_busy_without_a_process(mount, tmp_path):
     """As the documentation says of containers; when it is gone the next lock finishes."""
     directory = EncryptedDirectory.create(mount / "d", new_key())
+    (mount / "d" / "file").write_bytes(b"x")  # only a directory that was used has a key that could stay
     other = tmp_path / "other"
     other.mkdir()
     run_program(["mount", "--bind", str(mount / "d"), str(other)])
