@@ -197,7 +197,7 @@ def _volume_format(arguments: argparse.Namespace, output: Output) -> int:
         open_vault(arguments) as vault,
         vault.application_key(name, size_bytes=KEY_BYTES, create=True) as key,
     ):
-        vault_id = vault.vault_id.hex()
+        vault_id = vault.vault_id
         luks.format_volume(arguments.device, key, volume=volume, label=arguments.label, overwrite=arguments.overwrite)
         luks.add_token(arguments.device, VolumeToken(vault_id=vault_id, key_name=name))
         luks.check_key(arguments.device, key)
@@ -213,7 +213,7 @@ def _volume_open(arguments: argparse.Namespace, output: Output) -> int:
 
     header = luks.dump(arguments.device)
     with open_vault(arguments) as vault:
-        name = arguments.key_name or header.key_name(vault.vault_id.hex())
+        name = arguments.key_name or header.key_name(vault.vault_id)
         with vault.application_key(name, size_bytes=KEY_BYTES, create=False) as key:
             mapping = luks.open_volume(arguments.device, arguments.name, key)
     output.line(f"{arguments.device} is open as {mapping}")
