@@ -220,11 +220,9 @@ def _parse_use(value: Mapping[str, object], curve: Curve) -> KeyUse | None:
         case _:
             _refuse("a key's operations are no list")
     algorithm = value.get("alg")
-    if len(uses) > 1:
-        _refuse("a key is for signing and for exchanging")
     if KeyUse.SIGN in uses and algorithm != curve.signature:
         _refuse("a signing key's algorithm is not that of its curve")
-    if KeyUse.EXCHANGE in uses and algorithm != "ECMR":
+    if KeyUse.EXCHANGE in uses and algorithm != "ECMR":  # so that no key is for both
         _refuse("an exchange key's algorithm is not ECMR")
     return uses[0] if uses else None
 

@@ -232,11 +232,12 @@ _PRIME = jose.encode_base64url(Curve.P256.prime.to_bytes(32, "big"))
         {**GOOD, "alg": "ECDH"},
         {**GOOD, "key_ops": "deriveKey"},
         {**GOOD, "key_ops": ["deriveKey", "verify"]},
+        {**SIGN, "key_ops": ["verify", "deriveKey"]},
         {**SIGN, "alg": "ES512"},
         {**SIGN, "alg": "none"},
         {name: text for name, text in SIGN.items() if name != "alg"},
     ],
-    ids=range(25),
+    ids=range(26),
 )
 def test_key_refused(value):
     with pytest.raises(Rejected) as caught:
@@ -409,7 +410,7 @@ def _clevis(**changes):
         ".".join([*_PARTS[:2], "AAAA", *_PARTS[3:]]),
         ".".join([*_PARTS[:3], "", _PARTS[4]]),
         ".".join([*_PARTS[:4], _PARTS[4][:-4]]),
-        SLOT + "A" * jose.MAX_JWE_CHARACTERS,
+        ".".join([*_PARTS[:3], "A" * jose.MAX_JWE_CHARACTERS, _PARTS[4]]),
         SLOT.replace(".", "ä", 1),
         with_header(SLOT, {**_HEADER, "alg": "ECDH-ES+A256KW"}),
         with_header(SLOT, {**_HEADER, "alg": "dir"}),
@@ -418,7 +419,7 @@ def _clevis(**changes):
         with_header(SLOT, {**_HEADER, "zip": "DEF"}),
         with_header(SLOT, {**_HEADER, "apu": "QQ"}),
         with_header(SLOT, {**_HEADER, "kid": Party().jwk.thumbprint()}),
-        with_header(SLOT, {**_HEADER, "kid": SIGNER.jwk.thumbprint()}),  # a signing key is no exchange key
+        with_header(SLOT, {**_clevis(adv={"keys": [SIGN]}), "kid": jose.parse_jwk(SIGN).thumbprint()}),  # for signing
         with_header(SLOT, {**_HEADER, "kid": 3}),
         with_header(SLOT, {**_HEADER, "kid": "../adv"}),
         with_header(SLOT, {**_HEADER, "epk": Party(Curve.P384).jwk.members()}),

@@ -436,6 +436,8 @@ BIG = tang.MAX_ANSWER_BYTES
         b"HTTP/1.1 100 Continue\r\n\r\n" * 4_000,
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffff\r\n{}",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nwide\r\n{}",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-12\r\n{}",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n{}",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n",  # ends early
         b"HTTP/1.1 301 Moved\r\nLocation: http://127.0.0.1:1/adv\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 307 Moved\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n",
@@ -448,7 +450,7 @@ BIG = tang.MAX_ANSWER_BYTES
         bytes(range(256)),
         b"\n\n\n\n",
     ],
-    ids=range(23),
+    ids=range(25),
 )
 @pytest.mark.parametrize("what", ["adv", "rec"])
 def test_answers_that_are_none(server, raw, what):
@@ -458,6 +460,14 @@ def test_answers_that_are_none(server, raw, what):
     code = refusal(fetch_advertisement, server.url) if what == "adv" else refusal(unlocker.unwrap, slot, b"")
     assert code == "vault.tang.answer"
     assert len(server.asked) == 2  # nothing was followed, nothing repeated
+
+
+@pytest.mark.parametrize(("status", "missing"), [(201, 0), (206, 0), (302, 0), (403, 0), (200, 1)])
+def test_right_words_in_the_wrong_answer(server, status, missing):
+    """A good advertisement under another status, or shorter than announced."""
+    body = server.advertise()
+    server.answer = lambda connection, *_: connection.sendall(head(status, len(body) + missing) + body)
+    assert refusal(fetch_advertisement, server.url) == "vault.tang.answer"
 
 
 @pytest.mark.parametrize(
@@ -529,8 +539,9 @@ def test_the_time_limit_holds_for_the_whole_answer(server, answer):
     assert SHORT_S <= time.monotonic() - started < SHORT_S + 3
 
 
-def test_a_server_that_takes_no_connection():
-    """The queue of a listener that accepts nobody is full; further connections hang."""
+@pytest.fixture
+def hole():
+    """An address at which connections hang: nobody accepts, and the queue is full."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -540,12 +551,15 @@ def test_a_server_that_takes_no_connection():
             waiting.setblocking(False)
             waiting.connect_ex(listener.getsockname())
         time.sleep(0.1)
-        started = time.monotonic()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(TidegateError) as caught:
-            fetch_advertisement(url, timeout_s=SHORT_S)
-        assert caught.value.code == "vault.tang.unreachable"
-        assert SHORT_S <= time.monotonic() - started < SHORT_S + 3
+        yield listener.getsockname()
+
+
+def test_a_server_that_takes_no_connection(hole):
+    started = time.monotonic()
+    with pytest.raises(TidegateError) as caught:
+        fetch_advertisement(f"http://127.0.0.1:{hole[1]}", timeout_s=SHORT_S)
+    assert caught.value.code == "vault.tang.unreachable"
+    assert SHORT_S <= time.monotonic() - started < SHORT_S + 3
 
 
 def test_a_name_that_is_not_resolved_in_time(monkeypatch):
@@ -578,13 +592,24 @@ def test_a_name_that_is_none(monkeypatch, found):
     assert refusal(fetch_advertisement, "http://tang.invalid") == "vault.tang.unreachable"
 
 
-def test_the_next_address_is_tried(server, monkeypatch):
-    """The first one takes no connection: its share of the time passes, no more."""
+def test_the_next_address_is_tried(server, hole, monkeypatch):
+    """The first one hangs, the second takes no connection: a share of the time each, the rest is for the third."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
         dead = closed.getsockname()
-    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place) for place in (dead, ("127.0.0.1", server.port))]
+    places = (hole, dead, ("127.0.0.1", server.port))
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place) for place in places]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    assert fetch_advertisement(f"http://tang.test:{server.port}").thumbprints
+    assert fetch_advertisement(f"http://tang.test:{server.port}", timeout_s=3.0).thumbprints
+
+
+def test_no_more_addresses_are_tried_than_eight(server, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        dead = closed.getsockname()
+    found = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", place) for place in (dead,) * 8 + (("127.0.0.1", server.port),)
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    assert refusal(fetch_advertisement, f"http://tang.test:{server.port}") == "vault.tang.unreachable"
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
