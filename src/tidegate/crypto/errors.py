@@ -93,3 +93,8 @@ class SecretMemoryShort(Fault):
 class KemRefused(Rejected):
     code = "crypto.kem.refused"
     advice = "The wrapped key was altered, or is wrapped for another recipient."
+
+
+class SharesMalformed(Rejected):
+    code = "crypto.shares.malformed"
+    advice = "Give shares of one secret, each of them once."

@@ -90,6 +90,31 @@ class UnlockersFull(Misuse):
     advice = "A vault has at most 32 unlockers; remove one that is not used."
 
 
+class DriveMissing(Fault):
+    code = "vault.drive.missing"
+    advice = "Plug in the drive whose file system has this label, and no other one of that label."
+
+
+class DriveKeyMissing(Fault):
+    code = "vault.drive.key"
+    advice = "The drive has not the key file that the vault was bound to; plug in the right one."
+
+
+class EscrowOffline(Misuse):
+    code = "vault.escrow.offline"
+    advice = "Opening needs the private half of the escrow key, which is kept offline: `--escrow-key FILE`."
+
+
+class EscrowKeyMalformed(Rejected):
+    code = "vault.escrow.malformed"
+    advice = "Name the file that `tidegate vault escrow-key` wrote: the public half to add, the private one to open."
+
+
+class ThresholdMissed(Fault):
+    code = "vault.unlock.threshold"
+    advice = "Provide more of the parts: plug in the drive, reach the key server, give the passphrase."
+
+
 class KeyUnknown(Fault):
     code = "vault.key.unknown"
     advice = "The vault has no application key of this name; create it first."

@@ -6,16 +6,21 @@ Touches: the vault's folder.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tidegate.base.durable import sync_folder, translate_os_errors
+from tidegate.vault.errors import FileUnexpected
 from tidegate.vault.files import erase_file
 from tidegate.vault.format import Expected, VaultKeys
 from tidegate.vault.journal import NO_DIGEST
 from tidegate.vault.listing import ITEMS, decode_item, file_name
 from tidegate.vault.redo import recover_redo
 from tidegate.vault.table import Table
+
+# strangers in table/ are removed when the vault is opened
+_KNOWN = {"vault.cbor", "manifest", "lock", "redo", "items", "new", "table"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +62,19 @@ def sync_items(folder: Path) -> None:
     with translate_os_errors(folder):
         sync_folder(folder / "items")
         sync_folder(folder / "new")
+
+
+def require_only_listed(folder: Path, listed: AbstractSet[str]) -> None:
+    """Raise ``vault.file.unexpected`` for anything in the folder that the vault does not know."""
+    with translate_os_errors(folder):
+        found = {
+            "": {path.name for path in folder.iterdir()} - _KNOWN,
+            "items/": {path.name for path in (folder / "items").iterdir()} - listed,
+            "new/": {path.name for path in (folder / "new").iterdir()},
+        }
+    strange = sorted(place + name for place, names in found.items() for name in names)
+    if strange:
+        raise FileUnexpected(f"the vault did not write {strange[0]}", path=strange[0], count=len(strange))
 
 
 def _erase_replaced(folder: Path, item: Expected, *, deleted: bool) -> int:

@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -45,7 +45,7 @@ from tidegate.vault.machine import MachineRules, harden_process
 from tidegate.vault.manifest import verify_anchor
 from tidegate.vault.padding import Padding
 from tidegate.vault.records import Records
-from tidegate.vault.recovery import recover_items, sync_items
+from tidegate.vault.recovery import recover_items, require_only_listed, sync_items
 from tidegate.vault.redo import FileChange, apply_redo, discard_redo, write_redo
 from tidegate.vault.table import Table, TableSettings
 from tidegate.vault.unlockers import Unlocker
@@ -260,6 +260,15 @@ class Vault:
         """Yield the items' names in order."""
         return (item.name for item in self.iter_items())
 
+    def verify_folder(self) -> None:
+        """Return if the vault's folder holds what the vault wrote and nothing else; raise ``vault.file.unexpected``.
+
+        With ``verify`` of every item this has seen every byte there is.
+        """
+        with self._mutex:
+            listed = {file_name(decode_item(value)) for _, value in self.table_scan(ITEMS)}
+            require_only_listed(self.folder, listed)
+
     # -- records and keys ---------------------------------------------------------------------------------------------
 
     def records(self, table: str) -> Records:
@@ -368,18 +377,24 @@ class Vault:
     def commit_change(self, header: Header, change: FileChange) -> None:
         """Make a change in place count, durable; called by ``Editor``."""
         with self._mutex:
-            ring = self._require_open()
-            expected = _expect(header, slot_tag(change.slot))
             name = self._editing[header.file_id]
+            expected = _expect(header, slot_tag(change.slot))
+            self.change_files([change], (Change(item_key(name), encode_item(expected)),))
+
+    def change_files(self, files: Sequence[FileChange], changes: tuple[Change, ...]) -> None:
+        """Make changes of item files count together with those of the table, durable: all or none."""
+        with self._mutex:
+            ring = self._require_open()
             epoch = ring.record.epoch
-            digest = write_redo(self.folder, [change], keys=ring.keys[epoch], epoch=epoch)
+            digest = write_redo(self.folder, files, keys=ring.keys[epoch], epoch=epoch)
             try:
-                self._commit((Change(item_key(name), encode_item(expected)),), redo=digest)
+                self._commit(changes, redo=digest)
             except BaseException:
                 if not self._require_table().is_broken:
                     discard_redo(self.folder)
                 raise
-            apply_redo(self.folder, [change])
+            apply_redo(self.folder, files)
+            self._require_table().merge_if_due()
 
     def rewrite(self, editor: Editor) -> ItemReader:
         """Write an item anew with the content that ``editor`` has, and return it open; called by ``Editor``."""
