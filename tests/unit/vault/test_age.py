@@ -503,26 +503,49 @@ def test_streams_that_do_not_block_are_refused():
 
 
 class Endless:
-    """A source of zeros that says how much was taken."""
+    """A source of a beginning and then the same again and again, which knows how much was taken of it."""
 
-    def __init__(self, size):
-        self.left = size
+    def __init__(self, size, start=b"", pattern=b"\0"):
+        self.ready, self.pattern, self.left, self.taken = start, pattern, size, 0
 
     def read(self, size):
-        taken = min(size, self.left)
-        self.left -= taken
-        return bytes(taken)
+        while len(self.ready) < size and self.left > 0:
+            self.ready += self.pattern * CHUNK_BYTES
+            self.left -= len(self.pattern) * CHUNK_BYTES
+        piece, self.ready = self.ready[:size], self.ready[size:]
+        self.taken += len(piece)
+        return piece
 
 
-class Pipe:
-    """A target that remembers nothing but a file's beginning."""
+ENDLESS = {
+    "no line feed": (b"", b"a", 3 * CHUNK_BYTES, "vault.age.header"),
+    "header line": (b"age-encryption.org/v1\n-> ", b"x", MAX_HEADER_BYTES + 3 * CHUNK_BYTES, "vault.age.header"),
+    "header": (b"age-encryption.org/v1\n-> x", b"\n-> x\n", 3 * CHUNK_BYTES, "vault.age.header"),
+    "body": (
+        b"age-encryption.org/v1\n-> x\n",
+        b"A" * 64 + b"\n",
+        MAX_HEADER_BYTES + 3 * CHUNK_BYTES,
+        "vault.age.header",
+    ),
+    "armor line": (b"-----BEGIN AGE ENCRYPTED FILE-----\n", b"A", 3 * CHUNK_BYTES, "vault.age.armor"),
+    "armor space": (b"", b" ", 3 * CHUNK_BYTES, "vault.age.armor"),
+}
 
-    def __init__(self):
-        self.size = 0
 
-    def write(self, data):
-        self.size += len(data)
-        return len(data)
+@pytest.mark.parametrize("name", ENDLESS)
+def test_little_is_read_of_what_has_no_end(name):
+    start, pattern, limit, code = ENDLESS[name]
+    source = Endless(32 << 20, start, pattern)
+    assert code_of(decrypt, source, [IDENTITY]) == code
+    assert source.taken <= limit
+
+
+def test_as_many_recipients_as_are_allowed_and_no_more():
+    key, grease = Secret(b"k" * 16), Stanza(kind="x-grease")
+    stanzas = [*[grease] * (MAX_STANZAS - 1), *IDENTITY.recipient().wrap(key)]
+    payload = b"n" * 16 + b"".join(PayloadCipher(key, b"n" * 16).seal_chunks(io.BytesIO(b"found").read))
+    assert opened(encode_header(stanzas, key) + payload) == b"found"
+    assert code_of(opened, encode_header([grease, *stanzas], key) + payload) == "vault.age.header"
 
 
 @pytest.mark.parametrize("armored", [False, True], ids=["binary", "armored"])
@@ -630,6 +653,14 @@ def test_a_forged_chunk_leaves_nothing_behind():
     buffer = memoryview(bytearray(100))
     assert not cipher._open_chunk(0, bytes(piece), buffer, final=True)
     assert not any(buffer)
+
+
+def test_the_plaintext_s_buffer_is_clean_at_the_end():
+    cipher = PayloadCipher(Secret(b"k" * 16), b"n" * 16)
+    payload = b"".join(cipher.seal_chunks(io.BytesIO(b"A" * 100).read))
+    views = list(cipher.open_chunks(io.BytesIO(payload).read))
+    assert [len(view) for view in views] == [100]
+    assert not any(views[0])
 
 
 def test_all_of_the_misuse_is_misuse():
