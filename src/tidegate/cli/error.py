@@ -32,8 +32,9 @@ def load_all_codes() -> dict[str, type[TidegateError]]:
         names = [
             module.name for module in pkgutil.iter_modules(importlib.import_module(f"tidegate.{room.name}").__path__)
         ]
-        if "errors" in names:
-            importlib.import_module(f"tidegate.{room.name}.errors")
+        for name in names:
+            if name == "errors" or name.endswith("_errors"):
+                importlib.import_module(f"tidegate.{room.name}.{name}")
     return registered_codes()
 
 

@@ -81,7 +81,7 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_vault(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    from tidegate.cli.vault import add_unlock_options
+    from tidegate.cli.vault_unlock import add_unlock_options
 
     parser.add_argument(
         "--vault", dest="folder", type=Path, required=required, metavar="FOLDER", help="the vault that keeps the key"
@@ -186,7 +186,7 @@ def _volume_format(arguments: argparse.Namespace, output: Output) -> int:
     """The key is in the vault before the volume needs it, and the device is looked at before the key is made."""
     from uuid import uuid4
 
-    from tidegate.cli.vault import open_vault
+    from tidegate.cli.vault_unlock import open_vault
     from tidegate.vault import luks
     from tidegate.vault.luks_layout import KEY_BYTES, VolumeToken
 
@@ -207,7 +207,7 @@ def _volume_format(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _volume_open(arguments: argparse.Namespace, output: Output) -> int:
-    from tidegate.cli.vault import open_vault
+    from tidegate.cli.vault_unlock import open_vault
     from tidegate.vault import luks
     from tidegate.vault.luks_layout import KEY_BYTES
 
@@ -263,7 +263,7 @@ def _directory_key_name(arguments: argparse.Namespace) -> str:
 
 @contextmanager
 def _vault_key(arguments: argparse.Namespace, name: str, *, create: bool) -> Iterator[Secret]:
-    from tidegate.cli.vault import open_vault
+    from tidegate.cli.vault_unlock import open_vault
     from tidegate.vault.fscrypt_layout import KEY_BYTES
 
     vault: Vault

@@ -115,6 +115,31 @@ class ThresholdMissed(Fault):
     advice = "Provide more of the parts: plug in the drive, reach the key server, give the passphrase."
 
 
+class EraseIncomplete(Fault):
+    code = "vault.erase.incomplete"
+    advice = "Look at what the message names, mend it, and erase again: what was erased stays erased."
+
+
+class EraseUnconfirmed(Misuse):
+    code = "vault.erase.unconfirmed"
+    advice = "There is no way back. Name the keys with --key, the signer with --sign and --receipt, and say --yes."
+
+
+class ReceiptMalformed(Rejected):
+    code = "vault.receipt.malformed"
+    advice = "The file is no erasure receipt; name the one that `tidegate vault erase` wrote."
+
+
+class EditFailed(Fault):
+    code = "vault.edit.failed"
+    advice = "Edit as root, or where the kernel allows user namespaces; name an editor with --editor that ends with 0."
+
+
+class BackupMalformed(Rejected):
+    code = "vault.backup.malformed"
+    advice = "The file is no backup of a vault, or is damaged; restore another one."
+
+
 class KeyUnknown(Fault):
     code = "vault.key.unknown"
     advice = "The vault has no application key of this name; create it first."

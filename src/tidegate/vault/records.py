@@ -102,12 +102,18 @@ class RecordTransaction:
             return self._records.get(key)
         return None if change.deletes else change.value
 
+    def commit(self) -> None:
+        """Make what waits count now, together; more may follow."""
+        if self._changes:
+            self._records._vault.table_commit(tuple(self._changes.values()))
+            self._changes.clear()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self._changes:
-            self._records._vault.table_commit(tuple(self._changes.values()))
+        if kind is None:
+            self.commit()
         self._changes.clear()

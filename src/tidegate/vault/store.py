@@ -294,6 +294,14 @@ class Vault:
             self._commit((Change(application_key(name), wrapped),))
             return key
 
+    def put_application_key(self, name: str, key: ProtectedSecret) -> None:
+        """Keep a key that comes from elsewhere, such as a backup, in place of the one of this name; wipes ``key``."""
+        with self._mutex, key:
+            ring = self._require_open()
+            epoch, nonce = ring.record.epoch, os.urandom(NONCE_BYTES)
+            wrapped = wrap_application_key(check_name(name), key, ring.keys[epoch], epoch=epoch, nonce=nonce)
+            self._commit((Change(application_key(name), wrapped),))
+
     def destroy_application_key(self, name: str) -> None:
         """Remove an application key, and with it what it encrypts, from the storage; raise ``vault.key.unknown``."""
         with self._mutex:

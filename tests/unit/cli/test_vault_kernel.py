@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-import tidegate.cli.vault
+import tidegate.cli.vault_unlock
 from tidegate.base.errors import Fault, TidegateError
 from tidegate.base.program import run_program
 from tidegate.cli.output import Output
@@ -48,8 +48,8 @@ def vault(monkeypatch):
     def add_unlock_options(parser):
         parser.add_argument("--test-unlock")
 
-    monkeypatch.setattr(tidegate.cli.vault, "open_vault", open_vault, raising=False)
-    monkeypatch.setattr(tidegate.cli.vault, "add_unlock_options", add_unlock_options, raising=False)
+    monkeypatch.setattr(tidegate.cli.vault_unlock, "open_vault", open_vault, raising=False)
+    monkeypatch.setattr(tidegate.cli.vault_unlock, "add_unlock_options", add_unlock_options, raising=False)
     return keys
 
 

@@ -1,0 +1,89 @@
+"""Editing plaintext in RAM: an editor sees one file on a file system that is in memory and nobody else sees.
+
+Touches: a child process with a mount namespace of its own, in it a tmpfs that is not swapped (where the kernel knows
+``noswap``), and the editor. The editor's swap, backup and history files land there too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tidegate.vault.errors import EditFailed, ItemTooLarge
+
+MAX_EDIT_BYTES = 64 << 20
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
+_FAILED = 125  # as env(1) and others: not the editor's own status
+
+
+def edit_in_ram(content: bytes, *, editor: str, name: str) -> bytes:
+    """Return what a person made of ``content``; nothing of it was on the storage. Raises ``vault.edit.failed``.
+
+    ``editor`` is a command, split as the shell does; ``name`` is what the file is called, for its suffix.
+    """
+    if len(content) > MAX_EDIT_BYTES:
+        raise ItemTooLarge(f"an editor gets at most {MAX_EDIT_BYTES} bytes", size=len(content))
+    result = os.memfd_create("edited", os.MFD_CLOEXEC)
+    try:
+        with tempfile.TemporaryDirectory(prefix="tidegate-edit-") as place:  # a place to mount on: stays empty
+            child = os.fork()
+            if child == 0:
+                os._exit(_edit(Path(place), content, [*shlex.split(editor)], name, result))
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status != 0:
+            what = "no file system in RAM could be mounted for it" if status == _FAILED else f"status {status}"
+            raise EditFailed(f"the editor did not end well: {what}; the item stays as it was", status=status)
+        size = os.fstat(result).st_size
+        return os.pread(result, size, 0)
+    finally:
+        os.close(result)
+
+
+def _edit(place: Path, content: bytes, command: list[str], name: str, result: int) -> int:
+    """The child: mount, write, run the editor, hand the content back; return the exit status."""
+    try:
+        _mount_private(place)
+    except OSError:
+        return _FAILED
+    path = place / (name or "item")
+    path.write_bytes(content)
+    environment = {**os.environ, "HOME": str(place), "TMPDIR": str(place), "XDG_CACHE_HOME": str(place)}
+    try:
+        status = subprocess.run([*command, str(path)], env=environment, check=False).returncode
+    except OSError:
+        return 127
+    if status == 0:
+        data = path.read_bytes()
+        while data:
+            data = data[os.write(result, data) :]
+    return status if status >= 0 else 128 - status
+
+
+def _mount_private(place: Path) -> None:
+    """Give this process a mount namespace with a tmpfs at ``place``; without root by a user namespace."""
+    library = ctypes.CDLL(None, use_errno=True)
+
+    def require(status: int) -> None:
+        if status != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    user, group = os.geteuid(), os.getegid()
+    if user == 0:
+        require(library.unshare(_CLONE_NEWNS))
+    else:
+        require(library.unshare(_CLONE_NEWNS | _CLONE_NEWUSER))
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+    require(library.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None))
+    flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    target = os.fsencode(place)
+    for options in (b"mode=700,noswap", b"mode=700"):  # Linux before 6.4 does not know noswap
+        if library.mount(b"tidegate-edit", target, b"tmpfs", flags, options) == 0:
+            return
+    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
