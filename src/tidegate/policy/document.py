@@ -18,6 +18,7 @@ from tidegate.ids.section import IdsSection, WatchSection
 from tidegate.policy.errors import PolicySyntax, PolicyUnknownKey, PolicyValue, PolicyWrongDevice
 from tidegate.policy.lines import KeyLines
 from tidegate.update.section import UpdateSection
+from tidegate.vault.section import VaultSection
 
 if TYPE_CHECKING:
     from msgspec import inspect
@@ -50,6 +51,7 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ids: IdsSection | None = None
     watch: WatchSection | None = None
     update: UpdateSection | None = None
+    vault: VaultSection | None = None
 
     def require_device(self, device: str) -> None:
         """Raise ``policy.device.mismatch`` unless the policy is for ``device``."""

@@ -29,6 +29,7 @@ _PLACES = (
     ("zones.", ("firewall", "zones")),
     ("fields.", ("firewall", "fields")),
     ("link.", ("firewall", "link")),
+    ("vault.", ("vault",)),
 )
 _WHERE = ("where", "service", "subject")  # fields of errors that name a place
 _WHAT = ("peer", "port", "zone", "name")  # fields of errors that hold the offending value
