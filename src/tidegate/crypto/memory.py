@@ -11,6 +11,7 @@ import enum
 import mmap
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -64,7 +65,7 @@ class ProtectedSecret(Secret):
     After a fork the child has no such memory: ``view`` raises ``crypto.secret.forked`` there.
     """
 
-    __slots__ = ("_arena", "_pid", "_slots", "_start")
+    __slots__ = ("_held", "_pid")
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self._reserve(len(data))
@@ -89,10 +90,11 @@ class ProtectedSecret(Secret):
 
     def _reserve(self, count: int) -> None:
         self._pid = os.getpid()
-        self._slots = max(1, -(-count // _SLOT_BYTES))
-        self._arena, self._start = _allocate(self._slots)
-        begin = self._start * _SLOT_BYTES
-        self._buffer = self._arena.view[begin : begin + count]  # type: ignore[assignment]  # writable like a bytearray
+        slots = max(1, -(-count // _SLOT_BYTES))
+        arena, start = _allocate(slots)
+        self._held = [(arena, start, slots)]
+        begin = start * _SLOT_BYTES
+        self._buffer = arena.view[begin : begin + count]  # type: ignore[assignment]  # writable like a bytearray
 
     def view(self) -> memoryview:
         """Return the secret's own memory; it reads zeros after ``wipe``."""
@@ -102,16 +104,19 @@ class ProtectedSecret(Secret):
 
     def wipe(self) -> None:
         """Overwrite the secret and give its memory back; harmless when repeated, and in a forked child."""
-        if self._slots == 0 or os.getpid() != self._pid:
+        if os.getpid() != self._pid:
+            return
+        try:
+            run = self._held.pop()  # of two threads one gets it
+        except IndexError:
             return
         self._buffer[:] = bytes(len(self._buffer))
         self._buffer = bytearray(len(self._buffer))  # reads zeros from now on
-        with _lock:
-            self._arena.give(self._start, self._slots)
-            self._slots = 0
+        _given_back.append(run)
 
     def __del__(self) -> None:
-        if getattr(self, "_slots", 0):
+        """Garbage is collected at any point, ``_allocate`` included: no lock is taken here, nor by ``wipe``."""
+        if hasattr(self, "_held"):
             self.wipe()
 
     def __reduce__(self) -> NoReturn:
@@ -120,6 +125,7 @@ class ProtectedSecret(Secret):
 
 _lock = threading.Lock()
 _arenas: list[_Arena] = []
+_given_back: deque[tuple[_Arena, int, int]] = deque()  # runs of wiped secrets, until the next one is made
 _owner = 0  # the process whose arenas these are
 
 
@@ -137,14 +143,27 @@ def _allocate(slots: int) -> tuple[_Arena, int]:
     with _lock:
         if _owner != os.getpid():
             _arenas.clear()
+            _given_back.clear()
             _owner = os.getpid()
+        while _given_back:
+            owner, start, count = _given_back.popleft()
+            owner.give(start, count)
         for arena in _arenas:
-            start = arena.take(slots)
-            if start is not None:
-                return arena, start
+            found = arena.take(slots)
+            if found is not None:
+                return arena, found
         arena = _Arena()
         _arenas.append(arena)
         return arena, arena.take(slots) or 0
+
+
+def _renew_lock() -> None:
+    """A thread that is not there in the child may have held it."""
+    global _lock  # noqa: PLW0603  # as above
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _map_pages(size: int) -> tuple[mmap.mmap, Protection]:
