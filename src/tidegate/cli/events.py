@@ -84,7 +84,7 @@ def _show(arguments: argparse.Namespace, output: Output) -> int:
 def _verify(arguments: argparse.Namespace, output: Output) -> int:
     from tidegate.events.segments import verify_folder
 
-    log = verify_folder(arguments.folder, _load_trust(arguments.trust))
+    log = verify_folder(arguments.folder, load_trust(arguments.trust))
     output.line(f"device {log.device}: {log.signed} events of {len(log.boots)} boots are whole, in order and signed")
     if log.removed:
         output.line(f"{log.removed} events gave way to the size limit, and a signed event says so")
@@ -114,7 +114,8 @@ def _export(arguments: argparse.Namespace, output: Output) -> int:  # noqa: ARG0
     return 0
 
 
-def _load_trust(paths: list[Path]) -> TrustPolicy:
+def load_trust(paths: list[Path]) -> TrustPolicy:
+    """Return the trust in any one of the public keys in these files."""
     from tidegate.crypto.signing import parse_public_key
     from tidegate.crypto.trust import TrustPolicy
 

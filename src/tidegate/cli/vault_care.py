@@ -36,7 +36,14 @@ def build_care(verbs: argparse._SubParsersAction[Any]) -> None:
 
     receipt = add_verb(verbs, "receipt", "verify an erasure receipt and show it")
     receipt.add_argument("file", type=Path, metavar="FILE", help="the receipt")
-    receipt.add_argument("--trust", type=Path, required=True, metavar="FILE", help="trust file with the signer's key")
+    receipt.add_argument(
+        "--trust",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="public key of the signer (`tidegate keys public`); repeat it if any of several may have signed",
+    )
     receipt.set_defaults(run=_receipt)
 
 
@@ -69,7 +76,9 @@ def _examine_vault(folder: Path) -> list[Finding]:
         Finding(
             what="unlockers",
             holds=len(record.slots) > 1,
-            detail=kinds if len(record.slots) > 1 else f"{kinds} alone: if it is lost, so is the vault; add an escrow",
+            detail=kinds
+            if len(record.slots) > 1
+            else f"{kinds} alone: if it is lost, so is the vault; add another one",
         ),
         Finding(
             what="rollback",
@@ -107,11 +116,11 @@ def _erase(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _receipt(arguments: argparse.Namespace, output: Output) -> int:
-    from tidegate.crypto.trust import parse_trust
+    from tidegate.cli.events import load_trust
     from tidegate.vault.erase import MAX_RECEIPT_BYTES, verify_receipt
 
-    trust = parse_trust(read_file_bounded(arguments.trust, limit_bytes=MAX_RECEIPT_BYTES))
-    document = verify_receipt(read_file_bounded(arguments.file, limit_bytes=MAX_RECEIPT_BYTES), trust)
+    raw = read_file_bounded(arguments.file, limit_bytes=MAX_RECEIPT_BYTES)
+    document = verify_receipt(raw, load_trust(arguments.trust))
     _show(document, output)
     output.result(document)
     return 0

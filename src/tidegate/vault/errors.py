@@ -140,6 +140,16 @@ class BackupMalformed(Rejected):
     advice = "The file is no backup of a vault, or is damaged; restore another one."
 
 
+class DatabaseLibraryMissing(Fault):
+    code = "vault.database.library"
+    advice = "Install Tidegate with the extra for databases: `pip install 'tidegate[sqlite]'`."
+
+
+class DatabaseRefused(Rejected):
+    code = "vault.database.refused"
+    advice = "The file is no database of this vault's, or was altered; restore it from the backup."
+
+
 class KeyUnknown(Fault):
     code = "vault.key.unknown"
     advice = "The vault has no application key of this name; create it first."

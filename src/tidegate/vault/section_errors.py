@@ -1,3 +1,4 @@
+# ruff: noqa: D101  # an error class is its code and its advice
 """What the vault refuses in the policy's ``[vault]`` section, and why."""
 
 from tidegate.base.errors import Rejected

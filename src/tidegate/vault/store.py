@@ -517,13 +517,18 @@ class Vault:
                 raise
             with translate_os_errors(path):
                 path.rename(self.folder / "items" / path.name)
-            if old is not None:
+            if old is None:  # a merge, or the next file in new/, must not outrun the move
+                self._sync_items()
+            else:
                 self._erase_item(old)
             self._require_table().merge_if_due()
             return _info(name, new)
 
     def _erase_item(self, item: Expected) -> None:
         erase_file(self._item_path(item))
+        self._sync_items()
+
+    def _sync_items(self) -> None:
         with translate_os_errors(self.folder):
             sync_folder(self.folder / "items")
 
