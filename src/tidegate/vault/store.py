@@ -36,7 +36,7 @@ from tidegate.vault.errors import (
     VaultClosed,
 )
 from tidegate.vault.fileobject import EditingFile, ReadingFile, WritingFile
-from tidegate.vault.files import BATCH_CHUNKS, ItemReader, ItemWriter, erase_buffer, erase_file
+from tidegate.vault.files import BATCH_BYTES, ItemReader, ItemWriter, erase_buffer, erase_file
 from tidegate.vault.format import ID_BYTES, Expected, Header, check_name, hash_path, slot_tag
 from tidegate.vault.journal import NO_DIGEST, Change
 from tidegate.vault.keyring import Keyring, create_vault, open_keyring
@@ -50,7 +50,7 @@ from tidegate.vault.redo import FileChange, apply_redo, discard_redo, write_redo
 from tidegate.vault.table import Table, TableSettings
 from tidegate.vault.unlockers import Unlocker
 
-_COPY_BYTES = BATCH_CHUNKS << 14
+_COPY_BYTES = BATCH_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
