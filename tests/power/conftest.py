@@ -5,7 +5,11 @@ kept as a list of steps. ``images`` then rebuilds the folder as it may be found 
 
 * ``written``: everything up to the step reached the storage, the last write only in half;
 * ``synced``: only what was synchronised did, names as well as content;
-* ``named``: every name did, but content only where it was synchronised (the order that file systems are free to use).
+* ``named``: every name did, but content only where it was synchronised (the order that file systems are free to use);
+* ``content``, where asked for: every content did, but names only where they were synchronised.
+
+Mappings and ``open`` of a path for writing are not seen: who is tried uses descriptors. ``fallocate`` that keeps the
+size changes nothing that can be read and is no step.
 """
 
 import contextlib
@@ -16,6 +20,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+WAYS = ("written", "synced", "named")
+_RECORDED = (
+    "open",
+    "write",
+    "writev",
+    "pwrite",
+    "pwritev",
+    "posix_fallocate",
+    "ftruncate",
+    "fsync",
+    "fdatasync",
+    "rename",
+    "replace",
+    "unlink",
+    "remove",
+    "link",
+    "mkdir",
+    "rmdir",
+)
 
 
 @dataclass
@@ -52,6 +76,19 @@ class RecordedStorage:
         self._start = State()
         self._inodes = {}
         self._next = 0
+        self.reached = 0  # while ``images`` runs: how many marks are behind the cut
+
+    def mark(self) -> None:
+        """Say that what was done so far has returned; ``images`` tries a cut here as well."""
+        self._steps.append(("mark",))
+
+    def written_bytes(self) -> bytes:
+        """Return everything that was written to any file, torn away or not."""
+        return b"".join(step[3] for step in self._steps if step[0] == "write")
+
+    def created_names(self) -> list[str]:
+        """Return every name that was there at some time."""
+        return [step[-1] if step[0] in ("rename", "link") else step[1] for step in self._steps if _names(step)]
 
     @contextlib.contextmanager
     def recording(self, monkeypatch) -> Iterator[None]:
@@ -59,35 +96,30 @@ class RecordedStorage:
         self._steps = []
         self._snapshot()
         with monkeypatch.context() as patch:
-            for name in (
-                "open",
-                "write",
-                "writev",
-                "ftruncate",
-                "fsync",
-                "fdatasync",
-                "rename",
-                "unlink",
-                "link",
-                "mkdir",
-            ):
+            for name in _RECORDED:
                 patch.setattr(os, name, getattr(self, f"_{name}")(getattr(os, name)))
             yield
 
-    def images(self, target: Path) -> Iterator[str]:
+    def images(self, target: Path, *, ways: tuple[str, ...] = WAYS) -> Iterator[str]:
         """Rebuild ``target`` after each step in each way, and yield a name for it."""
         live, durable = self._start.copy(), self._start.copy()
+        self.reached = 0
         for number, step in enumerate(self._steps, start=1):
             torn = live.copy()
             _apply(torn, step, half=True)
-            torn.write_to(target)
-            yield f"written {number}/{len(self._steps)} {step[0]}"
+            if step[0] == "mark":
+                self.reached += 1
             _apply(live, step)
             _sync(durable, live, step)
-            durable.write_to(target)
-            yield f"synced {number}/{len(self._steps)} {step[0]}"
-            State(dict(live.names), set(live.folders), dict(durable.contents)).write_to(target)
-            yield f"named {number}/{len(self._steps)} {step[0]}"
+            found = {
+                "written": torn,
+                "synced": durable,
+                "named": State(live.names, live.folders, durable.contents),
+                "content": State(durable.names, durable.folders, live.contents),
+            }
+            for way in ways:
+                found[way].write_to(target)
+                yield f"{way} {number}/{len(self._steps)} {step[0]}"
 
     def _snapshot(self) -> None:
         self._start, self._inodes = State(), {}
@@ -106,8 +138,15 @@ class RecordedStorage:
             self._inodes[real] = self._next
         return self._inodes[real]
 
-    def _relative(self, path) -> str | None:
+    def _note(self, kind: str, *paths, dir_fd: int | None = None) -> None:
+        names = [self._relative(path, dir_fd) for path in paths]
+        if None not in names:
+            self._steps.append((kind, *names))
+
+    def _relative(self, path, dir_fd: int | None = None) -> str | None:
         absolute = Path(os.fspath(path))
+        if dir_fd is not None and not absolute.is_absolute():
+            absolute = Path(f"/proc/self/fd/{dir_fd}").readlink() / absolute
         return str(absolute.relative_to(self.root)) if absolute.is_relative_to(self.root) else None
 
     def _of(self, descriptor: int) -> tuple[str | None, int]:
@@ -142,6 +181,31 @@ class RecordedStorage:
 
         return call
 
+    def _pwrite(self, real):
+        def call(descriptor, data, offset):
+            done = real(descriptor, data, offset)
+            name, inode = self._of(descriptor)
+            if name is not None:
+                self._steps.append(("write", inode, offset, bytes(memoryview(data).cast("B")[:done])))
+            return done
+
+        return call
+
+    def _pwritev(self, real):
+        def call(descriptor, pieces, offset, flags=0):  # noqa: ARG001  # they say how, not what
+            return os.pwrite(descriptor, b"".join(pieces), offset)
+
+        return call
+
+    def _posix_fallocate(self, real):
+        def call(descriptor, offset, length):
+            real(descriptor, offset, length)
+            name, inode = self._of(descriptor)
+            if name is not None:
+                self._steps.append(("extend", inode, offset + length))
+
+        return call
+
     def _ftruncate(self, real):
         def call(descriptor, size):
             real(descriptor, size)
@@ -166,30 +230,45 @@ class RecordedStorage:
     def _rename(self, real):
         def call(source, target, **options):
             real(source, target, **options)
-            self._steps.append(("rename", self._relative(source), self._relative(target)))
+            self._note("rename", source, target)
 
         return call
+
+    _replace = _rename
 
     def _unlink(self, real):
         def call(path, **options):
             real(path, **options)
-            self._steps.append(("unlink", self._relative(path)))
+            self._note("unlink", path, dir_fd=options.get("dir_fd"))
 
         return call
+
+    _remove = _unlink
 
     def _link(self, real):
         def call(source, target, **options):
             real(source, target, **options)
-            self._steps.append(("link", self._relative(source), self._relative(target)))
+            self._note("link", source, target)
 
         return call
 
     def _mkdir(self, real):
         def call(path, *arguments, **options):
             real(path, *arguments, **options)
-            self._steps.append(("mkdir", self._relative(path)))
+            self._note("mkdir", path)
 
         return call
+
+    def _rmdir(self, real):
+        def call(path, **options):
+            real(path, **options)
+            self._note("rmdir", path, dir_fd=options.get("dir_fd"))
+
+        return call
+
+
+def _names(step) -> bool:
+    return step[0] in ("create", "rename", "link", "mkdir")
 
 
 def _apply(state: State, step, *, half: bool = False) -> None:
@@ -203,6 +282,8 @@ def _apply(state: State, step, *, half: bool = False) -> None:
             state.contents[inode] = old[:offset] + data + old[offset + len(data) :]
         case ("truncate", inode, size):
             state.contents[inode] = state.contents[inode][:size].ljust(size, b"\0")
+        case ("extend", inode, size):
+            state.contents[inode] = state.contents[inode].ljust(size, b"\0")
         case ("rename", source, target):
             state.names[target] = state.names.pop(source)
         case ("link", source, target):
@@ -211,6 +292,8 @@ def _apply(state: State, step, *, half: bool = False) -> None:
             del state.names[name]
         case ("mkdir", name):
             state.folders.add(name)
+        case ("rmdir", name):
+            state.folders.discard(name)
 
 
 def _folder_of(name: str) -> str:
