@@ -37,7 +37,12 @@ from tidegate.vault.format import (
 )
 from tidegate.vault.padding import Padding
 
-BATCH_CHUNKS = 32  # chunks encrypted and written at once: 512 KiB, so that streaming is not a call per 16 KiB
+BATCH_BYTES = 1 << 20  # encrypted and written at once, so that streaming is not a call per 16 KiB
+
+
+def batch_chunks(header: Header) -> int:
+    """Return how many chunks are read or written at once."""
+    return max(1, BATCH_BYTES >> header.chunk_log2)
 
 
 def erase_buffer(buffer: bytearray | memoryview) -> None:
@@ -59,12 +64,13 @@ class ItemWriter:
         self._padding = padding or Padding()
         self._key = ProtectedSecret.random(KEY_BYTES)
         self._cipher = ChunkCipher(self._key, header)
-        self._batch = header.chunk_bytes * BATCH_CHUNKS
-        self._pending = bytearray(self._batch)
+        self._batch = header.chunk_bytes * batch_chunks(header)
+        self._pending = bytearray()  # grows up to a batch; the bytes behind ``filled`` mean nothing
         self._filled = 0
         self._length = 0
         self._index = 0
-        self._output = _Output(path, BATCH_CHUNKS * (header.chunk_bytes + CHUNK_OVERHEAD))
+        self._finished = False
+        self._output = _Output(path)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append ``data``; raise ``vault.item.size``, ``base.storage.*``."""
@@ -75,15 +81,25 @@ class ItemWriter:
         while self._filled + len(rest) > self._batch:  # only behind a full batch comes another one
             if self._filled:
                 taken = self._batch - self._filled
-                self._pending[self._filled :] = rest[:taken]
+                self._keep(rest[:taken])
                 self._emit(memoryview(self._pending), ends=False)
                 self._filled = 0
             else:
                 taken = self._batch
                 self._emit(rest[:taken], ends=False)
             rest = rest[taken:]
-        self._pending[self._filled : self._filled + len(rest)] = rest
-        self._filled += len(rest)
+        self._keep(rest)
+
+    def _keep(self, data: memoryview) -> None:
+        """Take ``data`` for later; a buffer that is too small is wiped when it is replaced."""
+        end = self._filled + len(data)
+        if end > len(self._pending):
+            larger = bytearray(min(self._batch, max(end, 2 * len(self._pending))))
+            larger[: self._filled] = memoryview(self._pending)[: self._filled]
+            erase_buffer(self._pending)
+            self._pending = larger
+        self._pending[self._filled : end] = data
+        self._filled = end
 
     def expect(self, length_bytes: int) -> None:
         """Reserve the storage for a content of so many bytes: a full disk is noticed before anything is written."""
@@ -114,14 +130,14 @@ class ItemWriter:
 
     def abandon(self) -> None:
         """Erase what was written; harmless when repeated and after ``finish``."""
-        if len(self._pending):
+        if not self._finished:
             self._output.abandon()
             self._forget()
 
     def _emit(self, content: memoryview, *, ends: bool) -> None:
         count = max(1, -(-len(content) // self._header.chunk_bytes))
         nonces = os.urandom(NONCE_BYTES * count)
-        target = self._output.next_buffer()
+        target = self._output.next_buffer(len(content) + count * CHUNK_OVERHEAD)
         size = self._cipher.encrypt(
             self._index, content, target, nonces=nonces, sequence=self._header.sequence, ends=ends
         )
@@ -132,17 +148,17 @@ class ItemWriter:
         erase_buffer(self._pending)
         self._pending = bytearray()
         self._key.wipe()
+        self._finished = True
 
 
 class _Output:
     """The descriptor behind a writer, and two buffers of which one is written while the other is filled."""
 
-    def __init__(self, path: Path, buffer_bytes: int) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         with translate_os_errors(path):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        self._buffer_bytes = buffer_bytes
-        self._buffers: list[memoryview] = []
+        self._buffers = [memoryview(b""), memoryview(b"")]
         self._turn = 0
         self._pool: ThreadPoolExecutor | None = None
         self._waiting: Future[None] | None = None
@@ -151,10 +167,10 @@ class _Output:
         with translate_os_errors(self._path), contextlib.suppress(_NotSupported):
             _fallocate(self._descriptor, size)
 
-    def next_buffer(self) -> memoryview:
+    def next_buffer(self, size: int) -> memoryview:
         self._turn ^= 1
-        while len(self._buffers) <= self._turn:
-            self._buffers.append(memoryview(bytearray(self._buffer_bytes)))
+        if len(self._buffers[self._turn]) < size:
+            self._buffers[self._turn] = memoryview(bytearray(size))
         return self._buffers[self._turn]
 
     def submit(self, data: memoryview, offset: int, *, last: bool) -> None:
@@ -244,7 +260,7 @@ class ItemReader:
 
     def iter_content(self) -> Iterator[memoryview]:
         """Yield the whole content in pieces, each authenticated and good until the next one is asked for."""
-        batch = self.header.chunk_bytes * BATCH_CHUNKS
+        batch = self.header.chunk_bytes * batch_chunks(self.header)
         buffer = memoryview(bytearray(min(batch, self.header.chunks * self.header.chunk_bytes)))
         left = self.header.length_bytes
         pieces = self._sealed_batches()
@@ -296,7 +312,8 @@ class ItemReader:
     def _sealed_batches(self) -> _Batches:
         """Yield the file's chunks as they stand there, a batch at a time; the next one is read meanwhile."""
         stride = self.header.chunk_bytes + CHUNK_OVERHEAD
-        step = BATCH_CHUNKS * stride
+        chunks = batch_chunks(self.header)
+        step = chunks * stride
         size = self.header.file_bytes
         offsets = range(BODY_OFFSET, size, step)
         buffers = [memoryview(bytearray(min(step, size - BODY_OFFSET))) for _ in offsets[:2]]
@@ -306,7 +323,7 @@ class ItemReader:
             self._fill(chunk, offsets[number])
             return chunk
 
-        return _Batches(read, len(offsets))
+        return _Batches(read, len(offsets), chunks)
 
     def _fill(self, target: memoryview, offset: int) -> None:
         done = self._read_into(target, offset)
@@ -332,8 +349,9 @@ class ItemReader:
 class _Batches:
     """Runs ``read`` for each number in order, one ahead of who asks."""
 
-    def __init__(self, read: Callable[[int], memoryview], count: int) -> None:
+    def __init__(self, read: Callable[[int], memoryview], count: int, chunks: int) -> None:
         self._read = read
+        self._chunks = chunks
         self._count = count
         self._number = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="vault-reader") if count > 1 else None
@@ -345,7 +363,7 @@ class _Batches:
             self._ahead = None
             if self._pool is not None and self._number + 1 < self._count:
                 self._ahead = self._pool.submit(self._read, self._number + 1)
-            yield self._number * BATCH_CHUNKS, sealed
+            yield self._number * self._chunks, sealed
             self._number += 1
 
     def close(self) -> None:
