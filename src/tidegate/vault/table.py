@@ -56,7 +56,8 @@ from tidegate.vault.manifest import (
 from tidegate.vault.snapshot import SnapshotReader, encode_snapshot
 
 MERGE_BYTES = 4 << 20  # a journal this long, and half as long as the snapshot, is merged into it
-MERGE_KEYS = 8192  # so many changed keys are kept in memory: about 2 MiB
+MERGE_KEYS = 8192  # so many changed keys are kept in memory: about 3 MiB
+CLOSE_KEYS = 1024  # closing merges from so many on: reading them again would make the next opening slow
 MAX_JOURNAL_BYTES = 64 << 20  # longer than any that is written: it would have been merged
 
 
@@ -211,7 +212,7 @@ class Table:
     def merge_if_due(self) -> None:
         """Merge the journal into a new snapshot if it has grown long enough."""
         half = self._manifest.snapshot.length_bytes // 2
-        if self._tail.size > max(MERGE_BYTES, half) or len(self._changed) > max(MERGE_KEYS, self._snapshot.count // 4):
+        if self._tail.size > max(MERGE_BYTES, half) or len(self._changed) > max(MERGE_KEYS, self._snapshot.count // 8):
             self.merge()
 
     def merge(self, *, epoch: int | None = None, record_version: int | None = None) -> None:
@@ -246,7 +247,9 @@ class Table:
 
     def settle(self) -> None:
         """Note durably that the journal ends where it ends: whatever is there afterwards is checked to the byte."""
-        if not self._manifest.clean:
+        if len(self._changed) > max(CLOSE_KEYS, self._snapshot.count // 32):
+            self.merge()
+        elif not self._manifest.clean:
             self._write_manifest(
                 replace(self._manifest, clean=True, journal_bytes=self._tail.size, journal_tag=self._tail.tag)
             )
