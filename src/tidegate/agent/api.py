@@ -1,7 +1,6 @@
-"""The local API: one JSON object a line over a Unix socket, for root only.
+"""Local APIs: one JSON object a line over a Unix socket, for whom the kernel says is at the other end.
 
-Touches: the socket in the run folder. Sizes and times are bounded; the peer's user is asked from the kernel.
-docs/agent.md names every operation.
+Touches: sockets in the run folder. Sizes, times and connections are bounded. docs/agent.md names every operation.
 """
 
 from __future__ import annotations
@@ -11,10 +10,12 @@ import contextlib
 import json
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from tidegate.agent.errors import AgentAbsent, RequestDenied, RequestMalformed
+from tidegate.agent.errors import AgentAbsent, RequestDenied, RequestMalformed, TooManyConnections
 from tidegate.base.errors import TidegateError
 
 MAX_REQUEST_BYTES = 131_072  # a signed policy in base64 has 82 KiB
@@ -22,46 +23,119 @@ REQUEST_TIMEOUT_S = 600.0  # an update of the largest image from slow storage
 _UCRED = struct.Struct("3i")
 
 Handler = Callable[[dict[str, object]], Awaitable[dict[str, object]]]
+LineHandler = Callable[[bytes, int], Awaitable[bytes]]
+
+
+def require_root(user: int) -> None:
+    """Return if ``user`` is root; raise ``agent.request.denied``."""
+    if user != 0:
+        raise RequestDenied(f"user {user} may not ask the agent", user=user)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """Who is served at a socket, and what he may cost. ``admit`` raises for users who are not served at all.
+
+    ``timeout_s`` is for one request, from the end of the one before it; ``requests`` for one connection.
+    """
+
+    admit: Callable[[int], None] = require_root
+    mode: int = 0o600
+    request_bytes: int = MAX_REQUEST_BYTES
+    timeout_s: float = REQUEST_TIMEOUT_S
+    requests: int = 1
+    connections: int = 256
+    connections_of_user: int = 256
 
 
 async def serve(path: Path, handle: Handler) -> asyncio.Server:
     """Answer requests at ``path``, which only root can reach; ``handle`` gets a parsed request."""
 
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(line: bytes, _: int) -> bytes:
         try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                answer = await _answer(reader, writer, handle)
-                writer.write(json.dumps(answer).encode() + b"\n")
-                await writer.drain()
+            request = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise RequestMalformed("the request is no JSON object on one line") from error
+        if not isinstance(request, dict) or not isinstance(request.get("op"), str):
+            raise RequestMalformed("the request is no JSON object with an `op`")
+        return json.dumps(await handle(request)).encode()
+
+    return await serve_lines(path, answer, Service())
+
+
+async def serve_lines(path: Path, answer: LineHandler, service: Service) -> asyncio.Server:
+    """Answer lines at ``path`` by lines of JSON; ``answer`` gets a line and the user whom the kernel names.
+
+    What it raises of ``TidegateError`` is told the peer, as ``{"error": ...}``.
+    """
+    connected: Counter[int] = Counter()
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        user = _user_of(writer.get_extra_info("socket"))
+        try:
+            with _admitted(service, connected, user):
+                for number in range(service.requests):
+                    async with asyncio.timeout(service.timeout_s):
+                        line = await _next_line(reader)
+                        if not line and number:
+                            return
+                        await _tell(writer, await _answered(answer, line, user))
+        except TidegateError as error:  # who is not admitted, or sends what is no line: told once, then let go
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                async with asyncio.timeout(service.timeout_s):
+                    await _tell(writer, _describe(error))
         except (TimeoutError, ConnectionError):
             pass  # the peer went away or never spoke: nobody is left to tell
         finally:
             writer.close()
 
     path.unlink(missing_ok=True)
-    server = await asyncio.start_unix_server(converse, path, limit=MAX_REQUEST_BYTES)
-    path.chmod(0o600)
+    server = await asyncio.start_unix_server(converse, path, limit=service.request_bytes)
+    path.chmod(service.mode)
     return server
 
 
-async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handle: Handler) -> dict[str, object]:
+@contextlib.contextmanager
+def _admitted(service: Service, connected: Counter[int], user: int) -> Iterator[None]:
+    """Count the user's connection for as long as it lasts; who is not served at all takes nobody's place."""
+    service.admit(user)
+    if connected.total() >= service.connections or connected[user] >= service.connections_of_user:
+        raise TooManyConnections(f"user {user} finds as many connections as there may be", user=user)
+    connected[user] += 1
     try:
-        _require_root(writer.get_extra_info("socket"))
-        try:
-            request = json.loads(await reader.readline())
-        except (ValueError, RecursionError) as error:
-            raise RequestMalformed("the request is no JSON object on one line") from error
-        if not isinstance(request, dict) or not isinstance(request.get("op"), str):
-            raise RequestMalformed("the request is no JSON object with an `op`")
-        return await handle(request)
+        yield
+    finally:
+        connected[user] -= 1
+        if not connected[user]:
+            del connected[user]
+
+
+async def _next_line(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.readline()
+    except ValueError as error:
+        raise RequestMalformed("the request is longer than a line may be") from error
+
+
+async def _answered(answer: LineHandler, line: bytes, user: int) -> bytes:
+    try:
+        return await answer(line, user)
     except TidegateError as error:
-        return {"error": error.describe()}
+        return _describe(error)
 
 
-def _require_root(peer: socket.socket) -> None:
-    _, user, _ = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    if user != 0:
-        raise RequestDenied(f"user {user} may not ask the agent", user=user)
+async def _tell(writer: asyncio.StreamWriter, said: bytes) -> None:
+    writer.write(said + b"\n")
+    await writer.drain()
+
+
+def _describe(error: TidegateError) -> bytes:
+    return json.dumps({"error": error.describe()}).encode()
+
+
+def _user_of(peer: socket.socket) -> int:
+    user: int = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1]
+    return user
 
 
 def ask_agent(path: Path, request: dict[str, object], *, timeout_s: float = REQUEST_TIMEOUT_S) -> dict[str, object]:

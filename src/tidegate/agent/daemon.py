@@ -11,6 +11,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tidegate.agent.api import serve
 from tidegate.agent.bootreport import plan_boot_events
@@ -34,6 +35,10 @@ from tidegate.firewall.nft import Nft
 from tidegate.firewall.section import FirewallSection
 from tidegate.firewall.statefolder import load_lockdown
 from tidegate.update.section import UpdateSection
+from tidegate.vault.section import Trigger, VaultSection
+
+if TYPE_CHECKING:
+    from tidegate.agent.vaulting import Vaulting
 
 HOUSEKEEPING_S = 0.5
 CHECKPOINT_EVERY_S = 10.0
@@ -67,14 +72,19 @@ class Agent:
             "unban": self._unban,
             "install-update": self._install_update,
             "checkpoint": self._checkpoint,
+            "vault-lock": self._lock_vault,
+            "vault-unlock": self._unlock_vault,
+            "vault-erase": self._erase_vault,
         }
+        self._vaulting: Vaulting | None = None
+        self._vault_task: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
         """Serve until asked to stop; return 0."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        keys = self._home.open_keys()
+        keys = self._keys = self._home.open_keys()
         self._nft = Nft.open(lean=True)  # bans have their own way; the rest is seldom
         with self._home.open_events(keys, self._clock, self._entropy) as self._events:
             self._report_boot()
@@ -89,6 +99,7 @@ class Agent:
                 self._clock,
                 section=self._firewall_section,
                 state_dir=self._home.firewall_state,
+                tampered=self._tampered,
             )
             self._sensing = Sensing(
                 self._events,
@@ -97,7 +108,9 @@ class Agent:
                 self._clock,
                 interface=self._options.interface,
                 lock_down=self._respond_by_lockdown,
+                tampered=self._tampered,
             )
+            self._follow_vault()
             server = await serve(self._home.run / SOCKET, self._handle)
             tasks = [
                 asyncio.create_task(self._guarded("sensor", self._sensing.run_sensor())),
@@ -113,6 +126,8 @@ class Agent:
             self._started = True
             await self._stop.wait()
             server.close()
+            if self._vault_task is not None:
+                tasks.append(self._vault_task)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -185,6 +200,26 @@ class Agent:
     def _policy_changed(self) -> None:
         self._guarding.policy_changed()
         self._sensing.policy_changed()
+        self._follow_vault()
+
+    def _follow_vault(self) -> None:
+        """Have the vault's part follow the policy; it is loaded where there is something for it to do."""
+        marks = self._home.vault_marks
+        if self._vaulting is not None:
+            self._vaulting.policy_changed()
+        elif self._vault_section() is not None or any(mark.exists() for mark in marks):
+            from tidegate.agent.vaulting import Vaulting
+
+            self._vaulting = Vaulting(self._home, self._keys, self._events, self._clock, section=self._vault_section)
+            self._vault_task = asyncio.create_task(self._guarded("vault", self._vaulting.run()))
+
+    def _vault_section(self) -> VaultSection | None:
+        policy = self._policies.policy
+        return policy.vault if policy is not None else None
+
+    def _tampered(self, reason: str) -> None:
+        if self._vaulting is not None:
+            self._vaulting.notice(Trigger.TAMPER, reason)
 
     # -- local API ----------------------------------------------------------------------------------------------------
 
@@ -213,6 +248,7 @@ class Agent:
             "sensor": self._sensing.state(),
             "firewall": self._guarding.state(),
             "lockdown": load_lockdown(self._home.firewall_state) is not None,
+            "vault": None if self._vaulting is None else self._vaulting.state(),
             "ready": self._started and self._policies.policy is not None,
         }
 
@@ -287,6 +323,22 @@ class Agent:
             catalogue.update_progress(version=version, step=f"written to slot {installed.slot} and verified"),
         )
         return {"slot": installed.slot, "version": version, "resumed_at": installed.resumed_at}
+
+    async def _lock_vault(self, request: dict[str, object]) -> dict[str, object]:
+        return await self._require_vaulting().lock(_text_field(request, "reason"))
+
+    async def _unlock_vault(self, _: dict[str, object]) -> dict[str, object]:
+        return self._require_vaulting().unlock()
+
+    async def _erase_vault(self, request: dict[str, object]) -> dict[str, object]:
+        return await self._require_vaulting().erase(_text_field(request, "reason"))
+
+    def _require_vaulting(self) -> Vaulting:
+        if self._vaulting is None:
+            from tidegate.agent.vault_errors import VaultUnused
+
+            raise VaultUnused("the policy in force says nothing of the vault")
+        return self._vaulting
 
     async def _checkpoint(self, _: dict[str, object]) -> dict[str, object]:
         self._events.checkpoint()

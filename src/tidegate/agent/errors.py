@@ -18,6 +18,11 @@ class RequestDenied(Rejected):
     advice = "Only root may ask the agent for this; run the command as root."
 
 
+class TooManyConnections(Fault):
+    code = "agent.connections"
+    advice = "Close connections that are not used, then try again."
+
+
 class NothingPending(Misuse):
     code = "agent.policy.nothing-pending"
     advice = "No policy waits for a confirmation: it was confirmed or rolled back before."

@@ -55,7 +55,9 @@ class Guarding:
         *,
         section: Callable[[], FirewallSection | None],
         state_dir: Path,
+        tampered: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._tampered = tampered
         self._events, self._bans, self._nft, self._clock = events, bans, nft, clock
         self._section, self._state_dir = section, state_dir
         self._changed = {name: asyncio.Event() for name in ("inspector", "resolver of names", "bans")}
@@ -301,6 +303,7 @@ class Guarding:
                     restored=restored,
                 ),
             )
+            self._tampered(f"the firewall was changed: {tampering.what}")
 
     def _restore(self) -> bool:
         from tidegate.firewall.watch import undo

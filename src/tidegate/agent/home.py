@@ -20,6 +20,7 @@ from tidegate.keys.store import KeyStore
 from tidegate.keys.uri import open_store, parse_key_uri
 
 SOCKET = "agent.sock"
+VAULT_SOCKET = "vault.sock"
 _FLOOR = re.compile(rb"([0-9]{1,10}) ([0-9a-f]{64})\n")
 
 
@@ -60,6 +61,16 @@ class DeviceHome:
     def vault(self) -> Path:
         """Return the vault's folder."""
         return self.folder / "vault"
+
+    @property
+    def vault_marks(self) -> tuple[Path, Path]:
+        """Return the notes that the vault is locked, and that it is being erased: a power cut lifts neither."""
+        return self.folder / "vault-locked", self.folder / "vault-erasing"
+
+    @property
+    def erase_receipt(self) -> Path:
+        """Return where the receipt of the vault's erasure is kept."""
+        return self.folder / "erase-receipt.cose"
 
     @property
     def boot_log(self) -> BootLog:

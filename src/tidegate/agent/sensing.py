@@ -58,8 +58,9 @@ class Sensing:
         *,
         interface: str | None,
         lock_down: Callable[[str, float], None],
+        tampered: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._lock_down = lock_down
+        self._lock_down, self._tampered = lock_down, tampered
         self._events, self._bans, self._policy, self._clock = events, bans, policy, clock
         self._interface = interface
         self._changed = asyncio.Event()
@@ -142,6 +143,7 @@ class Sensing:
                 if watcher is not None:
                     for change in watcher.wait(0):
                         report(self._events, catalogue.file_changed(path=change.path, change=_CHANGES[change.kind]))
+                        self._tampered(f"a watched file changed: {change.path}")
                 await asyncio.sleep(WATCH_LOOK_S)
         finally:
             if watcher is not None:

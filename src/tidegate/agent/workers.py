@@ -22,8 +22,10 @@ Handle = Callable[[Mapping[str, object]], None]
 class Worker:
     """Runs ``python -m MODULE ARGUMENTS...`` once, from its start to its end."""
 
-    def __init__(self, title: str, module: str, arguments: Sequence[str] = ()) -> None:
+    def __init__(self, title: str, module: str, arguments: Sequence[str] = (), *, grace_s: float = 0.0) -> None:
+        """``grace_s``: how long it may take to end by itself when it is asked to, before it is killed."""
         self.title = title
+        self._grace_s = grace_s
         self.is_ready = False
         self.pid: int | None = None
         self.skipped = 0
@@ -63,7 +65,7 @@ class Worker:
             raise WorkerEnded(f"{self.title} ended", worker=self.title)
         finally:
             self.is_ready, self.pid = False, None
-            ending = asyncio.create_task(_end(process))
+            ending = asyncio.create_task(_end(process, self._grace_s))
             try:
                 await asyncio.shield(ending)
             except asyncio.CancelledError:  # asked to stop within these milliseconds: no orphan all the same
@@ -96,13 +98,24 @@ async def _read_line(stream: asyncio.StreamReader) -> bytes | None:
         return None if skipped else line
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: asyncio.subprocess.Process, grace_s: float) -> None:
+    if process.returncode is None and grace_s:
+        process.terminate()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await _drain(process)
+                await process.wait()
     if process.returncode is None:
         process.kill()  # it has nothing to save, and it may hang
-    while process.stdout is not None and await process.stdout.read(MAX_LINE_BYTES):
-        pass  # what it still said: its pipe is given back only at the end
+    await _drain(process)
     await process.wait()
     if process.stdin is not None:
         process.stdin.close()
         with contextlib.suppress(OSError):  # nobody reads it any more
             await process.stdin.wait_closed()
+
+
+async def _drain(process: asyncio.subprocess.Process) -> None:
+    """Read what it still says: its pipe is given back only at the end."""
+    while process.stdout is not None and await process.stdout.read(MAX_LINE_BYTES):
+        pass

@@ -26,6 +26,7 @@ def build(parser: argparse.ArgumentParser) -> None:
         ("confirm", "confirm the policy that was applied; without it the one before comes back by itself"),
         ("rollback", "put the policy before the candidate in force at once"),
         ("checkpoint", "sign the events up to now"),
+        ("vault-unlock", "let applications have the vault again after a lock"),
     ):
         verb = _asking(verbs, name, purpose)
         verb.set_defaults(run=ask_plain)
@@ -36,6 +37,13 @@ def build(parser: argparse.ArgumentParser) -> None:
     ban.add_argument("address")
     ban.add_argument("--for", dest="seconds", type=int, default=600, help="seconds (default 600)")
     ban.set_defaults(run=ban_address)
+    lock = _asking(verbs, "vault-lock", "lock encrypted directories and take the vault's keys out of memory")
+    lock.add_argument("--reason", default="operator", help="for the event log")
+    lock.set_defaults(run=lock_vault)
+    erase = _asking(verbs, "vault-erase", "destroy the vault's keys and files for ever, if the policy allows it")
+    erase.add_argument("--reason", required=True, help="for the receipt and the event log")
+    erase.add_argument("--for-ever", action="store_true", required=True, help="say that this cannot be undone")
+    erase.set_defaults(run=lock_vault)
     unban = _asking(verbs, "unban", "lift a ban")
     unban.add_argument("address")
     unban.set_defaults(run=ban_address)
@@ -90,6 +98,11 @@ def ban_address(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.verb == "ban":
         request["seconds"] = arguments.seconds
     return _show(ask(arguments.run_folder, request), output)
+
+
+def lock_vault(arguments: argparse.Namespace, output: Output) -> int:
+    """Have the vault locked or erased."""
+    return _show(ask(arguments.run_folder, {"op": arguments.verb, "reason": arguments.reason}), output)
 
 
 def _asking(

@@ -20,6 +20,7 @@ _FILE_REGULAR = 1
 _ACTOR: dict[str, Json] = {"app_name": "tidegate"}
 _FILE_ACTIVITIES = {"created": 1, "modified": 3, "deleted": 4, "renamed": 5, "permissions": 7}
 _MAX_LISTED, _MAX_ADDRESS = 128, 39  # addresses of one name: 64 of each family; characters of the longest
+_MAX_NAMED = 8  # short texts of one event
 _MAX_TEXT = 1024  # characters of a text that came from outside; the line's own limit is 16 KiB
 
 
@@ -304,14 +305,39 @@ def policy_rolled_back(*, version: int, reason: str) -> Event:
 # -- vault and keys ---------------------------------------------------------------------------------------------------
 
 
-def vault_opened(*, vault: str, user: str) -> Event:
-    """``user`` unlocked the vault called ``vault``."""
-    return _vault("vault.opened", vault, user, None)
+def vault_opened(*, vault: str, user: str, warnings: Sequence[str] = ()) -> Event:
+    """``user`` unlocked the vault called ``vault``; ``warnings`` are of how this machine keeps secrets in RAM."""
+    return _vault("vault.opened", vault, user, None, warnings)
 
 
 def vault_refused(*, vault: str, user: str, error: TidegateError) -> Event:
-    """The vault did not open, or something in it was not authentic."""
+    """The vault did not open, somebody may not have what he asked for, or something in it was not authentic."""
     return _vault("vault.refused", vault, user, error)
+
+
+def vault_locked(*, on: bool, trigger: str, reason: str, failed: Sequence[str] = ()) -> Event:
+    """Directories were locked and keys wiped (``on``), or applications may have the vault again.
+
+    ``failed`` names directories that are not locked as they should be.
+    """
+    left = f"; not locked: {len(failed)}" if failed else ""
+    return _device_state(
+        "vault.locked",
+        Severity.HIGH if on else Severity.MEDIUM,
+        f"vault {'locked' if on else 'free again'} ({trigger}): {_clip(reason)}{left}",
+        failed=bool(failed),
+        data={"on": on, "trigger": trigger, "failed": [_clip(one[:256]) for one in failed[:_MAX_NAMED]]},
+    )
+
+
+def vault_erased(*, vault: str, trigger: str, reason: str, files: int, receipt: str) -> Event:
+    """The vault's keys were destroyed and its files erased; ``receipt`` is the hash (hexadecimal) of the receipt."""
+    return _device_state(
+        "vault.erased",
+        Severity.CRITICAL,
+        f"vault {vault} erased for ever ({trigger}): {_clip(reason)}",
+        data={"vault": vault, "trigger": trigger, "files": files, "receipt": receipt},
+    )
 
 
 def key_operation(*, operation: str, key: str, provider: str, error: TidegateError | None = None) -> Event:
@@ -521,7 +547,8 @@ def _certificate(  # one shape for both ends of an enrolment
     )
 
 
-def _vault(kind: str, vault: str, user: str, error: TidegateError | None) -> Event:
+def _vault(kind: str, vault: str, user: str, error: TidegateError | None, warnings: Sequence[str] = ()) -> Event:
+    warned: dict[str, Json] = {"warnings": [_clip(one[:256]) for one in warnings[:_MAX_NAMED]]} if warnings else {}
     said = "opened by" if error is None else "refused to"
     return Event(
         kind=kind,
@@ -532,7 +559,7 @@ def _vault(kind: str, vault: str, user: str, error: TidegateError | None) -> Eve
         outcome=Outcome.SUCCESS if error is None else Outcome.FAILURE,
         code=None if error is None else error.code,
         attributes={"user": {"name": user}, "privileges": [f"vault:{vault}"]},
-        data={} if error is None else _error_data(error),
+        data=warned if error is None else _error_data(error),
     )
 
 
