@@ -1,35 +1,35 @@
-"""Keep a record encrypted at rest, read it back, see tampering refused.
+"""Keep a record at rest, change it in place, keep small things beside it, see tampering refused.
 
 Run: python examples/vault.py
 """
 
-import secrets
 import tempfile
 from pathlib import Path
 
 from tidegate.base.errors import Rejected
-from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
-from tidegate.keys.store import KeyPurpose, KeySpec
+from tidegate.crypto.aead import Secret
 from tidegate.vault.store import Vault
-from tidegate.vault.unlockers import KeyStoreUnlocker
+from tidegate.vault.unlockers import PassphraseUnlocker
 
-with tempfile.TemporaryDirectory() as folder:
-    base = Path(folder)
-    (base / "device-secret").touch(mode=0o600)
-    (base / "device-secret").write_bytes(secrets.token_bytes(32))
-    store = SoftwareKeyStore.create(base / "keys", DeviceSecretUnlock(base / "device-secret"))
-    store.generate("vault", KeySpec(purpose=KeyPurpose.SEAL))
+unlocker = PassphraseUnlocker(Secret(b"correct horse battery staple"))  # on a device: KeyStoreUnlocker
 
-    with Vault.create(base / "vault", KeyStoreUnlocker(store, "vault")) as vault:
+with tempfile.TemporaryDirectory() as base:
+    folder = Path(base) / "vault"
+    with Vault.create(folder, unlocker) as vault:
         vault.write("patients/4711", b"blood group AB")
+        with vault.open_file("patients/4711", "a") as item:
+            item.write(b", penicillin allergy")
         print("read back:", vault.read("patients/4711").decode())
+        with vault.records("sessions").transaction() as change:  # both or none, whenever the power goes
+            change["17"] = b"jane"
+            change["18"] = b"john"
 
-    (item,) = (base / "vault" / "items").iterdir()
-    print("on the storage:", b"blood" in item.read_bytes())
-    raw = bytearray(item.read_bytes())
+    (path,) = (folder / "items").iterdir()
+    raw = bytearray(path.read_bytes())
+    print("on the storage:", b"blood" in raw)
     raw[-1] ^= 1
-    item.write_bytes(raw)
-    with Vault.open(base / "vault", KeyStoreUnlocker(store, "vault")) as vault:
+    path.write_bytes(raw)
+    with Vault.open(folder, unlocker) as vault:
         try:
             vault.read("patients/4711")
         except Rejected as error:

@@ -38,6 +38,7 @@ def open_database(vault: Vault, path: Path | str, *, key_name: str | None = None
     try:
         name = key_name or f"database/{path.name}"
         with vault.application_key(name, size_bytes=KEY_BYTES, create=create) as key:
+            connection.execute("PRAGMA cipher_log_level = NONE")  # it would write to standard error
             # SQLCipher takes a raw key as text alone; Python keeps that text until it reuses the memory
             connection.execute(f"PRAGMA key = \"x'{bytes(key.view()).hex()}'\"")
         connection.execute("PRAGMA cipher_memory_security = ON")
