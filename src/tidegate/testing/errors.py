@@ -44,3 +44,8 @@ class PowerCut(BaseException):
 class SwTpmFailed(Fault):
     code = "testing.swtpm.failed"
     advice = "Read the program's log in the message; the Debian package swtpm has the TPM that tests use."
+
+
+class CutDiskFailed(Fault):
+    code = "testing.cutdisk.failed"
+    advice = "A recorded disk needs root, /dev/fuse and loop devices."
