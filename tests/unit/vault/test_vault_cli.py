@@ -74,6 +74,7 @@ def test_put_from_standard_input(vault, key, monkeypatch, capfdbinary):
 def test_list_and_delete(vault, key, capsys):
     assert main(["vault", "ls", vault, "--json", "--key", key]) == 0
     listed = json.loads(capsys.readouterr().out)["items"]
+    assert listed[0].pop("modified") > 1_700_000_000
     assert listed == [{"name": "patients/17", "size": len(CONTENT), "generation": 1}]
     assert main(["vault", "rm", vault, "patients/17", "--key", key]) == 0
     assert main(["vault", "rm", vault, "patients/17", "--key", key]) == 4
