@@ -10,6 +10,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from tidegate.demo.witness import EventReader, kind_of
 from tidegate.events.segments import events_path, list_segments, verify_folder
 from tidegate.keys.errors import UnlockRefused
 from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
+from tidegate.keys.store import KeyPurpose, KeySpec
+from tidegate.vault.erase import erase_vault, verify_receipt
 from tidegate.vault.store import Vault
 from tidegate.vault.unlockers import KeyStoreUnlocker
 
@@ -49,6 +52,18 @@ def tell_vault(report: Report, board: Board) -> None:
         step.evidence.append(f"searched {len(raw):,} bytes for {len(pieces)} pieces of {PIECE_BYTES} bytes each: none")
     with report.step("a thief with the storage but another ROM does not open it") as step:
         step.evidence.append(_stolen(board))
+    with report.step("an older copy of the record's file put back is refused") as step:
+        step.evidence.append(_put_back(board, record))
+    with report.step("an escrow key is added, the vault gets new keys, and the offline half opens it") as step:
+        private, public = (board.storage.folder.with_name(name) for name in ("escrow.private", "escrow.public"))
+        _vault(board, ["escrow-key", str(private), str(public)], opened=False)
+        _vault(board, ["unlockers", "add", "--new-escrow-key", str(public), "--label", "safe"])
+        rekeyed = json.loads(_vault(board, ["rekey", "--json"]))
+        step.evidence.append(f"epoch {rekeyed['epoch']}, {rekeyed['items']} headers written anew, no content")
+        escrowed = _vault(board, ["get", RECORD_NAME, "--escrow-key", str(private)], opened=False)
+        require(escrowed == record, "the escrow key does not give the record")
+    with report.step("a vault that is retired is erased, its key first, with a signed receipt") as step:
+        step.evidence += _retire(board, record)
 
 
 def tell_evidence(report: Report, board: Board, reader: EventReader, event_key: PublicKey, work: Path) -> None:
@@ -82,14 +97,67 @@ def tell_evidence(report: Report, board: Board, reader: EventReader, event_key: 
                 require(condition=False, complaint="the tampered log verifies")
 
 
-def _vault(board: Board, words: list[str], data: bytes = b"") -> bytes:
-    """Run ``tidegate vault`` on the device as an application would; return what it writes."""
-    home = board.home
-    key = f"file:{home.folder / 'keys'}?key=vault&device-secret={board.storage.rom / 'device-secret'}"
-    command = [sys.executable, "-m", "tidegate.cli.main", "vault", words[0], str(home.vault), *words[1:], "--key", key]
+def _vault(board: Board, words: list[str], data: bytes = b"", *, opened: bool = True) -> bytes:
+    """Run ``tidegate vault`` on the device as an application would; return what it writes.
+
+    The device's own key opens the vault unless ``opened`` is off; then ``words`` say what does, or nothing has to.
+    """
+    folder = [] if words[0] == "escrow-key" else [str(board.home.vault)]
+    verb = words[:2] if words[0] == "unlockers" else words[:1]
+    key = ["--key", _key(board, "vault")] if opened else []
+    command = [sys.executable, "-m", "tidegate.cli.main", "vault", *verb, *folder, *words[len(verb) :], *key]
     done = subprocess.run(board.inside(command), input=data, capture_output=True, check=False)
     require(done.returncode == 0, f"tidegate vault {words[0]}: {done.stderr.decode(errors='replace').strip()}")
     return done.stdout
+
+
+def _key(board: Board, name: str) -> str:
+    return f"file:{board.home.folder / 'keys'}?key={name}&device-secret={board.storage.rom / 'device-secret'}"
+
+
+def _put_back(board: Board, record: bytes) -> str:
+    """Replace the record, put the older file in the place of the newer one, and return the refusal."""
+    items = board.data() / "vault" / "items"
+    (old,) = items.iterdir()
+    kept = old.read_bytes()
+    _vault(board, ["put", RECORD_NAME, "-"], b"newer: " + record)
+    (new,) = items.iterdir()
+    newer = new.read_bytes()
+    new.write_bytes(kept)
+    keys = SoftwareKeyStore(board.data() / "keys", DeviceSecretUnlock(board.storage.rom / "device-secret"))
+    try:
+        with Vault.open(board.data() / "vault", KeyStoreUnlocker(keys, "vault")) as vault:
+            vault.read(RECORD_NAME)
+    except Rejected as error:
+        new.write_bytes(newer)
+        _vault(board, ["put", RECORD_NAME, "-"], record)
+        return f"{error.message} [{error.code}]"
+    require(condition=False, complaint="the older record was accepted")
+    return ""
+
+
+def _retire(board: Board, record: bytes) -> list[str]:
+    """Make a vault beside the device's, erase it, and show that a copy from before opens no more."""
+    folder, copy = board.data() / "retired", board.storage.folder.with_name("retired-copy")
+    keys = SoftwareKeyStore(board.data() / "keys", DeviceSecretUnlock(board.storage.rom / "device-secret"))
+    keys.generate("retired", KeySpec(purpose=KeyPurpose.SEAL))
+    with Vault.create(folder, KeyStoreUnlocker(keys, "retired")) as vault:
+        vault.write(RECORD_NAME, record)
+    shutil.copytree(folder, copy)
+    receipt = erase_vault(
+        folder, {"retired": keys}, reason="end of life", signer=keys.signer("events"), now_s=time.time()
+    )
+    trust = TrustPolicy(keys=(keys.public_key("events"),), threshold=1, required_classes=frozenset())
+    document = verify_receipt(receipt.signed or b"", trust)
+    try:
+        Vault.open(copy, KeyStoreUnlocker(keys, "retired")).close()
+    except Rejected as error:
+        return [
+            f"receipt of {document['files_erased']} files, signed by key {keys.public_key('events').key_id}",
+            f"the copy made before: {error.message} [{error.code}]",
+        ]
+    require(condition=False, complaint="a copy of the erased vault opened")
+    return []
 
 
 def _stolen(board: Board) -> str:
