@@ -9,6 +9,7 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tidegate.agent.reporting import report
 from tidegate.base.blockdev import FileBlockDevice
@@ -19,16 +20,20 @@ from tidegate.boot.slots import SlotState
 from tidegate.boot.storage import JOURNAL_OFFSET, DeviceStorage
 from tidegate.events import catalogue
 from tidegate.events.spool import EventLog
-from tidegate.image.manifest import Version
-from tidegate.image.verify import AcceptanceRule
 from tidegate.update.errors import UpdateBusy
-from tidegate.update.installer import Installed, Observer, Target, install_bundle
-from tidegate.update.journal import UpdateJournal
+
+if TYPE_CHECKING:  # at run time where an update is written: seldom, and not in every agent's memory until then
+    from tidegate.update.installer import Installed, Observer, Target
 
 
 @contextmanager
 def opened_target(storage: DeviceStorage) -> Iterator[tuple[Target, RecordBootControl]]:
     """Open a device's storage for an update; raise ``update.busy`` while another one is being written."""
+    from tidegate.image.manifest import Version
+    from tidegate.image.verify import AcceptanceRule
+    from tidegate.update.installer import Target
+    from tidegate.update.journal import UpdateJournal
+
     with storage.opened(writable=True) as parts, _locked(storage.data_path):
         control = RecordBootControl(parts.state)
         state, rule = control.state(), storage.maker_rule()
@@ -52,6 +57,8 @@ def install_update(
 
     Raises what ``install_bundle`` raises; the running system is untouched then.
     """
+    from tidegate.update.installer import install_bundle
+
     try:
         with opened_target(storage) as (target, control), FileBlockDevice(bundle) as source:
             installed = install_bundle(source, target, observe)

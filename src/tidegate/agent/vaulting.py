@@ -217,6 +217,10 @@ class Vaulting:
         except TidegateError as error:
             self._failure, self._failed_at_s = error, self._clock.monotonic_s()
             report(self._events, catalogue.agent_failed(part="erasure of the vault", error=error))
+            if self._has_vault():
+                return  # tried again; the mark keeps the vault closed until then
+            self._erasing = None  # its record is gone, by an erasure that the power ended before its receipt
+            _remove_mark(self._erasing_path)
             return
         report(self._events, event)
         _remove_mark(self._erasing_path)

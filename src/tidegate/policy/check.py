@@ -13,7 +13,6 @@ from tidegate.firewall.model import Ruleset, plan_ruleset
 from tidegate.firewall.section import FirewallSection
 from tidegate.ids.section import plan_sensor
 from tidegate.policy.document import Policy, parse_policy
-from tidegate.policy.places import find_subjects, with_lines
 from tidegate.vault.section import verify_section
 
 
@@ -23,6 +22,8 @@ def read_ruleset(text: str, name: str) -> tuple[Policy, Ruleset]:
     Without a section, the ruleset is that of the empty one, whose check says what is missing. Raises ``policy.*``,
     ``firewall.policy.*`` with the field ``line``; ``name`` is the file's, for messages.
     """
+    from tidegate.policy.places import with_lines  # a device never reads a text
+
     policy = parse_policy(text, name=name)
     with with_lines(text, name=name):
         return policy, plan_ruleset(policy.firewall or FirewallSection())
@@ -34,6 +35,8 @@ def check_text(text: str, name: str) -> tuple[Policy, list[tuple[int, Finding]]]
     Every room has planned its section: raises what ``read_ruleset`` raises, ``ids.*`` and ``vault.policy.*``, with the
     field ``line``. Findings that are errors are for the caller to refuse. Users that this machine lacks are warned of.
     """
+    from tidegate.policy.places import find_subjects, with_lines
+
     policy, ruleset = read_ruleset(text, name)
     with with_lines(text, name=name):
         if policy.ids is not None:

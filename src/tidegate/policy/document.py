@@ -16,12 +16,13 @@ from msgspec import Meta, Struct
 from tidegate.firewall.section import FirewallSection
 from tidegate.ids.section import IdsSection, WatchSection
 from tidegate.policy.errors import PolicySyntax, PolicyUnknownKey, PolicyValue, PolicyWrongDevice
-from tidegate.policy.lines import KeyLines
 from tidegate.update.section import UpdateSection
 from tidegate.vault.section import VaultSection
 
 if TYPE_CHECKING:
     from msgspec import inspect
+
+    from tidegate.policy.lines import KeyLines
 
 MAX_POLICY_BYTES = 262_144  # 10,000 peers in one list leave room
 MAX_NAMED_KEYS = 20  # unknown keys in one message: more than a person corrects in one go
@@ -82,6 +83,8 @@ def parse_policy(text: str, *, name: str = "policy") -> Policy:
     """
 
     from msgspec import inspect
+
+    from tidegate.policy.lines import KeyLines
 
     document = _load_toml(text, name)
     lines = KeyLines(text)
