@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 
 from tidegate.crypto.aead import Secret
 from tidegate.crypto.errors import KemRefused
+from tidegate.crypto.memory import ProtectedSecret, take_bytes
 
 SEED_BYTES = 32
 _MLKEM_PUBLIC_BYTES = 1184
@@ -40,15 +41,16 @@ def kem_wrap(public: bytes, secret: Secret, info: bytes) -> bytes:
         raise KemRefused("the recipient's public key is no key") from error
 
 
-def kem_unwrap(seed: Secret, wrapped: bytes, info: bytes) -> Secret:
+def kem_unwrap(seed: Secret, wrapped: bytes, info: bytes) -> ProtectedSecret:
     """Return what was wrapped for ``seed``'s public half with this ``info``, or raise ``crypto.kem.refused``."""
     mlkem, x25519 = _expand(seed)
     try:
-        return Secret(_SUITE.decrypt(wrapped, hpke.MLKEM768X25519PrivateKey(mlkem, x25519), info))
+        return take_bytes(_SUITE.decrypt(wrapped, hpke.MLKEM768X25519PrivateKey(mlkem, x25519), info))
     except (InvalidTag, ValueError) as error:
         raise KemRefused("the key is not wrapped for this recipient") from error
 
 
 def _expand(seed: Secret) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
-    expanded = hashlib.shake_256(seed.view()).digest(96)
-    return MLKEM768PrivateKey.from_seed_bytes(expanded[:64]), X25519PrivateKey.from_private_bytes(expanded[64:])
+    with take_bytes(hashlib.shake_256(seed.view()).digest(96)) as expanded:
+        mlkem, x25519 = expanded.view()[:64], expanded.view()[64:]
+        return MLKEM768PrivateKey.from_seed_bytes(mlkem), X25519PrivateKey.from_private_bytes(x25519)

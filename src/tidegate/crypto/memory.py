@@ -10,13 +10,14 @@ import ctypes
 import enum
 import mmap
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from tidegate.crypto.aead import Secret
+from tidegate.crypto.aead import Secret, clear_registers
 from tidegate.crypto.errors import SecretForked, SecretMemoryShort
 
 ARENA_BYTES = 64 << 10  # 1,024 keys; RLIMIT_MEMLOCK is 8 MiB as a rule, 64 KiB on old systems
@@ -70,6 +71,7 @@ class ProtectedSecret(Secret):
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self._reserve(len(data))
         self._buffer[:] = data
+        clear_registers()
 
     @classmethod
     def fill(cls, count: int, write: Callable[[memoryview], object]) -> ProtectedSecret:
@@ -81,6 +83,8 @@ class ProtectedSecret(Secret):
         except BaseException:
             secret.wipe()
             raise
+        finally:
+            clear_registers()
         return secret
 
     @classmethod
@@ -121,6 +125,22 @@ class ProtectedSecret(Secret):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("secrets are not pickled")
+
+
+def take_bytes(data: bytes) -> ProtectedSecret:
+    """Move a secret that a library returned as ``bytes`` into secret memory, and overwrite those bytes.
+
+    Nobody else may hold ``data``: it is what the library returned just now, and reads zeros afterwards.
+    """
+    secret = ProtectedSecret(data)
+    overwrite_bytes(data)
+    return secret
+
+
+def overwrite_bytes(data: bytes) -> None:
+    """Overwrite ``bytes`` that held a secret; as above nobody else may hold them. CPython's memory has them inline."""
+    if sys.implementation.name == "cpython" and len(data) > 1:  # shorter ones are shared by everybody
+        ctypes.memset(id(data) + bytes.__basicsize__ - 1, 0, len(data))
 
 
 _lock = threading.Lock()
