@@ -131,8 +131,10 @@ class ItemWriter:
     def abandon(self) -> None:
         """Erase what was written; harmless when repeated and after ``finish``."""
         if not self._finished:
-            self._output.abandon()
-            self._forget()
+            try:
+                self._output.abandon()
+            finally:
+                self._forget()
 
     def _emit(self, content: memoryview, *, ends: bool) -> None:
         count = max(1, -(-len(content) // self._header.chunk_bytes))
@@ -413,6 +415,9 @@ def erase_file(path: Path) -> None:
                 size = min(BODY_OFFSET, os.fstat(descriptor).st_size)
                 pwrite_all(descriptor, memoryview(os.urandom(size)), 0)
                 os.fsync(descriptor)
+            except OSError as error:  # full: no header was written yet, or the file system never writes in place
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
             finally:
                 os.close(descriptor)
         path.unlink()
