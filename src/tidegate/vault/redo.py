@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate.base.durable import read_file_bounded, sync_folder, translate_os_errors, write_file_atomic
-from tidegate.base.errors import Rejected
+from tidegate.base.errors import Rejected, TidegateError
 from tidegate.crypto import cbor
 from tidegate.crypto.aead import NONCE_BYTES, open_aes256gcm, seal_aes256gcm
 from tidegate.vault.errors import RedoAltered
@@ -43,9 +43,6 @@ class FileChange:
 
 def write_redo(folder: Path, changes: Sequence[FileChange], *, keys: VaultKeys, epoch: int) -> bytes:
     """Reserve what files will grow by, write the redo file, durable, and return its digest for the transaction."""
-    for change in changes:
-        if change.pieces:
-            _reserve(folder / "items" / change.name, change.size_bytes)
     document = [
         [change.name, change.slot, change.sequence, change.size_bytes, [list(piece) for piece in change.pieces]]
         for change in changes
@@ -53,8 +50,26 @@ def write_redo(folder: Path, changes: Sequence[FileChange], *, keys: VaultKeys, 
     nonce = os.urandom(NONCE_BYTES)
     head = _MAGIC + epoch.to_bytes(4, "big") + nonce
     raw = head + seal_aes256gcm(keys.redo.view(), nonce, cbor.encode(document), head)
-    write_file_atomic(folder / "redo", raw, mode=0o600)
+    try:
+        for change in changes:
+            if change.pieces:
+                _reserve(folder / "items" / change.name, change.size_bytes)
+        write_file_atomic(folder / "redo", raw, mode=0o600)
+    except BaseException:
+        release_room(folder, changes)
+        raise
     return hashlib.sha256(raw).digest()
+
+
+def release_room(folder: Path, changes: Sequence[FileChange]) -> None:
+    """Give back what ``write_redo`` reserved for changes that do not come to count; does what it can."""
+    for change in changes:
+        with contextlib.suppress(OSError, TidegateError):
+            descriptor = open_regular(folder / "items" / change.name, os.O_RDWR)
+            try:
+                os.ftruncate(descriptor, os.fstat(descriptor).st_size)  # frees what is behind the end
+            finally:
+                os.close(descriptor)
 
 
 def apply_redo(folder: Path, changes: Sequence[FileChange]) -> None:

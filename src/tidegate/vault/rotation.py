@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tidegate.base.durable import translate_os_errors
 from tidegate.crypto.aead import NONCE_BYTES
 from tidegate.vault.appkeys import unwrap_application_key, wrap_application_key
 from tidegate.vault.errors import ItemBusy, ItemUnknown
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from tidegate.vault.store import Vault
 
 BATCH_ITEMS = 64  # headers in one transaction: half a MiB of redo
+_COPY_BYTES = 1 << 19
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,24 +114,43 @@ def _reseal(vault: Vault, names: list[str]) -> None:
 
 
 def _rewrite(vault: Vault, name: str) -> None:
-    """Encrypt one item anew; the vault is held meanwhile only at the beginning and the end."""
+    """Encrypt one item anew; the vault is held meanwhile only at the beginning and the end.
+
+    The new content counts only if the item is still the one that was read: deleted or replaced meanwhile, it is not
+    brought back (a replacement is under the new keys already).
+    """
     try:
-        modified = vault.stat(name).modified_s
-        with vault.open_file(name, "r") as source, vault.open_file(name, "w") as target:
-            buffer = memoryview(bytearray(1 << 19))
-            try:
-                while count := source.readinto(buffer):
-                    target.write(buffer[:count])
-            finally:
-                erase_buffer(buffer)
+        old = vault.stat(name)
+        source = vault.open_file(name, "r")
     except ItemUnknown:
-        return  # deleted meanwhile
+        return
     except ItemBusy as error:
-        raise ItemBusy(f"{name} is in use and keeps its old key; close it and go on with `rekey`", item=name) from error
-    with translate_os_errors(vault.folder), vault.mutex:
-        value = vault.table_get(item_key(name))
-        if value is not None:
-            vault.table_commit((Change(item_key(name), encode_item(replace(decode_item(value), modified_s=modified))),))
+        raise _in_use(name) from error
+    with source:
+        try:
+            target = vault.open_file(name, "w")
+        except ItemBusy as error:
+            raise _in_use(name) from error
+        buffer = memoryview(bytearray(_COPY_BYTES))
+        try:
+            while count := source.readinto(buffer):
+                target.write(buffer[:count])
+            with vault.mutex:
+                if name in vault and vault.stat(name).generation == old.generation:
+                    target.close()
+                    _keep_time(vault, name, old.modified_s)
+        finally:
+            erase_buffer(buffer)
+            target.abandon()  # harmless once it is closed
+
+
+def _in_use(name: str) -> ItemBusy:
+    return ItemBusy(f"{name} is in use and keeps its old key; close it and go on with `rekey`", item=name)
+
+
+def _keep_time(vault: Vault, name: str, modified_s: int) -> None:
+    item = replace(decode_item(vault.table_get(item_key(name)) or b""), modified_s=modified_s)
+    vault.table_commit((Change(item_key(name), encode_item(item)),))
 
 
 def _rewrap_application_keys(vault: Vault) -> None:

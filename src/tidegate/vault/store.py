@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Literal, Self, overload
 
 from tidegate.base.durable import sync_folder, translate_os_errors
 from tidegate.crypto.aead import NONCE_BYTES, AeadAlgorithm
@@ -46,7 +46,7 @@ from tidegate.vault.manifest import verify_anchor
 from tidegate.vault.padding import Padding
 from tidegate.vault.records import Records
 from tidegate.vault.recovery import recover_items, require_only_listed, sync_items
-from tidegate.vault.redo import FileChange, apply_redo, discard_redo, write_redo
+from tidegate.vault.redo import FileChange, apply_redo, discard_redo, release_room, write_redo
 from tidegate.vault.table import Table, TableSettings
 from tidegate.vault.unlockers import Unlocker
 
@@ -164,6 +164,15 @@ class Vault:
             if name in self._editing.values():
                 raise ItemBusy("the item is being changed in place", item=name)
             return self._open_reader(name, expected)
+
+    @overload
+    def open_file(self, name: str, mode: Literal["r"] = "r") -> ReadingFile: ...
+
+    @overload
+    def open_file(self, name: str, mode: Literal["w"]) -> WritingFile: ...
+
+    @overload
+    def open_file(self, name: str, mode: Literal["r+", "a"]) -> EditingFile: ...
 
     def open_file(self, name: str, mode: str = "r") -> ReadingFile | WritingFile | EditingFile:
         """Return the item as a Python file object of bytes.
@@ -317,14 +326,18 @@ class Vault:
 
     def table_scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield entries of the table in order; the vault is held only from one entry to the next."""
-        with self._mutex:
-            entries = self._require_table().scan(prefix)
+        last: bytes | None = None
+        entries: Iterator[tuple[bytes, bytes]] = iter(())
+        number = -1
         while True:
             with self._mutex:
-                self._require_table()
+                table = self._require_table()
+                if table.number != number:  # the first time, and when it was merged meanwhile
+                    entries, number = table.scan(prefix, after=last), table.number
                 entry = next(entries, None)
             if entry is None:
                 return
+            last = entry[0]
             yield entry
 
     def table_commit(self, changes: tuple[Change, ...]) -> None:
@@ -400,6 +413,7 @@ class Vault:
             except BaseException:
                 if not self._require_table().is_broken:
                     discard_redo(self.folder)
+                    release_room(self.folder, files)
                 raise
             apply_redo(self.folder, files)
             self._require_table().merge_if_due()

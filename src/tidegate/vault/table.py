@@ -152,6 +152,11 @@ class Table:
         return self._broken
 
     @property
+    def number(self) -> int:
+        """Return which table it is: one more with every merge."""
+        return self._manifest.number
+
+    @property
     def epoch(self) -> int:
         """Return the epoch whose keys the table is under."""
         return self._manifest.epoch
@@ -169,10 +174,14 @@ class Table:
             if key.startswith(prefix) and place is not None:
                 yield key, self._read_place(place)
 
-    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the entries whose keys begin with ``prefix``, in order; the table may change meanwhile only behind."""
-        changed = sorted(key for key in self._changed if key.startswith(prefix))
-        base = self._snapshot.scan(prefix)
+    def scan(self, prefix: bytes, *, after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the entries whose keys begin with ``prefix``, in order, those behind ``after`` if it is given.
+
+        Changes meanwhile may be seen or not; after a merge (another ``number``) the scan has to begin anew.
+        """
+        start = prefix if after is None else after + b"\0"
+        changed = sorted(key for key in self._changed if key.startswith(prefix) and key >= start)
+        base = self._snapshot.scan(start)
         entry = next(base, None)
         for key in [*changed, None]:
             while entry is not None and entry[0].startswith(prefix) and (key is None or entry[0] < key):
