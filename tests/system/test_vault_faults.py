@@ -207,6 +207,27 @@ def test_full_disk_in_the_middle(small, operation):
 
 
 @pytest.mark.root
+def test_refused_growth_gives_back_the_room_that_it_reserved(small):
+    """There is room for the larger item, but not for its redo file as well."""
+    with make_vault(small) as vault:
+        vault.records("sessions")["2"] = b"the journal has its block"
+        filler = fill(small, leave=220_000)
+        before = room(small)
+        for _ in range(3):
+            assert code_of(grow, vault) == "base.storage.full"
+        assert room(small) > before - 20_000
+        filler.unlink()
+        grow(vault)
+        vault.verify_folder()
+
+
+def room(place):
+    os.sync()
+    status = os.statvfs(place)
+    return status.f_bavail * status.f_bsize
+
+
+@pytest.mark.root
 def test_deleting_makes_room_on_a_full_disk(small):
     """Otherwise a full vault could never be emptied."""
     with make_vault(small) as vault:
