@@ -16,6 +16,19 @@ RECORD = b"Jane Roe, born 1970-01-01, diagnosis Z21 / card 4111 1111 1111 1111 "
 PASSPHRASE = b"correct horse battery staple"
 
 
+def every_key(vault):
+    """Yield the vault's keys, and the keys of its files."""
+    yield vault.keyring.root
+    for name in ("header", "manifest", "record", "redo"):
+        yield getattr(vault.keyring.keys[1], name)
+    yield vault.table._journal_key
+    yield vault.table._reader.file_key
+    with vault.application_key("database") as key:
+        yield key
+    with vault.open_item("patients/jane-roe") as reader:
+        yield reader.file_key
+
+
 @pytest.mark.root
 def test_image_holds_neither_content_nor_names_nor_keys(tmp_path):
     if os.geteuid() != 0:
@@ -37,8 +50,14 @@ def test_image_holds_neither_content_nor_names_nor_keys(tmp_path):
                 vault.write("patients/jane-roe", RECORD * size)
             vault.write("patients/deleted", RECORD)
             vault.delete("patients/deleted")
-            keys = [bytes(getattr(vault._keys, name).view()) for name in ("wrapping", "header", "manifest", "name")]
-            assert vault.read("patients/jane-roe") == RECORD * 3000
+            vault.records("visits")["jane-roe"] = RECORD
+            vault.records("visits")["deleted"] = RECORD * 10
+            del vault.records("visits")["deleted"]
+            with vault.open_file("patients/jane-roe", "r+") as stream:
+                stream.write(b"Jane Roe, born 1970-01-01, diagnosis Z22")
+            keys = [bytes(key.view()) for key in every_key(vault)]
+            vault.table.merge()
+            assert vault.read("patients/jane-roe")[40:] == (RECORD * 3000)[40:]
     finally:
         run_program(["umount", str(place)])
     raw = image.read_bytes()

@@ -339,8 +339,8 @@ OPERATIONS = {
     "open a header": """
 from tidegate.vault.format import Header, VaultKeys, encode_slot, open_slot
 keys = VaultKeys(aead.Secret(zeros), bytes(16))
-header = Header(file_id=bytes(16), generation=1, sequence=0, length_bytes=1, stored_bytes=1, path_hash=bytes(32), epoch=1,
-    algorithm=aead.AeadAlgorithm.AES_256_GCM)
+header = Header(file_id=bytes(16), generation=1, sequence=0, length_bytes=1, stored_bytes=1, path_hash=bytes(32),
+    epoch=1, algorithm=aead.AeadAlgorithm.AES_256_GCM)
 slot = encode_slot(header, file_key=key, nonce=nonce, keys=keys)
 open_slot(slot, keys)[1].wipe()
 """,
