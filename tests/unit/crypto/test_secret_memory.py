@@ -8,13 +8,14 @@ import pickle
 import threading
 
 import pytest
+from cryptography.exceptions import InvalidTag
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.crypto import memory
 from tidegate.crypto.aead import AeadAlgorithm, fastest_aead, seal_aes256gcm
 from tidegate.crypto.errors import SecretForked, SecretMemoryShort
-from tidegate.crypto.memory import ARENA_BYTES, ProtectedSecret, Protection, protection
+from tidegate.crypto.memory import ARENA_BYTES, ProtectedSecret, Protection, overwrite_bytes, protection, take_bytes
 
 
 @pytest.fixture
@@ -267,6 +268,37 @@ def test_without_memfd_secret_the_next_best_is_taken(fresh, monkeypatch):
         assert fresh[0].protection in (Protection.LOCKED, Protection.PLAIN)
         assert bytes(secret.view()) == b"k" * 32
         assert in_child(lambda: secret._buffer[0]) == -11
+
+
+def test_bytes_of_a_library_are_moved():
+    data = bytes(bytearray(b"returned by a library"))
+    with take_bytes(data) as secret:
+        assert bytes(secret.view()) == b"returned by a library"
+        assert data == bytes(21)
+    long = os.urandom(100_000)
+    with pytest.raises(SecretMemoryShort):
+        take_bytes(long)
+
+
+@pytest.mark.parametrize("data", [b"", b"x", bytes([7])])
+def test_bytes_that_everybody_shares_are_left_alone(data):
+    before = bytes(bytearray(data))
+    overwrite_bytes(data)
+    assert data == before
+    assert bytes([7]) == b"\x07"
+
+
+@pytest.mark.parametrize("algorithm", AeadAlgorithm)
+def test_cipher_object_is_the_librarys(algorithm):
+    key, nonce, sealed, opened = os.urandom(32), os.urandom(12), bytearray(116), bytearray(100)
+    cipher = algorithm.use(memoryview(key))
+    assert cipher.encrypt_into(nonce, bytes(100), b"aad", sealed) == 116
+    assert bytes(sealed) == cipher.encrypt(nonce, bytes(100), b"aad")
+    assert cipher.decrypt(nonce, sealed, b"aad") == bytes(100)
+    assert cipher.decrypt_into(nonce, sealed, b"aad", opened) == 100
+    sealed[0] ^= 1
+    with pytest.raises(InvalidTag):
+        cipher.decrypt_into(nonce, sealed, b"aad", opened)
 
 
 def test_fastest_cipher_is_one_of_ours():
