@@ -24,6 +24,7 @@ from tidegate.agent.errors import AgentAbsent
 from tidegate.agent.home import SOCKET, VAULT_SOCKET
 from tidegate.base.errors import Fault
 from tidegate.base.program import run_program
+from tidegate.cli.main import main
 from tidegate.crypto.aead import Secret
 from tidegate.crypto.trust import TrustPolicy
 from tidegate.vault.erase import verify_receipt
@@ -230,11 +231,13 @@ def test_tampering_locks_until_an_operator_asks_even_over_a_restart(agent, tmp_p
 def test_an_operator_locks(agent):
     agent.follow(2, GRANTS)
     agent.serving()
-    assert agent.ask(op="vault-lock", reason="service") == {"locked": True}
+    run = ["--run", str(agent.home.run)]
+    assert main(["agent", "vault-lock", *run, "--reason", "service"]) == 0
     assert (agent.vault["locked"], agent.vault["process"]) == ("operator", None)
     assert not agent.vault_socket.exists()
-    agent.ask(op="vault-unlock")
+    assert main(["agent", "vault-unlock", *run]) == 0
     agent.serving()
+    assert main(["agent", "vault-erase", *run, "--reason", "sold", "--for-ever"]) == 3, "the policy does not let him"
 
 
 def test_a_killed_process_comes_back_with_everything_that_it_had_confirmed(agent):

@@ -20,6 +20,8 @@ from tidegate.base.errors import TidegateError
 
 MAX_REQUEST_BYTES = 131_072  # a signed policy in base64 has 82 KiB
 REQUEST_TIMEOUT_S = 600.0  # an update of the largest image from slow storage
+LAST_WORDS_S = 1.0  # for the answer to who is refused
+MOST_HEARD_OUT = 16
 _UCRED = struct.Struct("3i")
 
 Handler = Callable[[dict[str, object]], Awaitable[dict[str, object]]]
@@ -69,6 +71,7 @@ async def serve_lines(path: Path, answer: LineHandler, service: Service) -> asyn
     What it raises of ``TidegateError`` is told the peer, as ``{"error": ...}``.
     """
     connected: Counter[int] = Counter()
+    refused: set[asyncio.StreamReader] = set()
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         user = _user_of(writer.get_extra_info("socket"))
@@ -81,9 +84,10 @@ async def serve_lines(path: Path, answer: LineHandler, service: Service) -> asyn
                             return
                         await _tell(writer, await _answered(answer, line, user))
         except TidegateError as error:  # who is not admitted, or sends what is no line: told once, then let go
-            with contextlib.suppress(TimeoutError, ConnectionError):
-                async with asyncio.timeout(service.timeout_s):
+            with contextlib.suppress(TimeoutError, ConnectionError, ValueError):
+                async with asyncio.timeout(LAST_WORDS_S):
                     await _tell(writer, _describe(error))
+                    await _hear_out(reader, refused)
         except (TimeoutError, ConnectionError):
             pass  # the peer went away or never spoke: nobody is left to tell
         finally:
@@ -127,6 +131,20 @@ async def _answered(answer: LineHandler, line: bytes, user: int) -> bytes:
 async def _tell(writer: asyncio.StreamWriter, said: bytes) -> None:
     writer.write(said + b"\n")
     await writer.drain()
+
+
+async def _hear_out(reader: asyncio.StreamReader, refused: set[asyncio.StreamReader]) -> None:
+    """Wait a moment for what the peer is still sending: closed before, a program would fail at that, and read nothing.
+
+    Not for more than a few at a time: who is refused holds up nobody.
+    """
+    if len(refused) >= MOST_HEARD_OUT:
+        return
+    refused.add(reader)
+    try:
+        await reader.readline()
+    finally:
+        refused.discard(reader)
 
 
 def _describe(error: TidegateError) -> bytes:

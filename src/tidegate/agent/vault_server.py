@@ -85,6 +85,7 @@ class Vaultd:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.set_exception_handler(self._note_defect)
         service = Service(
             admit=self._admit,
             mode=0o666,
@@ -103,6 +104,11 @@ class Vaultd:
             path.unlink(missing_ok=True)
             await asyncio.to_thread(self._one.shutdown, cancel_futures=True)
 
+    def _note_defect(self, _: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        """Tell of a defect beside the requests by its type alone: its text could hold what is secret."""
+        failure = UnexpectedFailure(f"connection: {type(context.get('exception')).__name__}")
+        self._reports.refuse(0, "connection", failure)
+
     def _admit(self, user: int) -> None:
         try:
             self._grants.require_any(user)
@@ -112,22 +118,19 @@ class Vaultd:
 
     async def _answer(self, line: bytes, user: int) -> bytes:
         request = parse_request(line)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._one, self._service.answer, request, user)
-        except VaultRequestMalformed:
-            raise
-        except Rejected as error:  # denied, or something in the vault is not what was written
+        doing = asyncio.get_running_loop().run_in_executor(self._one, self._service.answer, request, user)
+        await asyncio.wait([doing])
+        error = doing.exception()
+        if self._vault.table.is_broken:
+            self._stop.set()
+        if error is None:
+            return doing.result()
+        if not isinstance(error, TidegateError):  # the outermost loop: an event; of what was held nothing is told
+            error = UnexpectedFailure(f"{name_of(request)}: {type(error).__name__}")
+        # denied, or something in the vault is not what was written, or a defect
+        if isinstance(error, Rejected | UnexpectedFailure) and not isinstance(error, VaultRequestMalformed):
             self._reports.refuse(user, name_of(request), error)
-            raise
-        except TidegateError:
-            raise
-        except Exception as error:  # the outermost loop: the asker is answered; of what it held nothing is told
-            failure = UnexpectedFailure(f"{name_of(request)}: {type(error).__name__}")
-            self._reports.refuse(user, name_of(request), failure)
-            raise failure from error
-        finally:
-            if self._vault.table.is_broken:
-                self._stop.set()
+        raise error
 
 
 def run(home: DeviceHome) -> int:

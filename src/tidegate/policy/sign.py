@@ -45,8 +45,14 @@ class PolicyRule:
 
 
 def sign_policy(policy: Policy, signers: Sequence[Signer]) -> bytes:
-    """Return ``policy`` signed by every one of ``signers``."""
-    return sign_envelope(CONTEXT, cbor.encode(msgspec.to_builtins(policy)), signers)
+    """Return ``policy`` signed by every one of ``signers``.
+
+    A policy that says nothing of the vault has no such key: devices from before there was one accept it still.
+    """
+    document = msgspec.to_builtins(policy)
+    if document["vault"] is None:
+        del document["vault"]
+    return sign_envelope(CONTEXT, cbor.encode(document), signers)
 
 
 def verify_policy(raw: bytes, rule: PolicyRule) -> VerifiedPolicy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -18,8 +19,11 @@ from pathlib import Path
 
 import pytest
 
+from tidegate.agent.vault_errors import VaultRequestMalformed
+from tidegate.agent.vault_grants import Grants
 from tidegate.agent.vault_requests import MAX_LINE_BYTES, MAX_PAGE, MAX_PIECE_BYTES
-from tidegate.agent.vault_server import MAX_CONNECTIONS_OF_USER, MAX_TOLD_PER_S
+from tidegate.agent.vault_server import MAX_CONNECTIONS_OF_USER, MAX_TOLD_PER_S, Reports
+from tidegate.agent.vault_server import Vaultd as Server
 from tidegate.vault.store import Vault
 from tidegate.vault.unlockers import KeyStoreUnlocker
 
@@ -481,3 +485,87 @@ def test_a_user_who_is_not_there_is_told(start):
     vaultd = start(section).until("ready")
     assert [line["grant"] for line in vaultd.of("unknown-user")] == ["gone"]
     assert "items" in vaultd.one(AUDIT, op="vault-list")
+
+
+class Played:
+    """The server with a service that does what a test says; no vault, no process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "vault.sock"
+        self.raises: Exception | None = None
+        self.table = self
+        self.is_broken = False
+        self._reader, self._writer = os.pipe()
+
+    def answer(self, *_) -> bytes:
+        if self.raises is not None:
+            raise self.raises
+        return b"{}"
+
+    def play(self, *scenes) -> list[list[dict]]:
+        async def run() -> list[list[dict]]:
+            server = Server(self, Grants(by_user={0: ()}), Reports(self._writer))
+            server._service = self
+            task = asyncio.create_task(server.run(self.path))
+            said = []
+            while not self.path.exists():
+                await asyncio.sleep(0.01)
+            for scene in scenes:
+                scene()
+                said.append(await asyncio.to_thread(converse, self.path, {"op": "vault-list"}))
+            server._stop.set()
+            await task
+            return said
+
+        return asyncio.run(run())
+
+    def lines(self) -> str:
+        os.close(self._writer)
+        with os.fdopen(self._reader) as stream:
+            return stream.read()
+
+
+def test_a_defect_is_answered_and_told_without_what_it_held(tmp_path):
+    played = Played(tmp_path)
+
+    def fail() -> None:
+        played.raises = ValueError("very secret")
+
+    def heal() -> None:
+        played.raises = None
+
+    (failed,), (served,) = played.play(fail, heal)
+    assert failed["error"]["code"] == "agent.unexpected"
+    assert "secret" not in failed["error"]["message"]
+    assert served == {}
+    lines = played.lines()
+    assert "agent.unexpected" in lines
+    assert "secret" not in lines
+
+
+def test_a_mistake_of_a_program_is_no_event(tmp_path):
+    played = Played(tmp_path)
+    played.raises = VaultRequestMalformed("behind the end")
+    ((refused,),) = played.play(lambda: None)
+    assert refused["error"]["code"] == "agent.vault.malformed"
+    assert "refused" not in played.lines()
+
+
+def test_it_ends_when_the_storage_failed_under_the_vault(tmp_path):
+    played = Played(tmp_path)
+
+    def fail() -> None:
+        played.is_broken = True
+
+    async def wait() -> None:
+        server = Server(played, Grants(by_user={0: ()}), Reports(played._writer))
+        server._service = played
+        task = asyncio.create_task(server.run(played.path))
+        while not played.path.exists():
+            await asyncio.sleep(0.01)
+        fail()
+        assert await asyncio.to_thread(converse, played.path, {"op": "vault-list"}) == [{}]
+        await asyncio.wait_for(task, 5)
+
+    asyncio.run(wait())
+    played.lines()
