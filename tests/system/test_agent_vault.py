@@ -76,6 +76,9 @@ class Agent:
             )
         self.until(self._answers)
 
+    def in_namespace(self, *words: str) -> list[str]:
+        return self._netns.command(list(words))
+
     def _answers(self) -> bool:
         with contextlib.suppress(AgentAbsent):
             return "device" in self.ask(op="status")
@@ -226,6 +229,24 @@ def test_tampering_locks_until_an_operator_asks_even_over_a_restart(agent, tmp_p
     assert (agent.vault["locked"], agent.vault["process"]) == ("tamper", None)
     assert agent.ask(op="vault-unlock") == {"locked": False}
     agent.serving()
+
+
+def test_somebody_elses_firewall_change_is_tampering(agent):
+    agent.follow(2, GRANTS)
+    agent.serving()
+    time.sleep(1.0)  # what is there is ours
+    run_program(agent.in_namespace("nft", "flush", "chain", "inet", "tidegate", "input"))
+    agent.until(lambda: agent.vault["locked"] == "tamper" and agent.vault["process"] is None)
+    assert len(agent.of("firewall.tampered")) == 1
+
+
+def test_a_lockdown_does_not_lock_where_the_policy_says_so(agent):
+    agent.follow(2, "[vault]\nlock_on = []\n" + GRANTS)
+    agent.serving()
+    agent.ask(op="lockdown", on=True)
+    time.sleep(1.0)
+    assert agent.vault["locked"] is None
+    assert agent.program(WARD, "list").returncode == 0
 
 
 def test_an_operator_locks(agent):

@@ -196,6 +196,7 @@ class Agent:
             report(self._events, catalogue.agent_failed(part="lockdown", error=error))
             return
         report(self._events, catalogue.firewall_lockdown(on=True, reason=reason))
+        self._follow_vault()
 
     def _policy_changed(self) -> None:
         self._guarding.policy_changed()
@@ -206,7 +207,7 @@ class Agent:
         """Have the vault's part follow the policy; it is loaded where there is something for it to do."""
         marks = self._home.vault_marks
         if self._vaulting is not None:
-            self._vaulting.policy_changed()
+            self._vaulting.look()
         elif self._vault_section() is not None or any(mark.exists() for mark in marks):
             from tidegate.agent.vaulting import Vaulting
 
@@ -286,6 +287,7 @@ class Agent:
         else:
             lift_lockdown(self._home.firewall_state, nft=self._nft)
         report(self._events, catalogue.firewall_lockdown(on=on, reason=reason))
+        self._follow_vault()
         return {"locked": on}
 
     async def _ban(self, request: dict[str, object]) -> dict[str, object]:

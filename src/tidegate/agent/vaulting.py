@@ -93,8 +93,8 @@ class Vaulting:
             "erased": self._home.erase_receipt.exists() and not self._has_vault(),
         }
 
-    def policy_changed(self) -> None:
-        """Have the vault follow the policy that is in force now, soon."""
+    def look(self) -> None:
+        """Have the vault follow the policy and the lockdown as they are now, at once."""
         self._wake.set()
 
     def notice(self, trigger: Trigger, reason: str) -> None:
