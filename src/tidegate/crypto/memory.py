@@ -12,6 +12,7 @@ import mmap
 import os
 import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,7 @@ class ProtectedSecret(Secret):
     After a fork the child has no such memory: ``view`` raises ``crypto.secret.forked`` there.
     """
 
-    __slots__ = ("_held", "_pid")
+    __slots__ = ("_pid",)
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self._reserve(len(data))
@@ -96,9 +97,10 @@ class ProtectedSecret(Secret):
         self._pid = os.getpid()
         slots = max(1, -(-count // _SLOT_BYTES))
         arena, start = _allocate(slots)
-        self._held = [(arena, start, slots)]
-        begin = start * _SLOT_BYTES
-        self._buffer = arena.view[begin : begin + count]  # type: ignore[assignment]  # writable like a bytearray
+        block = (ctypes.c_ubyte * count).from_buffer(arena.pages, start * _SLOT_BYTES)
+        weakref.finalize(block, _give_back, arena, start, slots, self._pid).atexit = False
+        # keeps the memory as long as anybody has a view of it: meanwhile it is never another secret's
+        self._buffer = memoryview(block).cast("B")  # type: ignore[assignment]  # writable like a bytearray
 
     def view(self) -> memoryview:
         """Return the secret's own memory; it reads zeros after ``wipe``."""
@@ -107,21 +109,10 @@ class ProtectedSecret(Secret):
         return memoryview(self._buffer)
 
     def wipe(self) -> None:
-        """Overwrite the secret and give its memory back; harmless when repeated, and in a forked child."""
-        if os.getpid() != self._pid:
-            return
-        try:
-            run = self._held.pop()  # of two threads one gets it
-        except IndexError:
-            return
-        self._buffer[:] = bytes(len(self._buffer))
-        self._buffer = bytearray(len(self._buffer))  # reads zeros from now on
-        _given_back.append(run)
-
-    def __del__(self) -> None:
-        """Garbage is collected at any point, ``_allocate`` included: no lock is taken here, nor by ``wipe``."""
-        if hasattr(self, "_held"):
-            self.wipe()
+        """Overwrite the secret; harmless when repeated, and in a forked child. Its memory goes with its last view."""
+        if os.getpid() == self._pid:
+            self._buffer[:] = bytes(len(self._buffer))
+            self._buffer = bytearray(len(self._buffer))  # reads zeros from now on
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("secrets are not pickled")
@@ -145,7 +136,7 @@ def overwrite_bytes(data: bytes) -> None:
 
 _lock = threading.Lock()
 _arenas: list[_Arena] = []
-_given_back: deque[tuple[_Arena, int, int]] = deque()  # runs of wiped secrets, until the next one is made
+_given_back: deque[tuple[_Arena, int, int]] = deque()  # runs of secrets that are gone, until the next one is made
 _owner = 0  # the process whose arenas these are
 
 
@@ -175,6 +166,13 @@ def _allocate(slots: int) -> tuple[_Arena, int]:
         arena = _Arena()
         _arenas.append(arena)
         return arena, arena.take(slots) or 0
+
+
+def _give_back(arena: _Arena, start: int, slots: int, owner: int) -> None:
+    """Wipe a run and let it be used again. Garbage is collected at any point, ``_allocate`` included: no lock here."""
+    if os.getpid() == owner:  # in a forked child the memory is not there
+        arena.view[start * _SLOT_BYTES : (start + slots) * _SLOT_BYTES] = bytes(slots * _SLOT_BYTES)
+        _given_back.append((arena, start, slots))
 
 
 def _renew_lock() -> None:

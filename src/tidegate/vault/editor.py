@@ -90,7 +90,7 @@ class Editor:
         """Change content from ``offset`` on; a gap behind the end reads zeros. Raises ``vault.item.size``."""
         if offset + len(data) > MAX_FILE_BYTES:
             raise ItemTooLarge(f"an item has at most {MAX_FILE_BYTES} bytes")
-        if offset > self._length:
+        if data and offset > self._length:
             self.truncate(offset)
         while data:
             index, start = divmod(offset, self._size)

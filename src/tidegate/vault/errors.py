@@ -70,6 +70,16 @@ class TransactionTooLarge(Misuse):
     advice = "A transaction has at most 4 MiB; divide it."
 
 
+class WriterEnded(Misuse):
+    code = "vault.item.ended"
+    advice = "After an error the new content is given up and the item stays as it was; open it and write anew."
+
+
+class RangeInvalid(Misuse):
+    code = "vault.item.range"
+    advice = "Offsets are counted from 0, the beginning of the item."
+
+
 class FileModeUnknown(Misuse):
     code = "vault.file.mode"
     advice = "Open an item as 'r', 'w' (a new content), 'r+' (change it) or 'a' (append)."

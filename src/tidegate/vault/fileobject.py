@@ -29,10 +29,9 @@ class _ItemFile(io.RawIOBase):
 class ReadingFile(_ItemFile):
     """An item open for reading in any order; it is authenticated as far as it is read."""
 
-    def __init__(self, name: str, reader: ItemReader, done: Callable[[], None]) -> None:
+    def __init__(self, name: str, reader: ItemReader) -> None:
         super().__init__(name, "r")
         self._reader = reader
-        self._done = done
         self._position = 0
 
     def readable(self) -> bool:
@@ -57,7 +56,6 @@ class ReadingFile(_ItemFile):
     def close(self) -> None:
         if not self.closed:
             self._reader.close()
-            self._done()
         super().close()
 
 

@@ -20,7 +20,7 @@ from typing import Self
 from tidegate.base.durable import sync_folder, translate_os_errors
 from tidegate.crypto.aead import KEY_BYTES, NONCE_BYTES, Secret
 from tidegate.crypto.memory import ProtectedSecret
-from tidegate.vault.errors import FileMissing, FileTruncated, ItemTooLarge
+from tidegate.vault.errors import FileMissing, FileTruncated, ItemTooLarge, RangeInvalid, WriterEnded
 from tidegate.vault.format import (
     BODY_OFFSET,
     CHUNK_OVERHEAD,
@@ -74,7 +74,15 @@ class ItemWriter:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append ``data``; raise ``vault.item.size``, ``base.storage.*``."""
-        rest = memoryview(data).cast("B")
+        if self._finished:
+            raise WriterEnded("the new content was given up or is finished")
+        try:
+            self._write(memoryview(data).cast("B"))
+        except BaseException:
+            self.abandon()  # there may be a hole: it must not come to count
+            raise
+
+    def _write(self, rest: memoryview) -> None:
         self._length += len(rest)
         if self._length > MAX_FILE_BYTES:
             raise ItemTooLarge(f"an item has at most {MAX_FILE_BYTES} bytes")
@@ -107,11 +115,16 @@ class ItemWriter:
         self._output.reserve(replace(self._header, stored_bytes=stored).file_bytes)
 
     def finish(self) -> Expected:
-        """Make the file durable, name included, and return what the listing has to say of it."""
+        """Make the file durable, name included, and return what the listing has to say of it.
+
+        Raises ``vault.item.ended`` if it was given up, as it is by the first error of ``write``.
+        """
+        if self._finished:
+            raise WriterEnded("the new content was given up or is finished")
         length, stored = self._length, self._padding.padded(self._length)
         zeros = bytes(min(stored - length, self._batch))
         while self._length < stored:
-            self.write(zeros[: stored - self._length])
+            self._write(memoryview(zeros)[: stored - self._length])
         self._emit(memoryview(self._pending)[: self._filled], ends=True)
         header = replace(self._header, length_bytes=length, stored_bytes=stored, writes=self._index)
         slot = encode_slot(header, file_key=self._key, nonce=os.urandom(NONCE_BYTES), keys=self._keys)
@@ -239,9 +252,18 @@ def pwrite_all(descriptor: int, data: memoryview, offset: int) -> None:
 class ItemReader:
     """An open, authenticated vault file: reads any range, decrypting only the chunks it touches."""
 
-    def __init__(self, path: Path, *, expected: Expected, path_hash: bytes, keys: VaultKeys) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        expected: Expected,
+        path_hash: bytes,
+        keys: VaultKeys,
+        done: Callable[[], None] = lambda: None,
+    ) -> None:
         """Open it, check its headers and size; raise ``vault.file.*``, ``vault.header.*``, ``base.storage.*``."""
         self._path = path
+        self._done = done
         self._descriptor = open_regular(path)
         try:
             slots = self._read_at(0, BODY_OFFSET)
@@ -276,7 +298,12 @@ class ItemReader:
             erase_buffer(buffer)
 
     def read_into(self, offset: int, target: memoryview) -> int:
-        """Fill ``target`` from ``offset`` on and return how many bytes there were; fewer only at the end."""
+        """Fill ``target`` from ``offset`` on and return how many bytes there were; fewer only at the end.
+
+        Raises ``vault.item.range`` for an offset below 0.
+        """
+        if offset < 0:
+            raise RangeInvalid(f"{offset} is before the beginning of the item", offset=offset)
         size, end = self.header.chunk_bytes, min(offset + len(target), self.header.length_bytes)
         done = 0
         while offset < end:
@@ -302,6 +329,11 @@ class ItemReader:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+            self._done()
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", -1) >= 0 and hasattr(self, "_key"):
+            self.close()
 
     def __enter__(self) -> Self:
         return self

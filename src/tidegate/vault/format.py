@@ -59,8 +59,9 @@ _MAGIC = b"TGVAULT2"
 _VERSION = 2
 # magic, version, algorithm, chunk log2, epoch, file id, generation, sequence
 _PLAIN = struct.Struct(">8sHBBI16sQQ")
-# file key, path hash, length, stored length, chunk writes, extents
-_SEALED = struct.Struct(">32s32sQQQH")
+# behind the file key: path hash, length, stored length, chunk writes, extents
+_SEALED = struct.Struct(">32sQQQH")
+_EXTENTS_AT = KEY_BYTES + _SEALED.size
 _EXTENT = struct.Struct(">IQ")
 _SEALED_BYTES = SLOT_BYTES - _PLAIN.size - NONCE_BYTES - TAG_BYTES
 _ASSOCIATED = struct.Struct(">16sQQB32s")
@@ -177,8 +178,7 @@ def encode_slot(header: Header, *, file_key: Secret, nonce: bytes, keys: VaultKe
     try:
         _SEALED.pack_into(
             sealed,
-            0,
-            b"",
+            KEY_BYTES,
             header.path_hash,
             header.length_bytes,
             header.stored_bytes,
@@ -187,7 +187,7 @@ def encode_slot(header: Header, *, file_key: Secret, nonce: bytes, keys: VaultKe
         )
         sealed[:KEY_BYTES] = file_key.view()
         for number, extent in enumerate(header.extents):
-            _EXTENT.pack_into(sealed, _SEALED.size + number * EXTENT_BYTES, extent.first, extent.sequence)
+            _EXTENT.pack_into(sealed, _EXTENTS_AT + number * EXTENT_BYTES, extent.first, extent.sequence)
         return plain + nonce + seal_aes256gcm(keys.header.view(), nonce, memoryview(sealed), plain)
     finally:
         sealed[:] = bytes(len(sealed))
@@ -247,7 +247,7 @@ def open_slot(slot: bytes, keys: VaultKeys) -> tuple[Header, Secret]:
             if magic == _MAGIC and version != _VERSION:
                 raise HeaderUnsupported(f"version {version} of the format is unknown here") from error
             raise HeaderAltered("a header slot is not as this vault wrote it") from error
-        _, path_hash, length, stored, writes, extents = _SEALED.unpack_from(opened)
+        path_hash, length, stored, writes, extents = _SEALED.unpack_from(opened, KEY_BYTES)
         if algorithm not in (1, 2) or chunk_log2 not in _CHUNK_LOG2_RANGE or extents > MAX_EXTENTS:
             raise HeaderUnsupported("the header asks for something that this version does not know")
         header = Header(
@@ -262,7 +262,7 @@ def open_slot(slot: bytes, keys: VaultKeys) -> tuple[Header, Secret]:
             chunk_log2=chunk_log2,
             writes=writes,
             extents=tuple(
-                Extent(*_EXTENT.unpack_from(opened, _SEALED.size + number * EXTENT_BYTES)) for number in range(extents)
+                Extent(*_EXTENT.unpack_from(opened, _EXTENTS_AT + number * EXTENT_BYTES)) for number in range(extents)
             ),
         )
         if not length <= stored <= MAX_FILE_BYTES or not check_extents(header.extents, header.chunks):

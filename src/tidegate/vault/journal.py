@@ -135,8 +135,8 @@ def iter_entries(raw: memoryview, *, key: Secret, upto: int) -> Iterator[Entry]:
             plain = open_entry(rest[:size], after=tail, key=key)
         except JournalAltered:
             torn = tail.size >= upto and len(rest) <= MAX_ENTRY_BYTES + _OVERHEAD
-            if torn and not (whole and size < len(rest)):
-                return
+            if torn and (not whole or size == len(rest) or not any(rest[_LENGTH.size :])):
+                return  # the last case: of the length a part was written, and of the rest nothing
             raise
         entry = Entry(
             transaction=decode_transaction(plain),

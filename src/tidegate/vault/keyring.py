@@ -126,7 +126,8 @@ class Keyring:
             self.write(record, table)
             return wrapped
         counted = anchor.read()
-        self.write(replace(record, anchor=slot.number), table, anchor=counted)
+        table.note_record(self.record.version, anchor=counted)  # first: as long as no slot counts nobody compares
+        self.write(replace(record, anchor=slot.number), table)
         self.anchor, self.counted = anchor, counted
         return wrapped
 

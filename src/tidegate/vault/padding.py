@@ -21,7 +21,7 @@ class Padding:
 
     def __post_init__(self) -> None:
         if self.rule not in ("none", "padme"):
-            block = int(self.rule) if self.rule.isdecimal() and len(self.rule) <= 10 else 0
+            block = int(self.rule) if self.rule.isascii() and self.rule.isdigit() and len(self.rule) <= 10 else 0
             if not 1 <= block <= MAX_BLOCK_BYTES:
                 raise PaddingUnknown(f"{self.rule[:40]!r} is no way to pad")
 

@@ -43,6 +43,8 @@ def recover_items(folder: Path, table: Table, keys: Mapping[int, VaultKeys]) -> 
     files = len(fresh)
     listed = {file_name(decode_item(value)) for _, value in table.changed(ITEMS)} if fresh else set()
     for path in fresh:
+        if path.is_dir() and not path.is_symlink():
+            raise FileUnexpected(f"the vault did not write new/{path.name}", path=f"new/{path.name}")
         if path.name in listed:
             with translate_os_errors(path):
                 path.rename(folder / "items" / path.name)

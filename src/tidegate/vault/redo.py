@@ -91,7 +91,11 @@ def apply_redo(folder: Path, changes: Sequence[FileChange]) -> None:
 def discard_redo(folder: Path) -> None:
     """Remove the redo file; harmless where there is none."""
     with translate_os_errors(folder), contextlib.suppress(FileNotFoundError):
-        (folder / "redo").unlink()
+        path = folder / "redo"
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()  # somebody's, and empty
+        else:
+            path.unlink()
         sync_folder(folder)
 
 
@@ -102,15 +106,22 @@ def recover_redo(folder: Path, digest: bytes, keys: Mapping[int, VaultKeys]) -> 
     the power cut, or somebody removed it: reading the item tells. Raises ``vault.redo.altered``, ``base.storage.*``.
     """
     path = folder / "redo"
-    if not path.exists():
+    if not os.path.lexists(path):
         return 0
-    raw = read_file_bounded(path, limit_bytes=MAX_REDO_BYTES)
-    if digest == NO_DIGEST or hashlib.sha256(raw).digest() != digest:
+    raw = _read(path) if digest != NO_DIGEST else b""
+    if hashlib.sha256(raw).digest() != digest:
         discard_redo(folder)
         return 0
     changes = _parse(raw, keys)
     apply_redo(folder, changes)
     return len(changes)
+
+
+def _read(path: Path) -> bytes:
+    """Return the file, or nothing where something else is in its place, or more than we ever write."""
+    if not path.is_file() or path.is_symlink() or path.stat().st_size > MAX_REDO_BYTES:
+        return b""
+    return read_file_bounded(path, limit_bytes=MAX_REDO_BYTES)
 
 
 def _reserve(path: Path, size_bytes: int) -> None:

@@ -110,7 +110,7 @@ def _reseal(vault: Vault, names: list[str]) -> None:
             changes.append((name, new, change))
         if changes:
             table_changes = tuple(Change(item_key(name), encode_item(new)) for name, new, _ in changes)
-            vault.change_files([change for _, _, change in changes], table_changes)
+            vault.engine.change_files([change for _, _, change in changes], table_changes)
 
 
 def _rewrite(vault: Vault, name: str) -> None:

@@ -14,43 +14,29 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, overload
 
-from tidegate.base.durable import sync_folder, translate_os_errors
 from tidegate.crypto.aead import NONCE_BYTES, AeadAlgorithm
 from tidegate.crypto.memory import ProtectedSecret
 from tidegate.vault.appkeys import unwrap_application_key, wrap_application_key
-from tidegate.vault.editor import Editor
-from tidegate.vault.errors import (
-    FileModeUnknown,
-    HeaderAltered,
-    ItemBusy,
-    ItemUnknown,
-    KeyUnknown,
-    VaultClosed,
-)
+from tidegate.vault.engine import Engine
+from tidegate.vault.errors import FileModeUnknown, KeyUnknown, VaultClosed
 from tidegate.vault.fileobject import EditingFile, ReadingFile, WritingFile
-from tidegate.vault.files import BATCH_BYTES, ItemReader, ItemWriter, erase_buffer, erase_file
-from tidegate.vault.format import ID_BYTES, Expected, Header, check_name, hash_path, slot_tag
-from tidegate.vault.journal import NO_DIGEST, Change
+from tidegate.vault.files import BATCH_BYTES, ItemReader, ItemWriter, erase_buffer
+from tidegate.vault.format import Expected, check_name
+from tidegate.vault.journal import Change
 from tidegate.vault.keyring import Keyring, create_vault, open_keyring
-from tidegate.vault.listing import ITEMS, application_key, decode_item, encode_item, file_name, item_key
+from tidegate.vault.listing import ITEMS, application_key, decode_item, file_name, item_key
 from tidegate.vault.machine import MachineRules, harden_process
-from tidegate.vault.manifest import verify_anchor
 from tidegate.vault.padding import Padding
 from tidegate.vault.records import Records
 from tidegate.vault.recovery import recover_items, require_only_listed, sync_items
-from tidegate.vault.redo import FileChange, apply_redo, discard_redo, release_room, write_redo
 from tidegate.vault.table import Table, TableSettings
 from tidegate.vault.unlockers import Unlocker
-
-_COPY_BYTES = BATCH_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,18 +57,19 @@ class Vault:
         self.folder = folder
         self.warnings = harden_process(machine)
         self._mutex = threading.RLock()
-        self._reading: Counter[str] = Counter()
-        self._editing: dict[bytes, str] = {}  # file id -> name of what is being changed in place
         self._erase_due = False
         self._table: Table | None = None
+        self._engine: Engine | None = None
         self._keyring: Keyring | None = open_keyring(folder, unlock, wait_s=wait_s)
         try:
             ring = self._keyring
             settings = TableSettings(folder=folder, vault_id=ring.vault_id, algorithm=ring.record.algorithm)
             self._table = Table(settings, ring.keys)
             ring.check_version(self._table)
-            self._settle_anchor()
+            engine = Engine(folder, ring, self._table, self._mutex)
+            engine.settle_anchor()
             self.recovery = recover_items(folder, self._table, ring.keys)
+            self._engine = engine
         except BaseException:
             self._release()
             raise
@@ -159,11 +146,7 @@ class Vault:
         Raises ``vault.item.unknown``, ``vault.item.busy`` while it is changed in place, ``vault.file.*`` and
         ``vault.header.*``; reading raises ``vault.chunk.*``.
         """
-        with self._mutex:
-            expected = self._find(name)
-            if name in self._editing.values():
-                raise ItemBusy("the item is being changed in place", item=name)
-            return self._open_reader(name, expected)
+        return self.engine.open_reader(name)
 
     @overload
     def open_file(self, name: str, mode: Literal["r"] = "r") -> ReadingFile: ...
@@ -181,19 +164,17 @@ class Vault:
         place, and what was written counts at ``flush`` and ``close``. In a ``with`` that ends by an exception nothing
         that waits counts. Raises ``vault.file.mode``, ``vault.item.busy``, otherwise as ``open_item`` and ``write``.
         """
+        engine = self.engine
         with self._mutex:
             if mode == "r":
-                reader = self.open_item(name)
-                self._reading[name] += 1
-                return ReadingFile(name, reader, lambda: self._stop_reading(name))
+                return ReadingFile(name, engine.open_reader(name))
             if mode == "w":
-                writer, path = self._start(name)
-                return WritingFile(name, writer, lambda writer: self._finish_quietly(name, writer, path))
-            if mode == "a" and self._require_table().get(item_key(check_name(name))) is None:
+                writer, path = engine.start(name)
+                return WritingFile(name, writer, lambda writer: self._finish(name, writer, path))
+            if mode == "a" and name not in self:
                 self.write(name, b"")
             if mode in ("a", "r+"):
-                editor = self._open_editor(name)
-                return EditingFile(name, mode, editor, lambda: self._stop_editing(name))
+                return EditingFile(name, mode, engine.open_editor(name), lambda: engine.stop_editing(name))
         raise FileModeUnknown(f"{mode!r} is no way to open an item", mode=mode)
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> ItemInfo:
@@ -203,26 +184,26 @@ class Vault:
         and reading says which.
         """
         with self._mutex:
-            writer, path = self._start(name)
+            writer, path = self.engine.start(name)
             try:
                 writer.expect(len(data))
                 writer.write(data)
             except BaseException:
                 writer.abandon()
                 raise
-            return self._finish(name, writer, path)
+            return _info(name, self.engine.finish(name, writer, path))
 
     def write_from(self, name: str, stream: BinaryIO) -> ItemInfo:
         """Make what ``stream`` yields the item's content, in constant memory; otherwise as ``write``.
 
         The vault is not held meanwhile: other threads use it.
         """
-        writer, path = self._start(name)
-        buffer = memoryview(bytearray(_COPY_BYTES))
+        writer, path = self.engine.start(name)
+        buffer = memoryview(bytearray(BATCH_BYTES))
         try:
             readinto = getattr(stream, "readinto", None)
             if readinto is None:
-                while piece := stream.read(_COPY_BYTES):
+                while piece := stream.read(BATCH_BYTES):
                     writer.write(piece)
             else:
                 while count := readinto(buffer):
@@ -232,15 +213,11 @@ class Vault:
             raise
         finally:
             erase_buffer(buffer)
-        return self._finish(name, writer, path)
+        return _info(name, self.engine.finish(name, writer, path))
 
     def delete(self, name: str) -> None:
         """Remove the item and destroy its key; raise ``vault.item.unknown``, ``base.storage.*``."""
-        with self._mutex:
-            old = self._find(name)
-            self._require_idle(name)
-            self._commit((Change(item_key(name), encode_item(old), deletes=True),))
-            self._erase_item(old)
+        self.engine.delete(name)
 
     def list(self, prefix: str = "") -> tuple[ItemInfo, ...]:
         """Return every item whose name begins with ``prefix``, by name."""
@@ -253,7 +230,7 @@ class Vault:
 
     def stat(self, name: str) -> ItemInfo:
         """Return what is known of the item; raise ``vault.item.unknown``."""
-        return _info(name, self._find(name))
+        return _info(name, self.engine.find(name))
 
     def __contains__(self, name: str) -> bool:
         return self._require_table().get(item_key(check_name(name))) is not None
@@ -300,7 +277,7 @@ class Vault:
             key = ProtectedSecret.random(size_bytes)
             epoch, nonce = ring.record.epoch, os.urandom(NONCE_BYTES)
             wrapped = wrap_application_key(name, key, ring.keys[epoch], epoch=epoch, nonce=nonce)
-            self._commit((Change(application_key(name), wrapped),))
+            self.engine.commit_alone((Change(application_key(name), wrapped),))
             return key
 
     def put_application_key(self, name: str, key: ProtectedSecret) -> None:
@@ -309,14 +286,14 @@ class Vault:
             ring = self._require_open()
             epoch, nonce = ring.record.epoch, os.urandom(NONCE_BYTES)
             wrapped = wrap_application_key(check_name(name), key, ring.keys[epoch], epoch=epoch, nonce=nonce)
-            self._commit((Change(application_key(name), wrapped),))
+            self.engine.commit_alone((Change(application_key(name), wrapped),))
 
     def destroy_application_key(self, name: str) -> None:
         """Remove an application key, and with it what it encrypts, from the storage; raise ``vault.key.unknown``."""
         with self._mutex:
             if self._require_table().get(application_key(check_name(name))) is None:
                 raise KeyUnknown(f"there is no application key {name!r}", key=name)
-            self._commit((Change(application_key(name), b"", deletes=True),))
+            self.engine.commit_alone((Change(application_key(name), b"", deletes=True),))
             self._require_table().merge()
 
     def table_get(self, key: bytes) -> bytes | None:
@@ -343,9 +320,8 @@ class Vault:
     def table_commit(self, changes: tuple[Change, ...]) -> None:
         """Make changes to the table count, together."""
         with self._mutex:
-            self._commit(changes)
             self._erase_due = self._erase_due or any(change.deletes for change in changes)
-            self._require_table().merge_if_due()
+            self.engine.commit_alone(changes)
 
     # -- the whole ----------------------------------------------------------------------------------------------------
 
@@ -363,6 +339,13 @@ class Vault:
     def table(self) -> Table:
         """Return the vault's table, for who re-keys or checks it."""
         return self._require_table()
+
+    @property
+    def engine(self) -> Engine:
+        """Return what makes changes of items count, for who re-keys."""
+        if self._engine is None:
+            raise VaultClosed("the vault is closed")
+        return self._engine
 
     @property
     def mutex(self) -> threading.RLock:
@@ -393,48 +376,6 @@ class Vault:
     ) -> None:
         self.close()
 
-    # -- changing items: who makes changes in place count -------------------------------------------------------------
-
-    def commit_change(self, header: Header, change: FileChange) -> None:
-        """Make a change in place count, durable; called by ``Editor``."""
-        with self._mutex:
-            name = self._editing[header.file_id]
-            expected = _expect(header, slot_tag(change.slot))
-            self.change_files([change], (Change(item_key(name), encode_item(expected)),))
-
-    def change_files(self, files: Sequence[FileChange], changes: tuple[Change, ...]) -> None:
-        """Make changes of item files count together with those of the table, durable: all or none."""
-        with self._mutex:
-            ring = self._require_open()
-            epoch = ring.record.epoch
-            digest = write_redo(self.folder, files, keys=ring.keys[epoch], epoch=epoch)
-            try:
-                self._commit(changes, redo=digest)
-            except BaseException:
-                if not self._require_table().is_broken:
-                    discard_redo(self.folder)
-                    release_room(self.folder, files)
-                raise
-            apply_redo(self.folder, files)
-            self._require_table().merge_if_due()
-
-    def rewrite(self, editor: Editor) -> ItemReader:
-        """Write an item anew with the content that ``editor`` has, and return it open; called by ``Editor``."""
-        with self._mutex:
-            name = self._editing[editor.header.file_id]
-            writer, path = self._start(name, editing=True)
-            buffer = memoryview(bytearray(_COPY_BYTES))
-            try:
-                for offset in range(0, editor.length_bytes, _COPY_BYTES):
-                    writer.write(buffer[: editor.read_into(offset, buffer)])
-            except BaseException:
-                writer.abandon()
-                raise
-            finally:
-                erase_buffer(buffer)
-            self._finish(name, writer, path, editing=True)
-            return self._open_reader(name, self._find(name))
-
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _require_open(self) -> Keyring:
@@ -447,143 +388,16 @@ class Vault:
             raise VaultClosed("the vault is closed")
         return self._table
 
-    def _require_idle(self, name: str) -> None:
-        if name in self._editing.values():
-            raise ItemBusy("the item is being changed in place", item=name)
-
-    def _find(self, name: str) -> Expected:
-        with self._mutex:
-            value = self._require_table().get(item_key(check_name(name)))
-        if value is None:
-            raise ItemUnknown("there is no such item in the vault", item=name)
-        return decode_item(value)
-
-    def _item_path(self, item: Expected) -> Path:
-        return self.folder / "items" / file_name(item)
-
-    def _open_reader(self, name: str, expected: Expected) -> ItemReader:
-        ring = self._require_open()
-        keys = ring.keys.get(expected.epoch)
-        if keys is None:
-            raise HeaderAltered("the item is of an epoch that the vault does not have", epoch=expected.epoch)
-        path_hash = hash_path(ring.vault_id, name)
-        return ItemReader(self._item_path(expected), expected=expected, path_hash=path_hash, keys=keys)
-
-    def _stop_reading(self, name: str) -> None:
-        with self._mutex:
-            self._reading -= Counter([name])
-
-    def _open_editor(self, name: str) -> Editor:
-        expected = self._find(name)
-        self._require_idle(name)
-        if self._reading[name]:
-            raise ItemBusy("the item is open for reading; changing it in place would break that", item=name)
-        ring = self._require_open()
-        epoch = ring.record.epoch
-        reader = self._open_reader(name, expected)
-        self._editing[expected.file_id] = name
-        return Editor(reader, keys=ring.keys[epoch], epoch=epoch, padding=ring.record.padding, committer=self)
-
-    def _stop_editing(self, name: str) -> None:
-        with self._mutex:
-            self._editing = {file_id: other for file_id, other in self._editing.items() if other != name}
-
-    def _start(self, name: str, *, editing: bool = False) -> tuple[ItemWriter, Path]:
-        """Return a writer of the item's next generation, and where it writes."""
-        with self._mutex:
-            ring = self._require_open()
-            value = self._require_table().get(item_key(check_name(name)))
-            if not editing:
-                self._require_idle(name)
-            old = None if value is None else decode_item(value)
-            header = Header(
-                file_id=old.file_id if old else os.urandom(ID_BYTES),
-                generation=old.generation + 1 if old else 1,
-                sequence=0,
-                length_bytes=0,
-                stored_bytes=0,
-                path_hash=hash_path(ring.vault_id, name),
-                epoch=ring.record.epoch,
-                algorithm=ring.record.algorithm,
-            )
-            path = self.folder / "new" / file_name(header)
-            if path.exists():  # what power cuts left was removed when the vault was opened
-                raise ItemBusy("the item is being written elsewhere in this program", item=name)
-            return ItemWriter(path, header, keys=ring.keys[header.epoch], padding=ring.record.padding), path
-
-    def _finish_quietly(self, name: str, writer: ItemWriter, path: Path) -> None:
-        self._finish(name, writer, path)
-
-    def _finish(self, name: str, writer: ItemWriter, path: Path, *, editing: bool = False) -> ItemInfo:
-        """Make what was written count, move it to its place, erase what it replaces."""
-        with self._mutex:
-            try:
-                if not editing:
-                    self._require_idle(name)
-                new = replace(writer.finish(), modified_s=int(time.time()))
-                value = self._require_table().get(item_key(name))
-                old = None if value is None else decode_item(value)
-                self._commit((Change(item_key(name), encode_item(new)),))
-            except BaseException:
-                writer.abandon()
-                if not self._require_table().is_broken:
-                    erase_file(path)
-                raise
-            with translate_os_errors(path):
-                path.rename(self.folder / "items" / path.name)
-            if old is None:  # a merge, or the next file in new/, must not outrun the move
-                self._sync_items()
-            else:
-                self._erase_item(old)
-            self._require_table().merge_if_due()
-            return _info(name, new)
-
-    def _erase_item(self, item: Expected) -> None:
-        erase_file(self._item_path(item))
-        self._sync_items()
-
-    def _sync_items(self) -> None:
-        with translate_os_errors(self.folder):
-            sync_folder(self.folder / "items")
-
-    def _commit(self, changes: tuple[Change, ...], *, redo: bytes = NO_DIGEST) -> None:
-        """Make changes count; on a failure of the counter they do, and the next change moves it first."""
-        self._settle_anchor()
-        ring, table = self._require_open(), self._require_table()
-        table.commit(changes, anchored=ring.anchor is not None, redo=redo)
-        self._settle_anchor()
-
-    def _settle_anchor(self) -> None:
-        """Compare with the counter and finish the step that a power cut may have left open."""
-        ring, table = self._require_open(), self._require_table()
-        if ring.anchor is None:
-            return
-        if ring.counted is None:
-            ring.counted = ring.anchor.read()
-        verify_anchor(table.anchor, ring.counted)
-        if ring.counted < table.anchor:
-            ring.counted = ring.anchor.advance()
+    def _finish(self, name: str, writer: ItemWriter, path: Path) -> None:
+        self.engine.finish(name, writer, path)
 
     def _release(self) -> None:
         if self._table is not None:
             self._table.close()
         if self._keyring is not None:
             self._keyring.close()
-        self._table = self._keyring = None
+        self._table = self._keyring = self._engine = None
 
 
 def _info(name: str, item: Expected) -> ItemInfo:
     return ItemInfo(name=name, size_bytes=item.length_bytes, generation=item.generation, modified_s=item.modified_s)
-
-
-def _expect(header: Header, tag: bytes) -> Expected:
-    return Expected(
-        file_id=header.file_id,
-        generation=header.generation,
-        sequence=header.sequence,
-        tag=tag,
-        length_bytes=header.length_bytes,
-        stored_bytes=header.stored_bytes,
-        epoch=header.epoch,
-        modified_s=int(time.time()),
-    )

@@ -20,10 +20,11 @@ from tidegate.base.durable import (
     translate_os_errors,
     write_file_atomic,
 )
-from tidegate.base.errors import StorageMissing
 from tidegate.crypto.aead import KEY_BYTES, NONCE_BYTES, AeadAlgorithm, hkdf_sha256_into
 from tidegate.crypto.memory import ProtectedSecret
 from tidegate.vault.errors import (
+    FileMissing,
+    FileUnexpected,
     JournalExtended,
     JournalMissing,
     JournalTruncated,
@@ -302,7 +303,7 @@ class Table:
             return
         try:
             self._journal = open_regular(path, os.O_RDWR)
-        except StorageMissing as error:
+        except FileMissing as error:
             raise JournalMissing("the vault's journal is not there") from error
 
     def _replay(self) -> None:
@@ -317,7 +318,10 @@ class Table:
             self._remember(entry.transaction.changes, self._tail, entry.size)
             self._tail = Tail(number=entry.number + 1, tag=entry.tag, size=entry.offset + entry.size)
             self.recovered = entry.transaction
-            generation, anchor = entry.transaction.generation, entry.transaction.anchor
+            if (
+                entry.offset >= manifest.journal_bytes
+            ):  # before that the manifest knows better: the counter may be another
+                generation, anchor = entry.transaction.generation, entry.transaction.anchor
         if manifest.clean:
             self.recovered = None
             if self._tail.tag != manifest.journal_tag:
@@ -364,6 +368,10 @@ class Table:
             self._journal = -1
             self._broken = True
 
+    def fail(self) -> None:
+        """Note that what a transaction brings with it could not be finished: the next opening has to do it."""
+        self._broken = True
+
     def _require_good(self) -> None:
         if self._broken:
             raise VaultFailed("the storage failed in the middle of a change; open the vault again")
@@ -407,6 +415,8 @@ class Table:
         keep = set(_table_paths(self._folder, number))
         with translate_os_errors(self._folder):
             for path in list((self._folder / "table").iterdir()):
+                if path.is_dir() and not path.is_symlink():
+                    raise FileUnexpected(f"the vault did not write table/{path.name}", path=f"table/{path.name}")
                 if path not in keep:
                     erase_file(path)
             for path in list(self._folder.glob(".*.new")):  # an unfinished copy of record or manifest

@@ -81,16 +81,30 @@ def test_fill_that_fails_leaves_nothing(fresh):
 
     with pytest.raises(KeyError):
         ProtectedSecret.fill(32, write)
-    assert not any(seen[0])
+    assert not any(seen.pop())
     assert free_bytes(fresh) == ARENA_BYTES
 
 
-def test_dropped_secret_is_wiped(fresh):
+def test_dropped_secret_is_wiped_with_its_last_view(fresh):
+    secret = ProtectedSecret(b"k" * 32)
+    view = secret.view()[8:]
+    del secret
+    others = [ProtectedSecret(b"o" * 32) for _ in range(5)]
+    assert bytes(view) == b"k" * 24  # not somebody else's memory by now
+    del view
+    assert not any(fresh[0].view[:64])
+    for other in others:
+        other.wipe()
+    assert free_bytes(fresh) == ARENA_BYTES
+
+
+def test_wiped_secret_does_not_give_its_memory_to_another_while_it_is_viewed(fresh):
     secret = ProtectedSecret(b"k" * 32)
     view = secret.view()
-    del secret
+    secret.wipe()
+    other = ProtectedSecret(b"o" * 32)
     assert not any(view)
-    assert free_bytes(fresh) == ARENA_BYTES
+    assert bytes(other.view()) == b"o" * 32
 
 
 def test_secrets_do_not_overlap_and_memory_is_reused(fresh):
@@ -143,7 +157,6 @@ def test_garbage_collected_while_memory_is_handed_out(monkeypatch):
     gc.disable()
     ring = [ProtectedSecret(b"r" * 32)]
     ring.append(ring)
-    view = ring[0].view()
 
     def collect_first(self, slots):
         collected.append(gc.collect())
@@ -155,7 +168,6 @@ def test_garbage_collected_while_memory_is_handed_out(monkeypatch):
         other = ProtectedSecret(b"k" * 32)
     gc.enable()
     assert collected
-    assert not any(view)
     third = ProtectedSecret(b"l" * 32)
     assert [bytes(secret.view()) for secret in (other, third)] == [b"k" * 32, b"l" * 32]
 
