@@ -238,7 +238,7 @@ def padded(rule, length):
         return max(1, math.ceil(length / int(rule))) * int(rule)
     if length < 2:
         return length
-    exponent = int(math.floor(math.log2(length)))
+    exponent = math.floor(math.log2(length))
     step = 2 ** (exponent - len(f"{exponent:b}")) if exponent > len(f"{exponent:b}") else 1
     return math.ceil(length / step) * step
 
@@ -341,7 +341,7 @@ def test_document_is_enough_to_read_a_redo_file(tmp_path, unlocker, monkeypatch)
     with Vault.create(tmp_path / "vault", unlocker) as vault:
         vault.write("a", bytes(50_000))
         monkeypatch.setattr(
-            "tidegate.vault.store.apply_redo", lambda folder, changes: shutil.copytree(folder, tmp_path / "copy")
+            "tidegate.vault.engine.apply_redo", lambda folder, changes: shutil.copytree(folder, tmp_path / "copy")
         )
         stream = vault.open_file("a", "r+")
         stream.seek(20_000)

@@ -251,12 +251,6 @@ def found_marks(core):
     return {name: count for name, count in counts.items() if count}
 
 
-OBJECT = (
-    "open_slot unpacks the file key as `bytes`, which is freed, not overwritten: it is there until the memory is reused"
-)
-
-
-@pytest.mark.xfail(reason=OBJECT, strict=False)
 @pytest.mark.parametrize("step", STEPS)
 def test_dump_of_an_open_and_of_a_closed_vault(start, keys, step):
     child = start(STEPS[step])
@@ -349,7 +343,6 @@ open_slot(slot, keys)[1].wipe()
 
 KNOWN = {
     "Argon2id": [pytest.mark.xfail(reason="OpenSSL's Argon2id leaves the passphrase in its heap, out of our reach")],
-    "open a header": [pytest.mark.xfail(reason=OBJECT)],
 }
 
 

@@ -397,7 +397,7 @@ def test_padding_hides_sizes(tmp_path, unlocker, padding):
         "padded",
         "9999999999",
         "1073741825",
-        pytest.param("\u0663", marks=pytest.mark.xfail(reason="Padding: isdecimal takes digits of every script")),
+        "\u0663",
     ],
 )
 def test_unknown_padding(tmp_path, unlocker, padding):
@@ -459,7 +459,6 @@ def test_ranges_outside_of_the_content(vault, place):
     assert vault.read_range("a", *place) == b""
 
 
-@pytest.mark.xfail(reason="read_into takes a negative offset to the kernel: base.storage.failed, no Misuse")
 @pytest.mark.parametrize("offset", [-1, -20_000])
 def test_range_before_the_content(vault, offset):
     vault.write("a", bytes(40_000))

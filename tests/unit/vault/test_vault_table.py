@@ -337,9 +337,6 @@ def test_last_entry_of_zeros(unclosed):
     assert read_all(folder) == (OLD, 500)
 
 
-@pytest.mark.xfail(
-    reason="iter_entries: three bytes of a length and zeros behind look like a shorter whole entry, refused"
-)
 def test_every_beginning_of_the_last_entry_with_zeros_behind(tmp_path):
     """The file's size and its first sector reached the storage, the next sector did not."""
     vault = Vault.create(tmp_path / "vault", UNLOCKER)
