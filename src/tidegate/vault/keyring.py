@@ -102,13 +102,13 @@ class Keyring:
         if self.record.version > table.record_version:
             table.note_record(self.record.version)
 
-    def write(self, record: Record, table: Table, *, anchor: int | None = None) -> None:
+    def write(self, record: Record, table: Table) -> None:
         """Make ``record`` the vault's, one version newer, durable; older ones are refused from now on."""
         record = replace(record, version=self.record.version + 1)
         raw = encode_record(record, self.keys[record.epoch])
         write_file_atomic(self._folder / "vault.cbor", raw, mode=0o600)
         self.record = record
-        table.note_record(record.version, anchor=anchor)
+        table.note_record(record.version)
 
     def add(self, unlocker: Unlocker, table: Table, *, label: str = "") -> Slot:
         """Add a way to open the vault and return it; raise ``vault.unlockers.full`` and what the unlocker raises.

@@ -318,9 +318,7 @@ class Table:
             self._remember(entry.transaction.changes, self._tail, entry.size)
             self._tail = Tail(number=entry.number + 1, tag=entry.tag, size=entry.offset + entry.size)
             self.recovered = entry.transaction
-            if (
-                entry.offset >= manifest.journal_bytes
-            ):  # before that the manifest knows better: the counter may be another
+            if entry.offset >= manifest.journal_bytes:  # up to there the manifest knows: the counter may be another
                 generation, anchor = entry.transaction.generation, entry.transaction.anchor
         if manifest.clean:
             self.recovered = None
