@@ -14,6 +14,7 @@ from tidegate.base.errors import StorageMissing, TidegateError
 from tidegate.crypto.aead import Secret
 from tidegate.keys.software import Argon2Cost, DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.keys.store import KeyPurpose, KeySpec
+from tidegate.vault import editor as editor_module
 from tidegate.vault import table as table_module
 from tidegate.vault.rotation import is_pending, rekey
 from tidegate.vault.store import Vault
@@ -314,11 +315,11 @@ def examine(folder, unlocker, states, cut):
     return found
 
 
-def record(storage, monkeypatch, make_unlocker, steps, before=None):
+def record(storage, monkeypatch, make_unlocker, steps, before=None, **options):
     """Do the steps, recorded; return what the vault has to hold before the first and behind each."""
     unlocker = make_unlocker(storage.root, create=True)
     model = Model()
-    vault = Vault.create(storage.root / "vault", unlocker)
+    vault = Vault.create(storage.root / "vault", unlocker, **options)
     try:
         prepare(vault, model, before)
         states = [copy.deepcopy(model)]
@@ -330,6 +331,15 @@ def record(storage, monkeypatch, make_unlocker, steps, before=None):
     finally:
         vault.close()
     return states
+
+
+def cut_everywhere(storage, image, make_unlocker, states, ways=WAYS):
+    """Examine every cut, each state that has to be between what returned and what comes next; return how many."""
+    cuts = 0
+    for cut in storage.images(image, ways=ways):
+        examine(image / "vault", make_unlocker(image), states[storage.reached : storage.reached + 2], cut)
+        cuts += 1
+    return cuts
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -350,15 +360,58 @@ def test_wholly_old_or_wholly_new(storage, image, monkeypatch, make_unlocker, op
 def test_every_change_is_merged_at_once(storage, image, monkeypatch, make_unlocker):
     """With a merge due after each transaction its cuts come between all others."""
     monkeypatch.setattr(table_module, "MERGE_BYTES", 1)
-    steps = (put, edit, record_put, delete)
-    states = record(storage, monkeypatch, make_unlocker, steps)
-    cuts = 0
-    for cut in storage.images(image, ways=("synced", "named")):
-        allowed = states[storage.reached : storage.reached + 2]
-        examine(image / "vault", make_unlocker(image), allowed, cut)
-        cuts += 1
+    states = record(storage, monkeypatch, make_unlocker, (put, edit, record_put, delete))
+    cuts = cut_everywhere(storage, image, make_unlocker, states, ("synced", "named"))
     report(f"merged at once: {cuts} cuts")
     assert cuts > 100
+
+
+@pytest.mark.parametrize("padding", ["padme", "65536"])
+def test_changes_in_place_of_padded_items(storage, image, monkeypatch, make_unlocker, padding):
+    """Chunks of padding come and go with the length."""
+    steps = (put_padded, edit, grow, shrink, empty, append)
+    states = record(storage, monkeypatch, make_unlocker, steps, padding=padding)
+    cuts = cut_everywhere(storage, image, make_unlocker, states, ("written", "synced"))
+    report(f"padding {padding}: {cuts} cuts")
+    assert cuts > 100
+
+
+def test_change_in_place_that_writes_the_item_anew(storage, image, monkeypatch, make_unlocker):
+    """Where a header has no room for another extent."""
+    monkeypatch.setattr(editor_module, "MAX_EXTENTS", 1)
+    states = record(storage, monkeypatch, make_unlocker, (put, edit, edit_twice, append))
+    cuts = cut_everywhere(storage, image, make_unlocker, states)
+    report(f"written anew: {cuts} cuts")
+    assert cuts > 100
+
+
+def test_long_change_in_place_is_a_row_of_whole_steps(storage, image, monkeypatch, make_unlocker):
+    """More than an edit keeps in memory is flushed on the way: a prefix of the steps counts, and never part of one."""
+    monkeypatch.setattr(editor_module, "MAX_DIRTY_CHUNKS", 2)
+    chunk, count = 16_384, 8
+
+    def rewrite(vault, model):
+        with vault.open_file("long", "r+") as target:
+            for number in range(count):
+                target.write(bytes([number + 1]) * chunk)
+        model.items["long"] = b"".join(bytes([number + 1]) * chunk for number in range(count))
+
+    record(storage, monkeypatch, make_unlocker, (rewrite,), ("long", bytes(chunk * count)))
+    seen = set()
+    for cut in storage.images(image, ways=WAYS):
+        with Vault.open(image / "vault", make_unlocker(image)) as vault:
+            content = vault.read("long")
+            require_tidy(image / "vault", vault)
+        changed = len(content) - len(content.replace(b"\0", b""))
+        found = len(content.rstrip(b"\0")) // chunk
+        assert changed == len(content) - found * chunk, cut
+        expected = b"".join(bytes([number + 1]) * chunk for number in range(found))
+        assert content == expected.ljust(chunk * count, b"\0"), cut
+        assert found == count or not storage.reached, cut
+        seen.add(found)
+    report(f"a long edit: cuts left {sorted(seen)} of {count} chunks changed")
+    assert {0, count} < seen
+    assert all(found % 2 == 0 for found in seen)
 
 
 @pytest.mark.parametrize("kind", ["headers", "contents"])
@@ -402,21 +455,69 @@ def test_removed_unlocker_is_out_and_added_one_is_in(storage, image, monkeypatch
     assert opened[2] == {False}
 
 
-def test_second_cut_while_the_first_is_repaired(storage, image, tmp_path, monkeypatch, make_unlocker):
-    """Every recovery is itself recorded and cut; every seventh of these images is tried."""
-    steps = (put_padded, edit, put, delete)
+def test_counter_moves_to_another_key_store(storage, image, monkeypatch, make_unlocker, tmp_path):
+    """The old one is removed, a new one with a fresh counter added: whoever the record lists opens the vault."""
+
+    def second(root, *, create=False):
+        (root / "second").mkdir(mode=0o700, exist_ok=True)
+        return make_unlocker(root / "second", create=create)
+
+    first, other = make_unlocker(storage.root, create=True), second(storage.root, create=True)
+    with Vault.create(storage.root / "vault", first) as vault:
+        vault.write("item", OLD)
+        vault.write("item", NEW)
+        vault.keyring.add(passphrase(), vault.table, label="spare")
+    with Vault.open(storage.root / "vault", passphrase()) as vault, storage.recording(monkeypatch):
+        vault.keyring.remove(1, vault.table)
+        storage.mark()
+        vault.keyring.add(other, vault.table, label="second")
+        storage.mark()
+        vault.write("item", OLD)
+        storage.mark()
+    cuts, codes = 0, {}
+    for cut in storage.images(image, ways=WAYS):
+        with Vault.open(image / "vault", passphrase()) as vault:
+            labels = [slot.label for slot in vault.keyring.record.slots]
+        for label, unlocker in (("", make_unlocker(image)), ("second", second(image))):
+            try:
+                with Vault.open(image / "vault", unlocker) as vault:
+                    assert vault.read("item") in (OLD, NEW)
+                assert label in labels, cut
+            except TidegateError as error:
+                if label in labels:
+                    codes[cut] = error.code
+        cuts += 1
+    report(f"the counter moves: {cuts} cuts")
+    assert codes == {}
+    assert cuts > 20
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    {
+        "changes": (put_padded, edit, put, delete),
+        "merges": (put_padded, merge, record_delete, merge),
+        "unlockers": (unlocker_add, unlocker_remove),
+        "rekeying": (put_padded, rekey_headers),
+    }.items(),
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_second_cut_while_the_first_is_repaired(storage, image, monkeypatch, make_unlocker, name, steps):
+    """Every second recovery is recorded and cut itself, in one of the ways in turn; every fourth image is tried."""
     states = record(storage, monkeypatch, make_unlocker, steps)
-    cuts = 0
-    for cut in storage.images(tmp_path / "first", ways=("written",)):
+    first, cuts = image.with_name("first"), 0
+    for number, cut in enumerate(storage.images(first, ways=("written", "synced"))):
+        if number % 2:
+            continue
         allowed = states[storage.reached : storage.reached + 2]
-        inner = type(storage)(tmp_path / "first")
+        inner = type(storage)(first)
         with inner.recording(monkeypatch):
-            Vault.open(tmp_path / "first" / "vault", make_unlocker(tmp_path / "first")).close()
-        for number, second in enumerate(inner.images(image, ways=WAYS)):
-            if number % 7 == 0:
+            Vault.open(first / "vault", make_unlocker(first)).close()
+        for second in inner.images(image, ways=(WAYS[number // 2 % len(WAYS)],)):
+            if cuts % 4 == 0:
                 examine(image / "vault", make_unlocker(image), allowed, f"{cut}, {second}")
-                cuts += 1
-    report(f"second cuts: {cuts}")
+            cuts += 1
+    report(f"second cuts, {name}: {-(-cuts // 4)} of {cuts}")
     assert cuts > 50
 
 

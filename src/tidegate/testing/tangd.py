@@ -76,8 +76,8 @@ class Tangd:
                 time.sleep(self.delay_s)
                 subprocess.run(
                     [LIBEXEC / "tangd", self.folder],
-                    stdin=connection,
-                    stdout=connection,
+                    stdin=connection.fileno(),
+                    stdout=connection.fileno(),
                     stderr=subprocess.DEVNULL,
                     timeout=_ANSWER_S,
                     check=False,
