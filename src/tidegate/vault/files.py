@@ -264,6 +264,7 @@ class ItemReader:
         """Open it, check its headers and size; raise ``vault.file.*``, ``vault.header.*``, ``base.storage.*``."""
         self._path = path
         self._done = done
+        self._key: Secret | None = None
         self._descriptor = open_regular(path)
         try:
             slots = self._read_at(0, BODY_OFFSET)
@@ -271,15 +272,18 @@ class ItemReader:
             with translate_os_errors(path):
                 verify_size(self.header, os.fstat(self._descriptor).st_size)
         except BaseException:
-            os.close(self._descriptor)
+            self._done = lambda: None
+            self.close()
             raise
-        self._cipher = ChunkCipher(self._key, self.header)
+        self._cipher = ChunkCipher(self.file_key, self.header)
         self._plain = memoryview(bytearray(self.header.chunk_bytes))
         self._sealed = memoryview(bytearray(self.header.chunk_bytes + CHUNK_OVERHEAD))
 
     @property
     def file_key(self) -> Secret:
         """Return the file's key, for who changes the file; it is wiped when this closes."""
+        if self._key is None:
+            raise WriterEnded("the item is closed")
         return self._key
 
     def iter_content(self) -> Iterator[memoryview]:
@@ -325,14 +329,15 @@ class ItemReader:
 
     def close(self) -> None:
         """Wipe the file's key and give the descriptor back; harmless when repeated."""
-        self._key.wipe()
+        if self._key is not None:
+            self._key.wipe()
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
             self._done()
 
     def __del__(self) -> None:
-        if getattr(self, "_descriptor", -1) >= 0 and hasattr(self, "_key"):
+        if getattr(self, "_descriptor", -1) >= 0:
             self.close()
 
     def __enter__(self) -> Self:
