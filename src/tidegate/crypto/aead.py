@@ -6,7 +6,10 @@ Source: AES-256-GCM NIST SP 800-38D, ChaCha20-Poly1305 RFC 8439, HKDF RFC 5869, 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import enum
+import hmac
+import sys
 import time
 from types import TracebackType
 from typing import NoReturn, Self
@@ -172,9 +175,24 @@ def hkdf_sha256(key: bytes | memoryview, *, salt: bytes, info: bytes, length: in
 
 
 def hkdf_sha256_into(key: bytes | memoryview, *, salt: bytes, info: bytes, target: memoryview) -> None:
-    """Fill ``target`` with bytes derived from ``key`` for the purpose ``info``; no copy of them is made."""
-    HKDF(algorithm=hashes.SHA256(), length=len(target), salt=salt, info=info).derive_into(key, target)
+    """Fill ``target`` (1 to 32 bytes) with bytes derived from ``key`` for the purpose ``info``; no copy of them stays.
+
+    One block of RFC 5869 by hand: the library's own leaves it behind in freed memory.
+    """
+    extracted = hmac.digest(salt, key, "sha256")
+    expanded = hmac.digest(extracted, info + b"\1", "sha256")
+    if not 1 <= len(target) <= len(expanded):
+        raise ValueError("one block is derived")
+    target[:] = memoryview(expanded)[: len(target)]
+    overwrite_bytes(extracted)
+    overwrite_bytes(expanded)
     clear_registers()
+
+
+def overwrite_bytes(data: bytes) -> None:
+    """Overwrite ``bytes`` that held a secret and that nobody else holds. CPython's memory has them inline."""
+    if sys.implementation.name == "cpython" and len(data) > 1:  # shorter ones are shared by everybody
+        ctypes.memset(id(data) + bytes.__basicsize__ - 1, 0, len(data))
 
 
 def open_aes256gcm_into(

@@ -10,7 +10,6 @@ import ctypes
 import enum
 import mmap
 import os
-import sys
 import threading
 import weakref
 from collections import deque
@@ -18,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from tidegate.crypto.aead import Secret, clear_registers
+from tidegate.crypto.aead import Secret, clear_registers, overwrite_bytes
 from tidegate.crypto.errors import SecretForked, SecretMemoryShort
 
 ARENA_BYTES = 64 << 10  # 1,024 keys; RLIMIT_MEMLOCK is 8 MiB as a rule, 64 KiB on old systems
@@ -126,12 +125,6 @@ def take_bytes(data: bytes) -> ProtectedSecret:
     secret = ProtectedSecret(data)
     overwrite_bytes(data)
     return secret
-
-
-def overwrite_bytes(data: bytes) -> None:
-    """Overwrite ``bytes`` that held a secret; as above nobody else may hold them. CPython's memory has them inline."""
-    if sys.implementation.name == "cpython" and len(data) > 1:  # shorter ones are shared by everybody
-        ctypes.memset(id(data) + bytes.__basicsize__ - 1, 0, len(data))
 
 
 _lock = threading.Lock()

@@ -13,9 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.crypto import memory
-from tidegate.crypto.aead import AeadAlgorithm, fastest_aead, seal_aes256gcm
+from tidegate.crypto.aead import (
+    AeadAlgorithm,
+    fastest_aead,
+    hkdf_sha256,
+    hkdf_sha256_into,
+    overwrite_bytes,
+    seal_aes256gcm,
+)
 from tidegate.crypto.errors import SecretForked, SecretMemoryShort
-from tidegate.crypto.memory import ARENA_BYTES, ProtectedSecret, Protection, overwrite_bytes, protection, take_bytes
+from tidegate.crypto.memory import ARENA_BYTES, ProtectedSecret, Protection, protection, take_bytes
 
 
 @pytest.fixture
@@ -298,6 +305,16 @@ def test_bytes_that_everybody_shares_are_left_alone(data):
     overwrite_bytes(data)
     assert data == before
     assert bytes([7]) == b"\x07"
+
+
+@pytest.mark.parametrize(("salt", "info"), [(b"", b""), (b"s", b"i"), (os.urandom(100), os.urandom(200))])
+@pytest.mark.parametrize("size", [1, 16, 32])
+def test_hkdf_by_hand_is_the_librarys(salt, info, size):
+    key, target = os.urandom(32), bytearray(size)
+    hkdf_sha256_into(memoryview(key), salt=salt, info=info, target=memoryview(target))
+    assert bytes(target) == hkdf_sha256(key, salt=salt, info=info, length=size)
+    with pytest.raises(ValueError, match="one block"):
+        hkdf_sha256_into(key, salt=salt, info=info, target=memoryview(bytearray(33)))
 
 
 @pytest.mark.parametrize("algorithm", AeadAlgorithm)

@@ -342,9 +342,6 @@ open_slot(slot, keys)[1].wipe()
 
 
 KNOWN = {
-    "HKDF": [
-        pytest.mark.xfail(reason="a copy of what was derived, seen since secrets are ctypes blocks", strict=False)
-    ],
     "Argon2id": [pytest.mark.xfail(reason="OpenSSL's Argon2id leaves the passphrase in its heap, out of our reach")],
 }
 
