@@ -77,6 +77,18 @@ def recorded_ext4(work, *, journal="ordered"):
             yield place, disk
 
 
+@contextlib.contextmanager
+def mounted_again(content, work, *, journal="ordered"):
+    """Mount what a cut left; yields the mount and the image. A file of its own each time: as long as somebody looks at
+    its loop device (blkid does), ``mount`` would take that one again, with what it remembers of the last content.
+    """
+    with tempfile.NamedTemporaryFile(dir=work, prefix="image-") as image:
+        image.write(content)
+        image.flush()
+        with mounted(image.name, work / "again", journal=journal) as place:
+            yield place, image.name
+
+
 def unlocker_at(place, work):
     """The key store lies on the same disk, so that its counter is cut with the vault; the device's secret does not."""
     secret = work / "device-secret"
@@ -218,17 +230,16 @@ def examine(place, work, allowed, what):
 def try_cuts(work, *, stride, journal="ordered"):
     """Cut behind every ``stride``-th step of the disk, in two ways; examine what the replay of the journal gives."""
     steps, begin, states = do_recorded(work, journal=journal)
-    image = work / "image"
-    image.touch()
     cuts, reached = 0, set()
     for cut in iter_cuts(steps, size_bytes=SIZE, first=begin + 1, stride=stride):
         what = f"{cut.way} {cut.position}/{len(steps)}"
         done = sum(1 for position, _ in states[1:] if position <= cut.position)
-        image.write_bytes(cut.content)
-        with mounted(image, work / "again", journal=journal) as place:
+        with mounted_again(cut.content, work, journal=journal) as (place, image):
             examine(place, work, [state for _, state in states[done : done + 2]], what)
-        if cuts % 25 == 0:
-            run_program(["e2fsck", "-fn", str(image)])
+            if cuts % 25 == 0:
+                run_program(["umount", str(place)])
+                run_program(["e2fsck", "-fn", image])
+                run_program(["mount", "-t", "ext4", "-o", "loop", image, str(place)])
         reached.add(done)
         cuts += 1
     report(f"ext4 data={journal}: {cuts} cuts at every {stride} of {len(steps) - begin} steps of the disk")
@@ -256,11 +267,9 @@ def test_cut_at_every_step_of_the_disk(work, journal):
 def test_disk_that_forgets_what_was_flushed_is_noticed(work):
     """The examination can fail: cuts are examined as if everything had returned that did later."""
     steps, begin, states = do_recorded(work, journal="ordered")
-    image = work / "image"
     failed = 0
     for cut in iter_cuts(steps, size_bytes=SIZE, first=begin + 1, stride=60):
-        image.write_bytes(cut.content)
-        with mounted(image, work / "again") as place:
+        with mounted_again(cut.content, work) as (place, _):
             try:
                 examine(place, work, [states[-1][1]], cut.position)
             except AssertionError:
@@ -420,7 +429,6 @@ def test_recorded_disk_gives_back_what_was_written(work):
     assert last[0].content == (work / "disk" / "content").read_bytes()
     found = set()
     for cut in iter_cuts(steps, size_bytes=SIZE, first=begin):
-        (work / "image").write_bytes(cut.content)
-        with mounted(work / "image", work / "again") as again:
+        with mounted_again(cut.content, work) as (again, _):
             found.add((again / "file").read_bytes())
     assert {b"content" * 1000, b"CONTENT" * 1000} <= found
