@@ -42,7 +42,7 @@ def check_policy(arguments: argparse.Namespace, output: Output) -> int:
     if any(finding.severity is Severity.ERROR for _, finding in found):
         with with_lines(text, name=name):
             verify_sections(policy)
-    sections = [name for name in ("firewall", "ids", "watch", "update") if getattr(policy, name) is not None]
+    sections = [name for name in ("firewall", "ids", "watch", "update", "vault") if getattr(policy, name) is not None]
     output.line(
         f"{arguments.policy}: policy version {policy.policy.version}, sections: {', '.join(sections) or 'none'}"
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 from tidegate.base.durable import sync_folder, translate_os_errors
 from tidegate.base.errors import TidegateError
 from tidegate.vault.editor import Editor
-from tidegate.vault.errors import HeaderAltered, ItemBusy, ItemUnknown
+from tidegate.vault.errors import HeaderAltered, ItemBusy, ItemUnknown, VaultClosed
 from tidegate.vault.files import BATCH_BYTES, ItemReader, ItemWriter, erase_buffer, erase_file
 from tidegate.vault.format import ID_BYTES, Expected, Header, check_name, hash_path, slot_tag
 from tidegate.vault.journal import NO_DIGEST, Change
@@ -44,9 +44,15 @@ class Engine:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
+    def require_open(self) -> None:
+        """Raise ``vault.folder.closed`` once the vault's keys are wiped: file objects may outlive it."""
+        if not self.ring.keys:
+            raise VaultClosed("the vault is closed")
+
     def find(self, name: str) -> Expected:
         """Return what the table says of an item; raise ``vault.item.unknown``."""
         with self.mutex:
+            self.require_open()
             value = self.table.get(item_key(check_name(name)))
         if value is None:
             raise ItemUnknown("there is no such item in the vault", item=name)
@@ -83,6 +89,7 @@ class Engine:
     def start(self, name: str, *, editing: bool = False) -> tuple[ItemWriter, Path]:
         """Return a writer of the item's next generation, and where it writes; raise ``vault.item.busy``."""
         with self.mutex:
+            self.require_open()
             value = self.table.get(item_key(check_name(name)))
             if not editing:
                 self.require_idle(name)
@@ -186,6 +193,7 @@ class Engine:
     def change_files(self, files: Sequence[FileChange], changes: tuple[Change, ...]) -> None:
         """Make changes of item files count together with those of the table, durable: all or none."""
         with self.mutex:
+            self.require_open()
             epoch = self.ring.record.epoch
             digest = write_redo(self.folder, files, keys=self.ring.keys[epoch], epoch=epoch)
             try:
@@ -223,6 +231,7 @@ class Engine:
 
         If the counter fails behind the transaction, that is told by ``_settle``; the next change moves it first.
         """
+        self.require_open()
         self.settle_anchor()
         self.table.commit(changes, anchored=self.ring.anchor is not None, redo=redo)
         try:

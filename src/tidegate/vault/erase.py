@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate.base.durable import read_file_bounded, sync_folder, translate_os_errors
-from tidegate.base.errors import Fault, Rejected, TidegateError
+from tidegate.base.errors import Fault, InputTooLarge, Rejected, StorageMissing, TidegateError
 from tidegate.base.lock import FolderLock
 from tidegate.crypto import cbor
 from tidegate.crypto.cose import sign_envelope, verify_envelope
@@ -53,10 +53,10 @@ def erase_vault(
     left: a copy of the storage taken before opens with them. Raises ``vault.erase.incomplete`` if a key still works
     or a byte could not be overwritten; everything else was erased all the same. ``vault.folder.busy`` if it is in use.
     """
-    require_vault_folder(folder)
+    _require_something(folder)
     lock = FolderLock(folder, wait_s=2.0, busy=VaultBusy)
     try:
-        raw = read_file_bounded(folder / "vault.cbor", limit_bytes=MAX_RECORD_BYTES)
+        raw = _read_raw(folder)
         record = _read_record(raw)
         slots = [_erase_slot(record, slot, providers) for slot in record.slots] if record else []
         failures = [str(slot["proof"]) for slot in slots if slot["state"] == "failed"]
@@ -86,6 +86,20 @@ def verify_receipt(raw: bytes, trust: TrustPolicy) -> Mapping[str, object]:
     if not isinstance(document, dict) or "vault" not in document:
         raise ReceiptMalformed("the envelope holds no erasure receipt")
     return {str(name): value for name, value in document.items()}
+
+
+def _require_something(folder: Path) -> None:
+    """Raise ``base.storage.missing`` unless there is a vault, or what an interrupted erasure left of one."""
+    if not (folder / "table").is_dir():
+        require_vault_folder(folder)
+
+
+def _read_raw(folder: Path) -> bytes:
+    """Return the record; nothing if an interrupted erasure removed it already, or it is larger than any."""
+    try:
+        return read_file_bounded(folder / "vault.cbor", limit_bytes=MAX_RECORD_BYTES)
+    except (StorageMissing, InputTooLarge):
+        return b""
 
 
 def _read_record(raw: bytes) -> Record | None:
@@ -136,7 +150,8 @@ def _erase_folder(folder: Path) -> tuple[int, list[str]]:
 
 def _files(folder: Path) -> Iterator[Path]:
     """Yield the files, the record first: without it nothing opens."""
-    yield folder / "vault.cbor"
+    if os.path.lexists(folder / "vault.cbor"):
+        yield folder / "vault.cbor"
     for place in (".", "table", "items", "new"):
         with translate_os_errors(folder):
             found = sorted((folder / place).iterdir()) if (folder / place).is_dir() else []

@@ -12,6 +12,7 @@ finishes the rest.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import threading
 from collections.abc import Iterator
@@ -201,13 +202,8 @@ class Vault:
         writer, path = self.engine.start(name)
         buffer = memoryview(bytearray(BATCH_BYTES))
         try:
-            readinto = getattr(stream, "readinto", None)
-            if readinto is None:
-                while piece := stream.read(BATCH_BYTES):
-                    writer.write(piece)
-            else:
-                while count := readinto(buffer):
-                    writer.write(buffer[:count])
+            for piece in _pieces(stream, buffer):
+                writer.write(piece)
         except BaseException:
             writer.abandon()
             raise
@@ -397,6 +393,19 @@ class Vault:
         if self._keyring is not None:
             self._keyring.close()
         self._table = self._keyring = self._engine = None
+
+
+def _pieces(stream: BinaryIO, buffer: memoryview) -> Iterator[memoryview | bytes]:
+    """Yield what the stream has, where it can be by way of ``buffer``, which is wiped afterwards."""
+    try:
+        count = stream.readinto(buffer)  # type: ignore[attr-defined]  # most streams have it, the type does not say so
+    except (AttributeError, NotImplementedError, io.UnsupportedOperation):
+        while piece := stream.read(BATCH_BYTES):
+            yield piece
+        return
+    while count:
+        yield buffer[:count]
+        count = stream.readinto(buffer)  # type: ignore[attr-defined]  # as above
 
 
 def _info(name: str, item: Expected) -> ItemInfo:

@@ -13,6 +13,7 @@ from tidegate.base.clock import Entropy, SystemEntropy
 from tidegate.crypto import cbor
 from tidegate.crypto.aead import NONCE_BYTES, Secret, argon2id, open_aes256gcm, seal_aes256gcm
 from tidegate.crypto.errors import AeadFailed
+from tidegate.crypto.memory import take_bytes
 from tidegate.keys.errors import KeyMissing, SealedMalformed
 from tidegate.keys.errors import UnlockRefused as StoreUnlockRefused
 from tidegate.keys.software import Argon2Cost
@@ -146,7 +147,7 @@ class PassphraseUnlocker:
         parameters = {name: value for name, value in slot.items() if name != "sealed"}
         with self._derive(salt, Argon2Cost(memory_kib=memory, iterations=iterations, lanes=lanes)) as key:
             try:
-                return Secret(
+                return take_bytes(
                     open_aes256gcm(key.view(), sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], _bind(context, parameters))
                 )
             except AeadFailed as error:
@@ -163,7 +164,7 @@ class PassphraseUnlocker:
             lanes=cost.lanes,
             memory_kib=cost.memory_kib,
         )
-        return Secret(key)
+        return take_bytes(key)
 
 
 def _bind(context: bytes, parameters: Mapping[str, cbor.Value]) -> bytes:

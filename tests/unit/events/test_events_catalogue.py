@@ -64,6 +64,8 @@ EVENTS = [
     catalogue.policy_rolled_back(version=4, reason="not confirmed"),
     catalogue.vault_opened(vault="data", user="app"),
     catalogue.vault_refused(vault="data", user="app", error=ERROR),
+    catalogue.vault_locked(on=True, trigger="tamper", reason="x", failed=["/x: vault.directory.busy"]),
+    catalogue.vault_erased(vault="00" * 16, trigger="end-of-life", reason="sold", files=3, receipt="00" * 32),
     catalogue.key_operation(operation="generate", key="id", provider="file"),
     catalogue.key_operation(operation="sign", key="id", provider="file", error=ERROR),
     catalogue.certificate_act(act="issued", serial="4f", profile="ldevid", subject="CN=x"),

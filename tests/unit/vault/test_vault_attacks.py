@@ -916,9 +916,6 @@ def test_journal_of_a_closed_vault_does_not_go_on(tmp_path):
     assert caught.value.code == "vault.journal.extended"
 
 
-@pytest.mark.xfail(
-    reason="ItemReader.__init__ closes, then __del__ closes the same number again: set _descriptor to -1"
-)
 def test_refused_file_is_closed_once(scene):
     """Closed twice, its number may by then be somebody else's file."""
     append_a_byte(scene)

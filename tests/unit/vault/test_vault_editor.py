@@ -441,7 +441,6 @@ def test_new_content_counts_at_its_end_alone(vault):
     assert list((vault.folder / "new").iterdir()) == []
 
 
-@pytest.mark.xfail(reason="Engine.change_files of a closed vault: KeyError of ring.keys instead of vault.folder.closed")
 def test_files_that_outlive_the_vault_change_nothing(tmp_path):
     vault = Vault.create(tmp_path / "vault", UNLOCKER)
     vault.write("a", b"old")

@@ -210,6 +210,23 @@ def test_a_damaged_vault_is_erased_too(vault):
     assert not (vault.folder / "vault.cbor").exists()
 
 
+def test_an_erasure_that_was_cut_behind_the_record_goes_on(vault):
+    vault.write("a", MARK)
+    vault.close()
+    (vault.folder / "vault.cbor").unlink()
+    receipt = erase_vault(vault.folder, {}, reason="again", signer=None, now_s=1)
+    assert receipt.document["files_erased"] == 4
+    assert [path.name for path in vault.folder.rglob("*") if path.is_file()] == ["lock"]
+
+
+def test_where_no_vault_is_nothing_is_erased(tmp_path):
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(Fault) as caught:
+        erase_vault(tmp_path, {}, reason="x", signer=None, now_s=1)
+    assert caught.value.code == "base.storage.missing"
+    assert (tmp_path / "holiday.jpg").exists()
+
+
 def test_a_vault_in_use_is_not_erased(vault, monkeypatch):
     monkeypatch.setattr("tidegate.base.lock._POLL_S", 1.0)
     with pytest.raises(Fault) as caught:

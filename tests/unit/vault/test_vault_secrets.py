@@ -180,8 +180,9 @@ def _noting(found):
     from tidegate.crypto.aead import open_aes256gcm
 
     def note(*arguments):
-        found["seed"] = open_aes256gcm(*arguments)
-        return found["seed"]
+        opened = open_aes256gcm(*arguments)
+        found["seed"] = bytes(bytearray(opened))  # a copy: what the library returned is overwritten
+        return opened
 
     return note
 
