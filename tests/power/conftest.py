@@ -192,7 +192,7 @@ class RecordedStorage:
         return call
 
     def _pwritev(self, real):
-        def call(descriptor, pieces, offset, flags=0):  # noqa: ARG001  # they say how, not what
+        def call(descriptor, pieces, offset, flags=0):  # they say how, not what
             return os.pwrite(descriptor, b"".join(pieces), offset)
 
         return call

@@ -48,6 +48,7 @@ def recover_items(folder: Path, table: Table, keys: Mapping[int, VaultKeys]) -> 
         if path.name in listed:
             with translate_os_errors(path):
                 path.rename(folder / "items" / path.name)
+                path.unlink(missing_ok=True)  # where a cut left both names of one file, renaming does nothing
         else:
             erase_file(path)
     files += recover_redo(folder, last.redo if last else NO_DIGEST, keys)

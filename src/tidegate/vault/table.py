@@ -20,6 +20,7 @@ from tidegate.base.durable import (
     translate_os_errors,
     write_file_atomic,
 )
+from tidegate.base.errors import StorageFull
 from tidegate.crypto.aead import KEY_BYTES, NONCE_BYTES, AeadAlgorithm, hkdf_sha256_into
 from tidegate.crypto.memory import ProtectedSecret
 from tidegate.vault.errors import (
@@ -220,10 +221,18 @@ class Table:
         self._manifest = replace(self._manifest, generation=transaction.generation, anchor=transaction.anchor)
 
     def merge_if_due(self) -> None:
-        """Merge the journal into a new snapshot if it has grown long enough."""
+        """Merge the journal into a new snapshot if it has grown long enough.
+
+        Where there is no room for that it waits for the next time, as long as the journal stays within its limit: what
+        was committed counts, and who committed it must not be told otherwise. Raises ``base.storage.*``.
+        """
         half = self._manifest.snapshot.length_bytes // 2
         if self._tail.size > max(MERGE_BYTES, half) or len(self._changed) > max(MERGE_KEYS, self._snapshot.count // 8):
-            self.merge()
+            try:
+                self.merge()
+            except StorageFull:
+                if self._tail.size > MAX_JOURNAL_BYTES // 2:
+                    raise
 
     def merge(self, *, epoch: int | None = None, record_version: int | None = None) -> None:
         """Write everything into a new snapshot under new keys and begin a new journal; the old files are erased."""

@@ -335,7 +335,9 @@ def test_a_retired_key_that_did_not_sign_does_not_vouch():
 
 
 @pytest.mark.parametrize(
-    "thumbprint", [SECOND.jwk.thumbprint(), SERVER.jwk.thumbprint(), SIGNER.jwk.old_thumbprint(), ""]
+    "thumbprint",
+    [SECOND.jwk.thumbprint(), SERVER.jwk.thumbprint(), SIGNER.jwk.old_thumbprint(), ""],
+    ids=["another signer", "exchange key", "sha-1", "none"],
 )
 def test_another_thumbprint_is_not_trusted(thumbprint):
     advertisement = jose.verify_advertisement(advertise(SIGNER, SERVER, by=[SIGNER]))
