@@ -7,6 +7,10 @@ STAMPS := build/stamps
 RUST := $(shell find rust -name '*.rs' -not -path '*/target/*' -o -name 'Cargo.*' -not -path '*/target/*' 2>/dev/null)
 ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
+# tests that share nothing run on every core; those that load the kernel, take times or cut the power, one by one
+APART := tests/architecture tests/properties tests/unit tests/vectors
+TOGETHER := tests/interop tests/power tests/system
+
 .PHONY: help demo test lint bench suricata-verify fuzz setup setup-test format clean
 .DEFAULT_GOAL := help
 
@@ -19,7 +23,12 @@ demo: setup ## install what is needed, then show a protected device from end to 
 test: setup setup-test ## install what is needed, then run every test (root for the kernel's part)
 	cd rust && cargo test --quiet --profile checked --workspace --exclude sensor-py
 	cd rust && cargo run --quiet --profile checked -p capture --example fuzz_smoke -- 10
+ifdef TESTS
 	$(ROOT) $(BIN)/python -m pytest $(TESTS)
+else
+	$(ROOT) $(BIN)/python -m pytest -n auto --dist loadfile $(APART)
+	$(ROOT) $(BIN)/python -m pytest $(TOGETHER)
+endif
 
 lint: setup ## ruff, mypy --strict, import contracts, cargo fmt and clippy; warnings are errors
 	$(BIN)/ruff format --check src tests bench

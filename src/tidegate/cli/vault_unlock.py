@@ -126,7 +126,7 @@ def _from_elsewhere(values: dict[str, Any], *, new: bool) -> list[Unlocker]:
 def build_unlockers(verbs: argparse._SubParsersAction[Any]) -> None:
     """Add the verbs about unlockers and keys."""
     unlockers = add_verb(verbs, "unlockers", "list, add and remove what opens the vault")
-    actions = unlockers.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = unlockers.add_subparsers(dest="subverb", metavar="ACTION", required=True)
     listing = add_verb(actions, "list", "list what would open the vault; needs no key, and believes the record unread")
     listing.add_argument("folder", type=Path, metavar="FOLDER", help="the vault's folder")
     listing.set_defaults(run=_list)
