@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -35,9 +35,10 @@ from tidegate.vault.format import (
     verify_size,
     verify_slots,
 )
+from tidegate.vault.overlap import Overlap
 from tidegate.vault.padding import Padding
 
-BATCH_BYTES = 1 << 20  # encrypted and written at once, so that streaming is not a call per 16 KiB
+BATCH_BYTES = 2 << 20  # encrypted and written at once, so that streaming is not a call per 16 KiB
 
 
 def batch_chunks(header: Header) -> int:
@@ -175,8 +176,7 @@ class _Output:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._buffers = [memoryview(b""), memoryview(b"")]
         self._turn = 0
-        self._pool: ThreadPoolExecutor | None = None
-        self._waiting: Future[None] | None = None
+        self._beside: Overlap[None] | None = None
 
     def reserve(self, size: int) -> None:
         with translate_os_errors(self._path), contextlib.suppress(_NotSupported):
@@ -189,12 +189,11 @@ class _Output:
         return self._buffers[self._turn]
 
     def submit(self, data: memoryview, offset: int, *, last: bool) -> None:
-        self._settle()
-        if last and self._pool is None:
+        if last and self._beside is None:
             self._write(data, offset)
             return
-        self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="vault-writer")
-        self._waiting = self._pool.submit(self._write, data, offset)
+        self._beside = self._beside or Overlap()
+        self._beside.begin(lambda: self._write(data, offset))
 
     def finish(self, head: bytes, size: int) -> None:
         self._settle()
@@ -214,17 +213,16 @@ class _Output:
             erase_file(self._path)
 
     def _settle(self) -> None:
-        if self._waiting is not None:
-            waiting, self._waiting = self._waiting, None
-            waiting.result()
+        if self._beside is not None:
+            self._beside.wait()
 
     def _write(self, data: memoryview, offset: int) -> None:
         with translate_os_errors(self._path):
             pwrite_all(self._descriptor, data, offset)
 
     def _close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
+        if self._beside is not None:
+            self._beside.close()
         os.close(self._descriptor)
         self._descriptor = -1
 
@@ -392,22 +390,17 @@ class _Batches:
         self._read = read
         self._chunks = chunks
         self._count = count
-        self._number = 0
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="vault-reader") if count > 1 else None
-        self._ahead: Future[memoryview] | None = None
+        self._beside: Overlap[memoryview] = Overlap()
 
     def __iter__(self) -> Iterator[tuple[int, memoryview]]:
-        while self._number < self._count:
-            sealed = self._ahead.result() if self._ahead is not None else self._read(self._number)
-            self._ahead = None
-            if self._pool is not None and self._number + 1 < self._count:
-                self._ahead = self._pool.submit(self._read, self._number + 1)
-            yield self._number * self._chunks, sealed
-            self._number += 1
+        first = self._read(0)
+        for number in range(self._count):
+            ahead = number + 1 < self._count
+            given = self._beside.begin(functools.partial(self._read, number + 1)) if ahead else self._beside.wait()
+            yield number * self._chunks, given or first
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._beside.close()
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:

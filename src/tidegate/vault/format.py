@@ -306,16 +306,16 @@ class ChunkCipher:
 
         ``nonces`` are 12 random bytes for each. With ``ends`` the last of them is the file's last.
         """
-        cipher = self._header.algorithm.use(self._key.view())
+        encrypt = self._header.algorithm.use(self._key.view())
         count = max(1, -(-len(content) // self._size))
         position = 0
-        for number in range(count):
+        for number in range(count):  # the loop that streaming spends its time in
             piece = content[number * self._size : (number + 1) * self._size]
             nonce = nonces[number * NONCE_BYTES : (number + 1) * NONCE_BYTES]
             end = position + len(piece) + CHUNK_OVERHEAD
             target[position : position + NONCE_BYTES] = nonce
             associated = self._associated(first + number, sequence, final=ends and number == count - 1)
-            cipher.encrypt_into(nonce, piece, associated, target[position + NONCE_BYTES : end])
+            encrypt.encrypt_into(nonce, piece, associated, target[position + NONCE_BYTES : end])
             position = end
         return position
 
@@ -326,20 +326,24 @@ class ChunkCipher:
         else ``vault.chunk.altered``; ``target`` then holds nothing of it.
         """
         cipher = header.algorithm.use(self._key.view())
-        position = given = 0
-        index = first
-        last = header.chunks - 1
-        while position < len(sealed):
-            end = min(position + self._size + CHUNK_OVERHEAD, len(sealed))
-            chunk = sealed[position:end]
-            content = target[given : given + len(chunk) - CHUNK_OVERHEAD]
-            associated = self._associated(index, sequence_of(header.extents, index), final=index == last)
-            try:
-                cipher.decrypt_into(bytes(chunk[:NONCE_BYTES]), chunk[NONCE_BYTES:], associated, content)
-            except (InvalidTag, ValueError) as error:
-                target[:] = bytes(len(target))
-                raise self._explain(cipher, chunk, index, header) from error
-            position, given, index = end, given + len(content), index + 1
+        decrypt, pack = cipher.decrypt_into, _ASSOCIATED.pack
+        file_id, path_hash, last = header.file_id, header.path_hash, header.chunks - 1
+        single = header.extents[0].sequence if len(header.extents) == 1 else None
+        full, end = self._size + CHUNK_OVERHEAD, len(sealed)
+        given, index = 0, first
+        try:
+            for start in range(0, end, full):  # the loop that streaming spends its time in
+                sequence = sequence_of(header.extents, index) if single is None else single
+                associated = pack(file_id, index, sequence, index == last, path_hash)
+                stop = min(end, start + full)
+                size = stop - start - CHUNK_OVERHEAD
+                body = start + NONCE_BYTES
+                decrypt(sealed[start:body], sealed[body:stop], associated, target[given : given + size])
+                given, index = given + size, index + 1
+        except (InvalidTag, ValueError) as error:
+            target[:] = bytes(len(target))
+            start = (index - first) * full
+            raise self._explain(cipher, sealed[start : start + full], index, header) from error
         return given
 
     def _explain(

@@ -563,7 +563,7 @@ def test_failed_write_is_not_made_good_by_closing(vault, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", lambda *arguments: fail())
         with pytest.raises(StorageFailed):
-            for _ in range(8):
+            for _ in range(16):  # a batch is written while the next one is filled
                 stream.write(os.urandom(1 << 19))
     with contextlib.suppress(TidegateError):
         stream.close()

@@ -156,7 +156,7 @@ def test_removed_file_has_lost_its_key(vault, monkeypatch, how):
     vault.application_key("database").wipe()
     if how == "abandon":
         stream = vault.open_file("b", "w")
-        stream.write(b"x" * 2_000_000)
+        stream.write(b"x" * 6_000_000)
     before = [path.read_bytes() for path in vault.folder.rglob("*") if path.is_file()]
     seen = watch_unlinked(monkeypatch)
     if how == "delete":
