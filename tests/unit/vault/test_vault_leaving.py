@@ -2,7 +2,9 @@
 
 import asyncio
 import io
+import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -12,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.base.errors import Fault, Rejected, TidegateError
+from tidegate.base.errors import Fault, Rejected, StorageFailed, TidegateError
+from tidegate.crypto import cbor
 from tidegate.crypto.aead import Secret
 from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.crypto.trust import TrustPolicy
+from tidegate.keys.errors import KeyMissing
 from tidegate.keys.software import Argon2Cost, DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.keys.store import KeyPurpose, KeySpec
 from tidegate.vault import age, machine
@@ -25,7 +29,9 @@ from tidegate.vault.backup import read_backup, write_backup
 from tidegate.vault.erase import erase_vault, verify_receipt
 from tidegate.vault.machine import Attitude, Finding, MachineRules
 from tidegate.vault.ramedit import edit_in_ram
+from tidegate.vault.record import parse_record
 from tidegate.vault.store import Vault
+from tidegate.vault.threshold import ThresholdUnlocker
 from tidegate.vault.unlockers import KeyStoreUnlocker, PassphraseUnlocker
 
 FAST = Argon2Cost(memory_kib=64, iterations=1, lanes=1)
@@ -149,7 +155,7 @@ def test_erase_destroys_the_key_and_what_it_wrapped(tmp_path, keys):
         vault.write("a", MARK * 1000)
         vault.keyring.add(by_passphrase(), vault.table)
     stolen = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    receipt = erase_vault(folder, {"vault": keys}, reason="end of life", signer=keys.signer("events"), now_s=1000.5)
+    receipt = erase_vault(folder, [(keys, "vault")], reason="end of life", signer=keys.signer("events"), now_s=1000.5)
     assert [path for path in folder.rglob("*") if path.is_file()] == [folder / "lock"]
     assert "vault" not in {key.name for key in keys.list_keys()}
     trust = TrustPolicy(keys=(keys.public_key("events"),), threshold=1, required_classes=frozenset())
@@ -160,6 +166,8 @@ def test_erase_destroys_the_key_and_what_it_wrapped(tmp_path, keys):
         ("passphrase", "left"),
     ]
     assert document["files_erased"] == len(stolen) - 1
+    for name in ("items", "new", "table"):
+        (folder / name).mkdir(mode=0o700)
     for path, content in stolen.items():
         path.write_bytes(content)
     with pytest.raises(Rejected) as caught:
@@ -171,14 +179,15 @@ def test_erase_overwrites_before_it_removes(vault, monkeypatch):
     vault.write("a", MARK)
     vault.close()
     record = (vault.folder / "vault.cbor").read_bytes()
-    seen, unlink = {}, Path.unlink
+    seen, unlink = {}, os.unlink
 
-    def look(path, **options):
+    def look(name, **options):
+        path = Path(f"/proc/self/fd/{options['dir_fd']}") / name
         seen[path.name] = path.read_bytes()
-        unlink(path, **options)
+        unlink(name, **options)
 
-    monkeypatch.setattr(Path, "unlink", look)
-    erase_vault(vault.folder, {}, reason="test", signer=None, now_s=1)
+    monkeypatch.setattr(os, "unlink", look)
+    erase_vault(vault.folder, [], reason="test", signer=None, now_s=1)
     assert not set(_pieces(record)) & set(_pieces(seen["vault.cbor"]))
     assert len(seen) == 5  # record, manifest, snapshot, journal, item
 
@@ -198,14 +207,17 @@ def test_a_key_that_still_works_is_told(tmp_path, keys):
     folder = tmp_path / "vault"
     Vault.create(folder, KeyStoreUnlocker(keys, "vault")).close()
     with pytest.raises(Fault) as caught:
-        erase_vault(folder, {"vault": Stubborn()}, reason="test", signer=None, now_s=1)
+        erase_vault(folder, [(Stubborn(), "vault")], reason="test", signer=None, now_s=1)
     assert caught.value.code == "vault.erase.incomplete"
+    document = json.loads(caught.value.fields["receipt"])
+    assert [line["state"] for line in (*document["keys"], *document["slots"])] == ["failed", "failed"]
+    assert not (folder / "vault.cbor").exists(), "the rest was erased all the same"
 
 
 def test_a_damaged_vault_is_erased_too(vault):
     vault.close()
     (vault.folder / "vault.cbor").write_bytes(b"rubbish")
-    receipt = erase_vault(vault.folder, {}, reason="test", signer=None, now_s=1)
+    receipt = erase_vault(vault.folder, [], reason="test", signer=None, now_s=1)
     assert receipt.document["vault"] is None
     assert not (vault.folder / "vault.cbor").exists()
 
@@ -214,15 +226,272 @@ def test_an_erasure_that_was_cut_behind_the_record_goes_on(vault):
     vault.write("a", MARK)
     vault.close()
     (vault.folder / "vault.cbor").unlink()
-    receipt = erase_vault(vault.folder, {}, reason="again", signer=None, now_s=1)
+    receipt = erase_vault(vault.folder, [], reason="again", signer=None, now_s=1)
     assert receipt.document["files_erased"] == 4
     assert [path.name for path in vault.folder.rglob("*") if path.is_file()] == ["lock"]
+
+
+def key_names(keys):
+    return {key.name for key in keys.list_keys()}
+
+
+def erase(folder, *given, signer=None):
+    return erase_vault(folder, given, reason="stolen", signer=signer, now_s=1).document
+
+
+def names_in(folder):
+    return [path.name for path in folder.iterdir()]
+
+
+def cut_record(folder):
+    path = folder / "vault.cbor"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def rename_kind(folder):
+    path = folder / "vault.cbor"
+    assert b"\x68keystore" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(b"\x68keystore", b"\x68abcdefgh"))
+
+
+def make_pipe(folder):
+    (folder / "vault.cbor").unlink()
+    os.mkfifo(folder / "vault.cbor")
+
+
+def make_folder(folder):
+    (folder / "vault.cbor").unlink()
+    (folder / "vault.cbor").mkdir()
+
+
+def make_link(folder):
+    (folder / "vault.cbor").rename(folder.parent / "elsewhere.cbor")
+    (folder / "vault.cbor").symlink_to(folder.parent / "elsewhere.cbor")
+
+
+@pytest.mark.parametrize(
+    ("harm", "record"),
+    [
+        (lambda folder: None, "read"),
+        (cut_record, "unreadable"),
+        (rename_kind, "read"),
+        (make_pipe, "unreadable"),
+        (make_folder, "unreadable"),
+        (make_link, "unreadable"),
+        (lambda folder: (folder / "vault.cbor").write_bytes(bytes(200_000)), "unreadable"),
+        (lambda folder: (folder / "vault.cbor").unlink(), "missing"),
+        (lambda folder: shutil.rmtree(folder / "table"), "read"),
+        (shutil.rmtree, "missing"),
+    ],
+    ids=["as it was", "cut", "kind", "pipe", "folder", "link", "large", "removed", "no table", "no folder"],
+)
+def test_the_record_decides_nothing(tmp_path, keys, harm, record):
+    folder = tmp_path / "vault"
+    Vault.create(folder, KeyStoreUnlocker(keys, "vault")).close()
+    harm(folder)
+    document = erase(folder, (keys, "vault"))
+    assert "vault" not in key_names(keys)
+    assert (document["record"], document["failures"]) == (record, [])
+    (line,) = document["keys"]
+    assert (line["key"], line["state"], line["slots"]) == ("vault", "destroyed", [1] if record == "read" else [])
+    assert line["proof"].startswith("keys.key.missing")
+    assert not folder.exists() or names_in(folder) == ["lock"]
+    elsewhere = tmp_path / "elsewhere.cbor"
+    assert not elsewhere.exists() or parse_record(elsewhere.read_bytes()), "what a link leads to is not the vault's"
+
+
+def test_a_key_that_no_slot_names_is_destroyed_and_told(vault, keys):
+    vault.close()
+    document = erase(vault.folder, (keys, "vault"), (keys, "never"))
+    assert [(line["key"], line["state"], line["slots"]) for line in document["keys"]] == [
+        ("vault", "destroyed", []),
+        ("never", "missing", []),
+    ]
+    assert document["slots"][0]["state"] == "left"
+
+
+def test_two_stores_with_one_name(tmp_path, keys):
+    (tmp_path / "second").touch(mode=0o600)
+    (tmp_path / "second").write_bytes(b"2" * 32)
+    other = SoftwareKeyStore.create(tmp_path / "others", DeviceSecretUnlock(tmp_path / "second"))
+    other.generate("vault", KeySpec(purpose=KeyPurpose.SEAL))
+    folder = tmp_path / "vault"
+    Vault.create(folder, KeyStoreUnlocker(keys, "vault")).close()
+    document = erase(folder, (other, "vault"), (keys, "vault"))
+    assert key_names(keys) == {"events"}
+    assert key_names(other) == set()
+    assert [line["state"] for line in document["keys"]] == ["destroyed", "destroyed"]
+
+
+@pytest.mark.parametrize(("need", "state"), [(1, "left"), (2, "destroyed")])
+def test_a_share_in_a_key_store_is_destroyed(tmp_path, keys, need, state):
+    folder = tmp_path / "vault"
+    parts = [KeyStoreUnlocker(keys, "vault"), by_passphrase()]
+    Vault.create(folder, ThresholdUnlocker(need, parts)).close()
+    document = erase(folder, (keys, "vault"))
+    assert document["keys"][0]["state"] == "destroyed"
+    assert document["keys"][0]["slots"] == [1]
+    assert document["slots"][0]["state"] == state
+    assert "vault" not in key_names(keys)
+
+
+def test_a_share_that_still_opens_is_told(tmp_path, keys):
+    class Stubborn:
+        """A store that keeps sealing off but opens what was sealed."""
+
+        def __getattr__(self, name):
+            return getattr(keys, name)
+
+        def destroy(self, name):
+            pass
+
+        def list_keys(self):
+            return []
+
+        def seal(self, *_):
+            raise KeyMissing("gone, it says")
+
+    folder = tmp_path / "vault"
+    Vault.create(folder, ThresholdUnlocker(2, [by_passphrase(), KeyStoreUnlocker(keys, "vault")])).close()
+    with pytest.raises(Fault) as caught:
+        erase(folder, (Stubborn(), "vault"))
+    assert json.loads(caught.value.fields["receipt"])["failures"] == ["key vault: the key still unseals"]
+
+
+def test_a_store_that_fails_keeps_no_other_key_alive(tmp_path, keys):
+    class Broken:
+        def __getattr__(self, name):
+            def fail(*_):
+                raise StorageFailed("no answer")
+
+            return fail
+
+    folder = tmp_path / "vault"
+    Vault.create(folder, KeyStoreUnlocker(keys, "vault")).close()
+    with pytest.raises(Fault) as caught:
+        erase(folder, (Broken(), "vault"), (keys, "vault"))
+    assert caught.value.code == "vault.erase.incomplete"
+    assert key_names(keys) == {"events"}
+    assert not (folder / "vault.cbor").exists()
+
+
+def test_nobody_elses_files_are_erased(tmp_path, keys):
+    folder, others = tmp_path / "vault", tmp_path / "others"
+    Vault.create(folder, KeyStoreUnlocker(keys, "vault")).close()
+    others.mkdir()
+    (others / "holiday.jpg").write_bytes(MARK)
+    shutil.rmtree(folder / "items")
+    (folder / "items").symlink_to(others)
+    (folder / "table" / "link").symlink_to(others / "holiday.jpg")
+    with pytest.raises(Fault) as caught:
+        erase(folder, (keys, "vault"))
+    assert caught.value.code == "vault.erase.incomplete"
+    assert (others / "holiday.jpg").read_bytes() == MARK
+    assert "vault" not in key_names(keys)
+    assert names_in(folder) == ["lock"]
+    assert erase(folder, (keys, "vault"))["keys"][0]["state"] == "missing"
+
+
+@pytest.mark.parametrize("harm", ["mode", "link"])
+def test_a_folder_that_others_reach_into_costs_the_key_alone(tmp_path, keys, harm):
+    real = folder = tmp_path / "vault"
+    Vault.create(folder, KeyStoreUnlocker(keys, "vault")).close()
+    if harm == "mode":
+        folder.chmod(0o777)
+    else:
+        folder = tmp_path / "link"
+        folder.symlink_to(real)
+    with pytest.raises(Rejected) as refused:
+        erase(folder)
+    assert refused.value.code == "base.permissions.unsafe"
+    with pytest.raises(Fault) as caught:
+        erase(folder, (keys, "vault"))
+    assert json.loads(caught.value.fields["receipt"])["failures"] == ["the vault's folder: base.permissions.unsafe"]
+    assert (real / "vault.cbor").exists()
+    assert "vault" not in key_names(keys)
+
+
+def test_a_vault_in_use_costs_the_key_first(tmp_path, keys, monkeypatch):
+    monkeypatch.setattr("tidegate.base.lock._POLL_S", 1.0)
+    folder = tmp_path / "vault"
+    with Vault.create(folder, KeyStoreUnlocker(keys, "vault")):
+        with pytest.raises(Fault) as caught:
+            erase(folder, (keys, "vault"))
+        assert "vault.folder.busy" in caught.value.message
+        assert "vault" not in key_names(keys)
+    assert erase(folder, (keys, "vault"))["record"] == "read"
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd"), Path.mkdir])
+def test_strange_things_among_the_files_are_removed(vault, keys, kind):
+    vault.close()
+    (vault.folder / "lock").unlink()
+    for place in ("lock", "manifest.x", "items/strange", "new/strange", "table/strange"):
+        kind(vault.folder / place)
+    assert erase(vault.folder, (keys, "vault"))["failures"] == []
+    assert names_in(vault.folder) == ["lock"]
+    assert (vault.folder / "lock").is_file()
+
+
+def test_a_folder_with_files_of_others_is_a_failure(vault):
+    vault.close()
+    (vault.folder / "items" / "deep").mkdir()
+    (vault.folder / "items" / "deep" / "holiday.jpg").touch()
+    with pytest.raises(Fault) as caught:
+        erase(vault.folder)
+    assert "deep" in caught.value.message
+    assert (vault.folder / "items" / "deep" / "holiday.jpg").exists()
+
+
+def test_a_receipt_that_cannot_be_signed_is_not_lost(tmp_path, keys):
+    class Unable:
+        @property
+        def public_key(self):
+            raise StorageFailed("the key is damaged")
+
+    folder = tmp_path / "vault"
+    Vault.create(folder, KeyStoreUnlocker(keys, "vault")).close()
+    with pytest.raises(Fault) as caught:
+        erase(folder, (keys, "vault"), signer=Unable())
+    document = json.loads(caught.value.fields["receipt"])
+    assert document["failures"] == ["the receipt's signature: base.storage.failed"]
+    assert document["keys"][0]["state"] == document["slots"][0]["state"] == "destroyed"
+    assert names_in(folder) == ["lock"]
+
+
+def test_an_altered_record_cannot_make_the_receipt_too_large_or_write_to_terminals(tmp_path, keys):
+    folder = tmp_path / "vault"
+    Vault.create(folder, by_passphrase()).close()
+    document = cbor.decode((folder / "vault.cbor").read_bytes(), limit_bytes=1 << 20)
+    document["slots"][0] |= {"kind": "keystore", "sealed": {"key": "\x1b[2J" + "x" * 90_000, "sealed": b""}}
+    (folder / "vault.cbor").write_bytes(cbor.encode(document))
+    receipt = erase_vault(folder, [(keys, "vault")], reason="x", signer=keys.signer("events"), now_s=1)
+    assert receipt.signed is not None
+    assert receipt.document["record"] == "read"
+    assert receipt.document["slots"][0]["key"].startswith("?[2Jxxx")
+
+
+def test_failures_without_number_find_room(vault, monkeypatch):
+    vault.close()
+    for number in range(100):
+        (vault.folder / "items" / f"x{number}").write_bytes(b"x")
+
+    def refuse(*_, **__):
+        raise OSError(5, "no")
+
+    monkeypatch.setattr(os, "pread", refuse)
+    with pytest.raises(Fault) as caught:
+        erase(vault.folder)
+    document = json.loads(caught.value.fields["receipt"])
+    assert len(document["failures"]) == 33
+    assert document["failures"][-1].startswith("and ")
+    assert names_in(vault.folder / "items") == [], "what could not be overwritten is removed all the same"
 
 
 def test_where_no_vault_is_nothing_is_erased(tmp_path):
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(Fault) as caught:
-        erase_vault(tmp_path, {}, reason="x", signer=None, now_s=1)
+        erase_vault(tmp_path, [], reason="x", signer=None, now_s=1)
     assert caught.value.code == "base.storage.missing"
     assert (tmp_path / "holiday.jpg").exists()
 
@@ -230,14 +499,14 @@ def test_where_no_vault_is_nothing_is_erased(tmp_path):
 def test_a_vault_in_use_is_not_erased(vault, monkeypatch):
     monkeypatch.setattr("tidegate.base.lock._POLL_S", 1.0)
     with pytest.raises(Fault) as caught:
-        erase_vault(vault.folder, {}, reason="test", signer=None, now_s=1)
+        erase_vault(vault.folder, [], reason="test", signer=None, now_s=1)
     assert caught.value.code == "vault.folder.busy"
 
 
 def test_receipt_of_another_signer_is_refused(tmp_path, keys):
     folder = tmp_path / "vault"
     Vault.create(folder, by_passphrase()).close()
-    receipt = erase_vault(folder, {}, reason="x", signer=keys.signer("events"), now_s=1)
+    receipt = erase_vault(folder, [], reason="x", signer=keys.signer("events"), now_s=1)
     keys.generate("other", KeySpec(purpose=KeyPurpose.SIGN, algorithm=SignatureAlgorithm.ED25519))
     trust = TrustPolicy(keys=(keys.public_key("other"),), threshold=1, required_classes=frozenset())
     with pytest.raises(Rejected):
