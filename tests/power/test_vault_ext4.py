@@ -155,7 +155,7 @@ def merge(vault, model):
 
 
 def add_unlocker(vault, model):
-    vault.keyring.add(PassphraseUnlocker(Secret(b"correct horse"), cost=CHEAP), vault.table)
+    vault.add_unlocker(PassphraseUnlocker(Secret(b"correct horse"), cost=CHEAP))
     model.unlockers = 2
 
 

@@ -178,12 +178,12 @@ def key_destroy(vault, model):
 
 
 def unlocker_add(vault, model):
-    vault.keyring.add(passphrase(), vault.table, label="spare")
+    vault.add_unlocker(passphrase(), label="spare")
     model.unlockers = ("", "spare")
 
 
 def unlocker_remove(vault, model):
-    vault.keyring.remove(2, vault.table)
+    vault.remove_unlocker(2)
     model.unlockers = ("",)
 
 
@@ -466,11 +466,11 @@ def test_counter_moves_to_another_key_store(storage, image, monkeypatch, make_un
     with Vault.create(storage.root / "vault", first) as vault:
         vault.write("item", OLD)
         vault.write("item", NEW)
-        vault.keyring.add(passphrase(), vault.table, label="spare")
+        vault.add_unlocker(passphrase(), label="spare")
     with Vault.open(storage.root / "vault", passphrase()) as vault, storage.recording(monkeypatch):
-        vault.keyring.remove(1, vault.table)
+        vault.remove_unlocker(1)
         storage.mark()
-        vault.keyring.add(other, vault.table, label="second")
+        vault.add_unlocker(other, label="second")
         storage.mark()
         vault.write("item", OLD)
         storage.mark()

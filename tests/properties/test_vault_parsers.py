@@ -10,6 +10,7 @@ from tidegate.base.errors import Rejected
 from tidegate.crypto import cbor
 from tidegate.crypto.aead import AeadAlgorithm, Secret
 from tidegate.crypto.kem import kem_public
+from tidegate.crypto.seedsign import seed_public
 from tidegate.vault.format import BODY_OFFSET, SLOT_BYTES, Expected, VaultKeys, open_slot, verify_slots
 from tidegate.vault.journal import (
     Change,
@@ -32,6 +33,7 @@ from tidegate.vault.usbdrive import UsbUnlocker
 ID = b"V" * 16
 KEYS = VaultKeys(Secret(bytes(32)), ID)
 KEY = Secret(b"j" * 32)
+IDENTITY = Secret(b"i" * 32)
 SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 EXPECTED = Expected(
     file_id=bytes(16), generation=1, sequence=0, tag=bytes(16), length_bytes=0, stored_bytes=0, epoch=1, modified_s=0
@@ -40,7 +42,9 @@ PUBLIC = kem_public(Secret(bytes(32)))
 
 
 def record_bytes():
-    slot = Slot(number=1, label="x", kind="passphrase", public=PUBLIC, sealed={"salt": b"s"}, wrapped=b"w")
+    slot = Slot(
+        number=1, label="x", kind="passphrase", public=PUBLIC, sealed={"salt": b"s"}, bound=bytes(32), wrapped=b"w"
+    )
     record = Record(
         vault_id=ID,
         version=1,
@@ -49,8 +53,10 @@ def record_bytes():
         padding=Padding("padme"),
         slots=(slot,),
         vault_keys={1: bytes(60)},
+        identity=seed_public(IDENTITY),
+        identity_key=bytes(60),
     )
-    return encode_record(record, KEYS)
+    return encode_record(record, IDENTITY)
 
 
 @SETTINGS

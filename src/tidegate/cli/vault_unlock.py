@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,9 +186,12 @@ def _list(arguments: argparse.Namespace, output: Output) -> int:
     pending = len(record.vault_keys) > 1
     if pending:
         output.line("a re-keying was interrupted: go on with `tidegate vault rekey`")
+    fingerprint = hashlib.sha256(record.identity).hexdigest()[:16]
+    output.line(f"fingerprint of the vault: {fingerprint}")
     output.result(
         {
             "vault": record.vault_id.hex(),
+            "fingerprint": fingerprint,
             "epoch": record.epoch,
             "cipher": record.algorithm.name.lower().replace("_", "-"),
             "padding": record.padding.rule,
@@ -211,7 +215,7 @@ def _describe(sealed: Any) -> str:
 
 def _add(arguments: argparse.Namespace, output: Output) -> int:
     with open_vault(arguments) as vault:
-        slot = vault.keyring.add(read_unlocker(arguments, new=True), vault.table, label=arguments.label)
+        slot = vault.add_unlocker(read_unlocker(arguments, new=True), label=arguments.label)
     output.line(f"added unlocker {slot.number}: {slot.kind}")
     output.result({"number": slot.number, "kind": slot.kind})
     return 0
@@ -221,7 +225,7 @@ def _remove(arguments: argparse.Namespace, output: Output) -> int:
     from tidegate.vault.rotation import rekey
 
     with open_vault(arguments) as vault:
-        slot = vault.keyring.remove(arguments.number, vault.table)
+        slot = vault.remove_unlocker(arguments.number)
         output.line(f"removed unlocker {slot.number}: {slot.kind}; giving the vault new keys")
         count = rekey(vault, report=lambda done: output.progress(f"{done.done} of {done.total} items"))
     output.line(f"the vault has new keys; {count} items were written anew under them")

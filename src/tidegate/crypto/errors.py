@@ -83,6 +83,11 @@ class SecretForked(Misuse):
     advice = "Secrets do not follow a fork; open the vault or the key store again in the child process."
 
 
+class SecretWiped(Misuse):
+    code = "crypto.secret.wiped"
+    advice = "What held the secret was closed; open the vault or the key store again."
+
+
 class SecretMemoryShort(Fault):
     code = "crypto.secret.memory"
     advice = (

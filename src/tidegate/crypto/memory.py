@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import errno
 import mmap
 import os
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from tidegate.crypto.aead import Secret, clear_registers, overwrite_bytes
-from tidegate.crypto.errors import SecretForked, SecretMemoryShort
+from tidegate.crypto.errors import SecretForked, SecretMemoryShort, SecretWiped
 
 ARENA_BYTES = 64 << 10  # 1,024 keys; RLIMIT_MEMLOCK is 8 MiB as a rule, 64 KiB on old systems
 _SLOT_BYTES = 64
@@ -66,7 +66,7 @@ class ProtectedSecret(Secret):
     After a fork the child has no such memory: ``view`` raises ``crypto.secret.forked`` there.
     """
 
-    __slots__ = ("_pid",)
+    __slots__ = ("_pid", "_wiped")
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self._reserve(len(data))
@@ -93,7 +93,7 @@ class ProtectedSecret(Secret):
         return cls.fill(count, _read_random)
 
     def _reserve(self, count: int) -> None:
-        self._pid = os.getpid()
+        self._pid, self._wiped = os.getpid(), False
         slots = max(1, -(-count // _SLOT_BYTES))
         arena, start = _allocate(slots)
         block = (ctypes.c_ubyte * count).from_buffer(arena.pages, start * _SLOT_BYTES)
@@ -102,16 +102,19 @@ class ProtectedSecret(Secret):
         self._buffer = memoryview(block).cast("B")  # type: ignore[assignment]  # writable like a bytearray
 
     def view(self) -> memoryview:
-        """Return the secret's own memory; it reads zeros after ``wipe``."""
+        """Return the secret's own memory; raise ``crypto.secret.wiped`` after ``wipe``: zeros would pass for a key."""
         if os.getpid() != self._pid:
             raise SecretForked("the secret belongs to the parent process")
+        if self._wiped:
+            raise SecretWiped("the secret was wiped")
         return memoryview(self._buffer)
 
     def wipe(self) -> None:
         """Overwrite the secret; harmless when repeated, and in a forked child. Its memory goes with its last view."""
         if os.getpid() == self._pid:
+            self._wiped = True
             self._buffer[:] = bytes(len(self._buffer))
-            self._buffer = bytearray(len(self._buffer))  # reads zeros from now on
+            self._buffer = bytearray(len(self._buffer))
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("secrets are not pickled")
@@ -201,7 +204,12 @@ def _map_pages(size: int) -> tuple[mmap.mmap, Protection]:
 
 
 def _read_random(target: memoryview) -> None:
-    with Path("/dev/urandom").open("rb", buffering=0) as source:
-        done = 0
-        while done < len(target):
-            done += source.readinto(target[done:]) or 0
+    """Fill ``target`` by getrandom(2), which waits until the kernel's generator is seeded, as /dev/urandom may not."""
+    block = (ctypes.c_ubyte * len(target)).from_buffer(target)
+    libc = ctypes.CDLL(None, use_errno=True)
+    done = 0
+    while done < len(target):
+        more = libc.getrandom(ctypes.byref(block, done), ctypes.c_size_t(len(target) - done), 0)
+        if more < 0 and ctypes.get_errno() != errno.EINTR:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        done += max(0, more)

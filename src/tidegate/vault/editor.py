@@ -33,8 +33,16 @@ MAX_DIRTY_CHUNKS = 256  # of 16 KiB: 4 MiB of plaintext in memory
 class Committer(Protocol):
     """Who makes changes count: the vault."""
 
+    def current_keys(self) -> tuple[int, VaultKeys]:
+        """Return the newest epoch and its keys."""
+        ...
+
     def commit_change(self, header: Header, change: FileChange) -> None:
         """Make a change in place count, durable."""
+        ...
+
+    def settle(self) -> None:
+        """End a change: raise what failed behind it, although it counts."""
         ...
 
     def rewrite(self, editor: Editor) -> ItemReader:
@@ -45,12 +53,8 @@ class Committer(Protocol):
 class Editor:
     """An item open for changing. ``reader`` is what stands on the storage; ``dirty`` chunks are newer."""
 
-    def __init__(
-        self, reader: ItemReader, *, keys: VaultKeys, epoch: int, padding: Padding, committer: Committer
-    ) -> None:
+    def __init__(self, reader: ItemReader, *, padding: Padding, committer: Committer) -> None:
         self._reader = reader
-        self._keys = keys
-        self._epoch = epoch
         self._padding = padding
         self._committer = committer
         self._dirty: dict[int, bytearray] = {}
@@ -134,13 +138,14 @@ class Editor:
         if len(self._dirty) + len(completing) > 2 * MAX_DIRTY_CHUNKS:
             self._rebase()
             return
+        epoch, keys = self._committer.current_keys()  # it may have been re-keyed since the editor was opened
         for index in completing:
             self._load(index)
-        header = self._next_header()
+        header = replace(self._next_header(), epoch=epoch)
         if len(header.extents) > MAX_EXTENTS or header.writes > MAX_CHUNK_WRITES:
             self._rebase()
             return
-        slot = encode_slot(header, file_key=self._reader.file_key, nonce=os.urandom(NONCE_BYTES), keys=self._keys)
+        slot = encode_slot(header, file_key=self._reader.file_key, nonce=os.urandom(NONCE_BYTES), keys=keys)
         change = FileChange(
             name=file_name(header),
             slot=slot,
@@ -151,6 +156,7 @@ class Editor:
         self._committer.commit_change(header, change)
         self._reader.header = header
         self.forget()
+        self._committer.settle()
 
     def _rebase(self) -> None:
         """Have the item written anew, under a new key, where changing it in place does not pay or is not allowed."""
@@ -198,7 +204,6 @@ class Editor:
         return replace(
             resized,
             sequence=sequence,
-            epoch=self._epoch,
             writes=old.writes + len(self._dirty),
             extents=tuple(extents),
         )

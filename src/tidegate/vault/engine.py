@@ -11,17 +11,17 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from tidegate.base.durable import sync_folder, translate_os_errors
-from tidegate.base.errors import TidegateError
 from tidegate.vault.editor import Editor
 from tidegate.vault.errors import HeaderAltered, ItemBusy, ItemUnknown, VaultClosed
 from tidegate.vault.files import BATCH_BYTES, ItemReader, ItemWriter, erase_buffer, erase_file
-from tidegate.vault.format import ID_BYTES, Expected, Header, check_name, hash_path, slot_tag
+from tidegate.vault.format import ID_BYTES, Expected, Header, VaultKeys, check_name, hash_path, slot_tag
 from tidegate.vault.journal import NO_DIGEST, Change
 from tidegate.vault.keyring import Keyring
 from tidegate.vault.listing import decode_item, encode_item, file_name, item_key
@@ -40,7 +40,9 @@ class Engine:
         self.mutex = mutex
         self._reading: Counter[str] = Counter()
         self._editing: dict[bytes, str] = {}  # file id -> name of what is being changed in place
-        self._late: TidegateError | None = None
+        self._writing: set[str] = set()
+        self._readers: weakref.WeakSet[ItemReader] = weakref.WeakSet()
+        self._late: BaseException | None = None
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -65,7 +67,13 @@ class Engine:
             self.require_idle(name)
             reader = self._open(name, expected, lambda: self._stop_reading(name))
             self._reading[name] += 1
+            self._readers.add(reader)
             return reader
+
+    def close_readers(self) -> None:
+        """Wipe the keys of items that are open still: they end with the vault."""
+        for reader in list(self._readers):
+            reader.close()
 
     def require_idle(self, name: str) -> None:
         """Raise ``vault.item.busy`` while the item is changed in place."""
@@ -106,17 +114,21 @@ class Engine:
                 algorithm=record.algorithm,
             )
             path = self.folder / "new" / file_name(header)
-            if path.exists():  # what power cuts left was removed when the vault was opened
+            if name in self._writing:
                 raise ItemBusy("the item is being written elsewhere in this program", item=name)
-            return ItemWriter(path, header, keys=self.ring.keys[header.epoch], padding=record.padding), path
+            writer = ItemWriter(path, header, padding=record.padding, done=lambda: self._writing.discard(name))
+            self._writing.add(name)
+            return writer, path
 
     def finish(self, name: str, writer: ItemWriter, path: Path, *, editing: bool = False) -> Expected:
         """Make what was written count, move it to its place, erase what it replaces."""
         with self.mutex:
             try:
+                self.require_open()
                 if not editing:
                     self.require_idle(name)
-                new = replace(writer.finish(), modified_s=int(time.time()))
+                epoch, keys = self.current_keys()
+                new = replace(writer.finish(keys, epoch=epoch), modified_s=int(time.time()))
                 value = self.table.get(item_key(name))
                 self.commit((Change(item_key(name), encode_item(new)),))
             except BaseException:
@@ -128,7 +140,7 @@ class Engine:
                 with translate_os_errors(path):
                     path.rename(self.folder / "items" / path.name)
                 self._erase(decode_item(value) if value is not None else None)
-            self._settle()
+            self.settle()
             return new
 
     def delete(self, name: str) -> None:
@@ -139,7 +151,7 @@ class Engine:
             self.commit((Change(item_key(name), encode_item(old), deletes=True),))
             with self._following():
                 self._erase(old)
-            self._settle()
+            self.settle()
 
     def _erase(self, item: Expected | None) -> None:
         """Erase an item's file and make it durable which there are: a merge, or the next file in ``new``, must not
@@ -161,13 +173,13 @@ class Engine:
             record = self.ring.record
             reader = self._open(name, expected)
             self._editing[expected.file_id] = name
-            return Editor(
-                reader,
-                keys=self.ring.keys[record.epoch],
-                epoch=record.epoch,
-                padding=record.padding,
-                committer=self,
-            )
+            return Editor(reader, padding=record.padding, committer=self)
+
+    def current_keys(self) -> tuple[int, VaultKeys]:
+        """Return the newest epoch and its keys; raise ``vault.folder.closed``."""
+        self.require_open()
+        epoch = self.ring.record.epoch
+        return epoch, self.ring.keys[epoch]
 
     def stop_editing(self, name: str) -> None:
         """Let others have the item again."""
@@ -191,11 +203,11 @@ class Engine:
             self.change_files([change], (Change(item_key(name), encode_item(expected)),))
 
     def change_files(self, files: Sequence[FileChange], changes: tuple[Change, ...]) -> None:
-        """Make changes of item files count together with those of the table, durable: all or none."""
+        """Make changes of item files count together with those of the table, durable: all or none. Call ``settle``
+        afterwards."""
         with self.mutex:
-            self.require_open()
-            epoch = self.ring.record.epoch
-            digest = write_redo(self.folder, files, keys=self.ring.keys[epoch], epoch=epoch)
+            epoch, keys = self.current_keys()
+            digest = write_redo(self.folder, files, keys=keys, epoch=epoch)
             try:
                 self.commit(changes, redo=digest)
             except BaseException:
@@ -205,7 +217,6 @@ class Engine:
                 raise
             with self._following():
                 apply_redo(self.folder, files)
-            self._settle()
 
     def rewrite(self, editor: Editor) -> ItemReader:
         """Write an item anew with the content that ``editor`` has, and return it open; called by ``Editor``."""
@@ -227,34 +238,37 @@ class Engine:
     # -- transactions -------------------------------------------------------------------------------------------------
 
     def commit(self, changes: tuple[Change, ...], *, redo: bytes = NO_DIGEST) -> None:
-        """Make changes of the table count, durable; if this raises, none does. Call ``_settle`` when all is done.
+        """Make changes of the table count, durable; if this raises, none does. Call ``settle`` when all is done.
 
-        If the counter fails behind the transaction, that is told by ``_settle``; the next change moves it first.
+        What interrupts or fails behind the transaction, such as the counter, is told by ``settle``; the next change
+        moves the counter first. (If the table is broken afterwards, only the next opening knows whether they count.)
         """
         self.require_open()
         self.settle_anchor()
         self.table.commit(changes, anchored=self.ring.anchor is not None, redo=redo)
         try:
             self.settle_anchor()
-        except TidegateError as error:
+        except BaseException as error:  # noqa: BLE001  # raised by ``settle``: an interruption must take nothing back
             self._late = error
 
     def commit_alone(self, changes: tuple[Change, ...]) -> None:
         """Make changes count that no file belongs to."""
         with self.mutex:
             self.commit(changes)
-            self._settle()
+            self.settle()
 
     def settle_anchor(self) -> None:
         """Compare with the counter and finish the step that a power cut may have left open."""
         ring = self.ring
         if ring.anchor is None:
             return
-        if ring.counted is None:
-            ring.counted = ring.anchor.read()
-        verify_anchor(self.table.anchor, ring.counted)
-        if ring.counted < self.table.anchor:
-            ring.counted = ring.anchor.advance()
+        counted, ring.counted = ring.counted, None  # if anything fails here, the counter is read again the next time
+        if counted is None:
+            counted = ring.anchor.read()
+        verify_anchor(self.table.anchor, counted)
+        if counted < self.table.anchor:
+            counted = ring.anchor.advance()
+        ring.counted = counted
 
     @contextlib.contextmanager
     def _following(self) -> Iterator[None]:
@@ -265,9 +279,10 @@ class Engine:
             self.table.fail()
             raise
 
-    def _settle(self) -> None:
-        """End a change: merge the table if it is due, and tell what failed behind the transaction."""
-        self.table.merge_if_due()
-        late, self._late = self._late, None
-        if late is not None:
-            raise late
+    def settle(self) -> None:
+        """End a change: tell what failed behind its transaction, although it counts; merge the table if it is due."""
+        with self.mutex:
+            late, self._late = self._late, None
+            if late is not None:
+                raise late
+            self.table.merge_if_due()

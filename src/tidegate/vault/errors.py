@@ -160,6 +160,16 @@ class DatabaseRefused(Rejected):
     advice = "The file is no database of this vault's, or was altered; restore it from the backup."
 
 
+class RekeyingPending(Misuse):
+    code = "vault.rekey.pending"
+    advice = "Finish what was begun with `tidegate vault rekey`, then go on."
+
+
+class StreamNotReady(Misuse):
+    code = "vault.stream.not-ready"
+    advice = "The source gives nothing without waiting; hand over one that blocks until it has something."
+
+
 class KeyUnknown(Fault):
     code = "vault.key.unknown"
     advice = "The vault has no application key of this name; create it first."

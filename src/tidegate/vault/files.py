@@ -20,7 +20,7 @@ from typing import Self
 from tidegate.base.durable import sync_folder, translate_os_errors
 from tidegate.crypto.aead import KEY_BYTES, NONCE_BYTES, Secret
 from tidegate.crypto.memory import ProtectedSecret
-from tidegate.vault.errors import FileMissing, FileTruncated, ItemTooLarge, RangeInvalid, WriterEnded
+from tidegate.vault.errors import FileMissing, FileTruncated, ItemTooLarge, RangeInvalid, VaultClosed, WriterEnded
 from tidegate.vault.format import (
     BODY_OFFSET,
     CHUNK_OVERHEAD,
@@ -57,11 +57,21 @@ class ItemWriter:
     While a batch is written, the next one is encrypted: from the second batch on a thread of its own writes.
     """
 
-    def __init__(self, path: Path, header: Header, *, keys: VaultKeys, padding: Padding | None = None) -> None:
-        """Create ``path``; ``header`` names everything but lengths and writes. Raises ``base.storage.*``."""
+    def __init__(
+        self,
+        path: Path,
+        header: Header,
+        *,
+        padding: Padding | None = None,
+        done: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Create ``path``; ``header`` names everything but epoch, lengths and writes. Raises ``base.storage.*``.
+
+        ``done`` is called when the writer is finished or given up.
+        """
         self._path = path
         self._header = header
-        self._keys = keys
+        self._done = done
         self._padding = padding or Padding()
         self._key = ProtectedSecret.random(KEY_BYTES)
         self._cipher = ChunkCipher(self._key, header)
@@ -115,10 +125,11 @@ class ItemWriter:
         stored = self._padding.padded(length_bytes)
         self._output.reserve(replace(self._header, stored_bytes=stored).file_bytes)
 
-    def finish(self) -> Expected:
+    def finish(self, keys: VaultKeys, *, epoch: int) -> Expected:
         """Make the file durable, name included, and return what the listing has to say of it.
 
-        Raises ``vault.item.ended`` if it was given up, as it is by the first error of ``write``.
+        ``keys`` are those of ``epoch``, the newest one now: the vault may have been re-keyed since this began. Raises
+        ``vault.item.ended`` if it was given up, as it is by the first error of ``write``.
         """
         if self._finished:
             raise WriterEnded("the new content was given up or is finished")
@@ -127,8 +138,8 @@ class ItemWriter:
         while self._length < stored:
             self._write(memoryview(zeros)[: stored - self._length])
         self._emit(memoryview(self._pending)[: self._filled], ends=True)
-        header = replace(self._header, length_bytes=length, stored_bytes=stored, writes=self._index)
-        slot = encode_slot(header, file_key=self._key, nonce=os.urandom(NONCE_BYTES), keys=self._keys)
+        header = replace(self._header, epoch=epoch, length_bytes=length, stored_bytes=stored, writes=self._index)
+        slot = encode_slot(header, file_key=self._key, nonce=os.urandom(NONCE_BYTES), keys=keys)
         self._output.finish(slot + slot, header.file_bytes)
         self._forget()
         return Expected(
@@ -164,7 +175,9 @@ class ItemWriter:
         erase_buffer(self._pending)
         self._pending = bytearray()
         self._key.wipe()
-        self._finished = True
+        if not self._finished:
+            self._finished = True
+            self._done()
 
 
 class _Output:
@@ -281,7 +294,7 @@ class ItemReader:
     def file_key(self) -> Secret:
         """Return the file's key, for who changes the file; it is wiped when this closes."""
         if self._key is None:
-            raise WriterEnded("the item is closed")
+            raise VaultClosed("the item is closed")
         return self._key
 
     def iter_content(self) -> Iterator[memoryview]:
@@ -374,6 +387,8 @@ class ItemReader:
 
     def _read_into(self, target: memoryview, offset: int) -> int:
         done = 0
+        if self._descriptor < 0:
+            raise VaultClosed("the item is closed")
         with translate_os_errors(self._path):
             while done < len(target):
                 more = os.preadv(self._descriptor, [target[done:]], offset + done)

@@ -133,12 +133,11 @@ class VaultKeys:
 
         self.header = derive("header")
         self.manifest = derive("manifest")
-        self.record = derive("record")
         self.redo = derive("redo")
 
     def wipe(self) -> None:
         """Overwrite every key; harmless when repeated."""
-        for key in (self.header, self.manifest, self.record, self.redo):
+        for key in (self.header, self.manifest, self.redo):
             key.wipe()
 
 

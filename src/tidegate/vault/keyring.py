@@ -23,6 +23,7 @@ from tidegate.crypto.kem import SEED_BYTES, kem_public
 from tidegate.crypto.memory import ProtectedSecret
 from tidegate.vault.errors import (
     RecordRolledBack,
+    RekeyingPending,
     UnlockerLast,
     UnlockersFull,
     UnlockerUnknown,
@@ -33,24 +34,29 @@ from tidegate.vault.errors import (
 from tidegate.vault.format import ID_BYTES, VaultKeys
 from tidegate.vault.padding import Padding
 from tidegate.vault.record import (
+    MAX_EPOCHS,
     MAX_RECORD_BYTES,
     MAX_SLOTS,
     Record,
     Slot,
+    bind_slot,
     encode_record,
     parse_record,
     slot_context,
+    unwrap_identity,
     unwrap_root,
     unwrap_vault_key,
     verify_record,
+    verify_slot,
+    wrap_identity,
     wrap_root,
     wrap_vault_key,
 )
 from tidegate.vault.table import Table, TableSettings
 from tidegate.vault.unlockers import Anchor, Unlocker
 
-_FOLDERS = ("items", "new", "table")
-_UNFINISHED = {"lock", "manifest", *_FOLDERS}  # what an attempt to create leaves that a power cut ended
+FOLDERS = ("items", "new", "table")
+_UNFINISHED = {"lock", "manifest", *FOLDERS}  # what an attempt to create leaves that a power cut ended
 
 
 class Keyring:
@@ -61,6 +67,7 @@ class Keyring:
         self._lock = lock
         self.record: Record
         self.root: ProtectedSecret
+        self.identity: ProtectedSecret
         self.keys: dict[int, VaultKeys] = {}
         self.slot: Slot  # the one that opened the vault
         self.anchor: Anchor | None = None
@@ -74,10 +81,11 @@ class Keyring:
     def unlock(self, unlocker: Unlocker) -> None:
         """Read the record and open it; raise ``vault.unlock.refused``, ``vault.record.*`` and what unlockers raise."""
         raw = read_file_bounded(self._folder / "vault.cbor", limit_bytes=MAX_RECORD_BYTES)
-        unverified, mac = parse_record(raw)
+        unverified, signature = parse_record(raw)
         self.slot, self.root = _open_slot(unverified, unlocker)
-        self.adopt(unverified, self.root)
-        self.record = verify_record(unverified, mac, self.keys[unverified.epoch])
+        self.record = verify_record(unverified, signature)
+        self.identity = unwrap_identity(self.record, self.root)
+        self.adopt(self.record, self.root)
         if self.record.anchor == self.slot.number:
             self.anchor = unlocker.anchor(self.vault_id)
 
@@ -91,23 +99,27 @@ class Keyring:
             self.keys.pop(epoch).wipe()
         self.record, self.root = record, root
 
-    def check_version(self, table: Table) -> None:
-        """Refuse a record that is older than the table says (``vault.record.rollback``); note a newer one."""
+    def require_newest(self, table: Table) -> None:
+        """Refuse a record that is older than the table says (``vault.record.rollback``)."""
         if self.record.version < table.record_version:
             raise RecordRolledBack(
                 f"the record is version {self.record.version}, the vault had {table.record_version} already",
                 found=self.record.version,
                 expected=table.record_version,
             )
-        if self.record.version > table.record_version:
-            table.note_record(self.record.version)
 
-    def write(self, record: Record, table: Table) -> None:
-        """Make ``record`` the vault's, one version newer, durable; older ones are refused from now on."""
+    def write(self, record: Record, table: Table, *, root: ProtectedSecret | None = None) -> None:
+        """Make ``record`` the vault's, one version newer, durable; older ones are refused from now on.
+
+        With ``root`` it is the root key from then on. The vault counts the change (``Vault`` sees to that).
+        """
         record = replace(record, version=self.record.version + 1)
-        raw = encode_record(record, self.keys[record.epoch])
+        raw = encode_record(record, self.identity)
         write_file_atomic(self._folder / "vault.cbor", raw, mode=0o600)
         self.record = record
+        if root is not None:
+            self.root.wipe()
+            self.root = root
         table.note_record(record.version)
 
     def add(self, unlocker: Unlocker, table: Table, *, label: str = "") -> Slot:
@@ -118,9 +130,8 @@ class Keyring:
         if len(self.record.slots) >= MAX_SLOTS:
             raise UnlockersFull(f"the vault has {MAX_SLOTS} unlockers already")
         slot = make_slot(self.record, unlocker, label=label)
-        record = replace(self.record, slots=(*self.record.slots, slot))
-        wrapped = wrap_root(replace(record, slots=(slot,)), self.root).slots[0]
-        record = replace(record, slots=(*self.record.slots, wrapped))
+        wrapped = wrap_root(replace(self.record, slots=(slot,)), self.root).slots[0]
+        record = replace(self.record, slots=(*self.record.slots, wrapped))
         anchor = unlocker.anchor(self.vault_id) if not self.record.anchor else None
         if anchor is None:
             self.write(record, table)
@@ -132,9 +143,10 @@ class Keyring:
         return wrapped
 
     def remove(self, number: int, table: Table) -> Slot:
-        """Take away a way to open the vault and return it; who used it may have kept the keys: re-key afterwards.
+        """Take away a way to open the vault and begin a new epoch, in one step; return what was removed.
 
-        Raises ``vault.unlockers.unknown``, ``vault.unlockers.last``.
+        Who used it may have kept the keys: until the vault is re-keyed, they open what was written before. Raises
+        ``vault.unlockers.unknown``, ``vault.unlockers.last``.
         """
         slot = next((slot for slot in self.record.slots if slot.number == number), None)
         if slot is None:
@@ -145,23 +157,29 @@ class Keyring:
         record = replace(self.record, slots=rest)
         if self.record.anchor == number:
             record, self.anchor, self.counted = replace(record, anchor=0), None, None
-        self.write(record, table)
+        self.begin_epoch(table, record)
         return slot
 
-    def begin_epoch(self, table: Table) -> None:
-        """Make a new root key for the slots that there are, and a vault key of a new epoch; the old one stays."""
-        old, epoch = self.record, self.record.epoch + 1
-        root = ProtectedSecret.random(KEY_BYTES)
-        record = wrap_root(replace(old, epoch=epoch), root)
-        with ProtectedSecret.random(KEY_BYTES) as vault_key, unwrap_vault_key(old, self.root, old.epoch) as old_key:
-            vault_keys = {
-                one: wrap_vault_key(record, root, key, epoch=one, nonce=os.urandom(NONCE_BYTES))
-                for one, key in ((old.epoch, old_key), (epoch, vault_key))
-            }
-            self.keys[epoch] = VaultKeys(vault_key, record.vault_id)
-        self.write(replace(record, vault_keys=vault_keys), table)
-        self.root.wipe()
-        self.root = root
+    def begin_epoch(self, table: Table, record: Record | None = None) -> None:
+        """Make a new root key for the slots of ``record``, and a vault key of a new epoch; older ones stay as yet."""
+        old = self.record
+        if len(old.vault_keys) >= MAX_EPOCHS:
+            raise RekeyingPending("the vault was re-keyed too often without an end")
+        epoch, root = old.epoch + 1, ProtectedSecret.random(KEY_BYTES)
+        new = wrap_root(replace(record or old, epoch=epoch), root)
+        new = wrap_identity(new, root, self.identity, nonce=os.urandom(NONCE_BYTES))
+        with ProtectedSecret.random(KEY_BYTES) as vault_key:
+            vault_keys = {epoch: _wrap(new, root, vault_key, epoch)}
+            for one in old.vault_keys:
+                with unwrap_vault_key(old, self.root, one) as old_key:
+                    vault_keys[one] = _wrap(new, root, old_key, one)
+            self.keys[epoch] = VaultKeys(vault_key, new.vault_id)
+        try:
+            self.write(replace(new, vault_keys=vault_keys), table, root=root)
+        except BaseException:
+            if self.record is old:  # it did not come to be the vault's
+                self.keys.pop(epoch).wipe()
+            raise
 
     def end_epochs(self, table: Table) -> None:
         """Forget the vault keys of all epochs but the newest, here and on the storage."""
@@ -174,8 +192,9 @@ class Keyring:
         for keys in self.keys.values():
             keys.wipe()
         self.keys.clear()
-        if hasattr(self, "root"):
-            self.root.wipe()
+        for secret in ("root", "identity"):
+            if hasattr(self, secret):
+                getattr(self, secret).wipe()
         self._lock.release()
 
 
@@ -188,7 +207,7 @@ def create_vault(
         require_private(folder)
         if any(path.name not in _UNFINISHED and not path.name.endswith(".new") for path in folder.iterdir()):
             raise VaultExists(f"{folder} is not empty", path=str(folder))
-        for name in _FOLDERS:
+        for name in FOLDERS:
             (folder / name).mkdir(mode=0o700, exist_ok=True)
         sync_folder(folder.parent)
     record = Record(
@@ -199,25 +218,28 @@ def create_vault(
         padding=padding,
         slots=(),
     )
-    slot = make_slot(record, unlocker, label=label)
-    counts = unlocker.anchor(record.vault_id) is not None
-    record = replace(record, slots=(slot,), anchor=slot.number if counts else 0)
-    with ProtectedSecret.random(KEY_BYTES) as root, ProtectedSecret.random(KEY_BYTES) as vault_key:
-        wrapped = wrap_vault_key(record, root, vault_key, epoch=1, nonce=os.urandom(NONCE_BYTES))
-        record = replace(wrap_root(record, root), vault_keys={1: wrapped})
+    identity = ProtectedSecret.random(SEED_BYTES)
+    with identity, ProtectedSecret.random(KEY_BYTES) as root, ProtectedSecret.random(KEY_BYTES) as vault_key:
+        record = wrap_identity(record, root, identity, nonce=os.urandom(NONCE_BYTES))
+        slot = make_slot(record, unlocker, label=label)
+        counts = unlocker.anchor(record.vault_id) is not None
+        record = replace(record, slots=(slot,), anchor=slot.number if counts else 0)
+        record = replace(wrap_root(record, root), vault_keys={1: _wrap(record, root, vault_key, 1)})
         keys = VaultKeys(vault_key, record.vault_id)
-    try:
-        settings = TableSettings(folder=folder, vault_id=record.vault_id, algorithm=record.algorithm)
-        Table.create(settings, keys, epoch=1, record_version=1)
-        write_file_atomic(folder / "vault.cbor", encode_record(record, keys), mode=0o600)
-    finally:
-        keys.wipe()
+        try:
+            settings = TableSettings(folder=folder, vault_id=record.vault_id, algorithm=record.algorithm)
+            Table.create(settings, keys, epoch=1, record_version=1)
+            write_file_atomic(folder / "vault.cbor", encode_record(record, identity), mode=0o600)
+        finally:
+            keys.wipe()
 
 
 def open_keyring(folder: Path, unlocker: Unlocker, *, wait_s: float) -> Keyring:
     """Return the keys of the vault in ``folder``; see ``Vault.open``."""
     require_private(folder)
     require_vault_folder(folder)
+    for name in FOLDERS:  # a link in their place leads to somebody else's files
+        require_private(folder / name)
     ring = Keyring(folder, FolderLock(folder, wait_s=wait_s, busy=VaultBusy))
     try:
         ring.unlock(unlocker)
@@ -246,9 +268,14 @@ def make_slot(record: Record, unlocker: Unlocker, *, label: str) -> Slot:
         return Slot(number=record.next_number(), label=label, kind=unlocker.kind, public=public, sealed={})
     with ProtectedSecret.random(SEED_BYTES) as seed:
         sealed = unlocker.wrap(seed, slot_context(record.vault_id))
-        return Slot(
+        slot = Slot(
             number=record.next_number(), label=label, kind=unlocker.kind, public=kem_public(seed), sealed=sealed
         )
+        return bind_slot(slot, seed, record)
+
+
+def _wrap(record: Record, root: ProtectedSecret, vault_key: ProtectedSecret, epoch: int) -> bytes:
+    return wrap_vault_key(record, root, vault_key, epoch=epoch, nonce=os.urandom(NONCE_BYTES))
 
 
 def _open_slot(record: Record, unlocker: Unlocker) -> tuple[Slot, ProtectedSecret]:
@@ -258,6 +285,7 @@ def _open_slot(record: Record, unlocker: Unlocker) -> tuple[Slot, ProtectedSecre
         if slot.kind == unlocker.kind:
             try:
                 with unlocker.unwrap(slot.sealed, slot_context(record.vault_id)) as seed:
+                    verify_slot(slot, seed, record)
                     return slot, unwrap_root(record, slot, seed)
             except TidegateError as error:
                 refused = refused or error

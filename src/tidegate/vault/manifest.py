@@ -20,13 +20,14 @@ MAX_MANIFEST_BYTES = 4096
 SALT_BYTES = 32
 _MAGIC = b"TGVMANI2"
 _HEAD = struct.Struct(">8s16sI12s")  # magic, vault id, epoch, nonce
-_MEMBERS = {"generation", "anchor", "clean", "number", "snapshot", "salt", "journal", "tag", "record"}
+_MEMBERS = {"generation", "anchor", "clean", "uncounted", "number", "snapshot", "salt", "journal", "tag", "record"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """The state of a vault at ``generation``, the number of its changes. ``anchor`` is how many of them were counted in
-    the key store that anchors the vault: those made while it was open with another unlocker are not.
+    the key store that anchors the vault: those made while it was open with another unlocker are not, and ``uncounted``
+    says that there are such.
 
     ``number`` names the files of the table; ``snapshot`` is what its snapshot has to be. While ``clean`` the journal
     has exactly ``journal_bytes`` and ends with ``journal_tag``; otherwise it has at least those and may go on.
@@ -37,6 +38,7 @@ class Manifest:
     generation: int
     anchor: int
     clean: bool
+    uncounted: bool
     number: int
     snapshot: Expected
     salt: bytes
@@ -51,6 +53,7 @@ def encode_manifest(manifest: Manifest, *, vault_id: bytes, nonce: bytes, keys: 
         "generation": manifest.generation,
         "anchor": manifest.anchor,
         "clean": manifest.clean,
+        "uncounted": manifest.uncounted,
         "number": manifest.number,
         "snapshot": encode_item(manifest.snapshot),
         "salt": manifest.salt,
@@ -91,6 +94,7 @@ def verify_manifest(raw: bytes, *, vault_id: bytes, keys: VaultKeys) -> Manifest
             "generation": int() as generation,
             "anchor": int() as anchor,
             "clean": bool() as clean,
+            "uncounted": bool() as uncounted,
             "number": int() as number,
             "snapshot": bytes() as snapshot,
             "salt": bytes() as salt,
@@ -103,6 +107,7 @@ def verify_manifest(raw: bytes, *, vault_id: bytes, keys: VaultKeys) -> Manifest
                 generation=generation,
                 anchor=anchor,
                 clean=clean,
+                uncounted=uncounted,
                 number=number,
                 snapshot=decode_item(snapshot),
                 salt=salt,

@@ -2,7 +2,9 @@
 
 Each slot has a key pair of its own; its private seed is wrapped by an unlocker, and the vault's root key is wrapped for
 its public half. So a new root key is given to every slot without asking for a passphrase or a drive. The root key wraps
-the vault key of each epoch; there are two epochs only while the vault is re-keyed. Bytes: docs/formats/vault.md.
+the vault key of each epoch (there are several only while the vault is re-keyed) and the vault's identity key, which
+signs the record. Each slot vouches, by a code under its seed, for the identity: whoever can write to the storage knows
+neither, and cannot put a vault of his own in the place of this one. Bytes: docs/formats/vault.md.
 """
 
 from __future__ import annotations
@@ -24,29 +26,34 @@ from tidegate.crypto.aead import (
     open_aes256gcm_into,
     seal_aes256gcm,
 )
-from tidegate.crypto.errors import AeadFailed, KemRefused
+from tidegate.crypto.errors import AeadFailed, KemRefused, SignatureInvalid
 from tidegate.crypto.kem import PUBLIC_BYTES, kem_unwrap, kem_wrap
 from tidegate.crypto.memory import ProtectedSecret
+from tidegate.crypto.seedsign import PUBLIC_BYTES as PUBLIC_BYTES_OF_IDENTITY
+from tidegate.crypto.seedsign import SEED_BYTES, SIGNATURE_BYTES, seed_public, seed_sign, seed_verify
 from tidegate.vault.errors import PaddingUnknown, RecordAltered, RecordMalformed, RecordUnsupported, UnlockRefused
-from tidegate.vault.format import ID_BYTES, VaultKeys
+from tidegate.vault.format import ID_BYTES
 from tidegate.vault.padding import Padding
 
 MAX_RECORD_BYTES = 131_072  # 32 slots of 3 KiB, some of them with a certificate or a key server's answer
 MAX_SLOTS = 32
 MAX_LABEL_BYTES = 64
+MAX_EPOCHS = 4  # one, and those that re-keyings left which were interrupted by the removal of an unlocker
 _FORMAT = "tidegate.vault.v2"
-_MAC_BYTES = 32
+_BOUND_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """One way to open the vault. ``sealed`` is the unlocker's own; ``wrapped`` is the root key for ``public``."""
+    """One way to open the vault. ``sealed`` is the unlocker's own; ``bound`` vouches for the vault's identity;
+    ``wrapped`` is the root key for ``public``."""
 
     number: int
     label: str
     kind: str
     public: bytes
     sealed: Mapping[str, cbor.Value]
+    bound: bytes = b""
     wrapped: bytes = b""
 
 
@@ -62,6 +69,8 @@ class Record:
     slots: tuple[Slot, ...]
     anchor: int = 0  # number of the slot whose key store counts, 0 for none
     vault_keys: Mapping[int, bytes] = field(default_factory=dict)
+    identity: bytes = b""  # public half
+    identity_key: bytes = b""  # its seed, wrapped under the root key
 
     def next_number(self) -> int:
         """Return a number that no slot has or had while others with higher ones stay."""
@@ -111,14 +120,51 @@ def unwrap_vault_key(record: Record, root: Secret, epoch: int) -> ProtectedSecre
             raise RecordAltered("a vault key in the record does not unwrap") from error
 
 
-def encode_record(record: Record, keys: VaultKeys) -> bytes:
-    """Return the file, authenticated under the record key of the newest epoch."""
+def wrap_identity(record: Record, root: Secret, seed: Secret, *, nonce: bytes) -> Record:
+    """Return the record with the identity's seed wrapped under ``root``."""
+    with _root_wrapping_key(root, record.vault_id) as key:
+        sealed = nonce + seal_aes256gcm(key.view(), nonce, seed.view(), _identity_aad(record.vault_id))
+    return replace(record, identity=seed_public(seed), identity_key=sealed)
+
+
+def unwrap_identity(record: Record, root: Secret) -> ProtectedSecret:
+    """Return the identity's seed; raise ``vault.record.altered``."""
+    sealed, aad = record.identity_key, _identity_aad(record.vault_id)
+    with _root_wrapping_key(root, record.vault_id) as key:
+        try:
+            return ProtectedSecret.fill(
+                SEED_BYTES,
+                lambda target: open_aes256gcm_into(key.view(), sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], aad, target),
+            )
+        except AeadFailed as error:
+            raise RecordAltered("the vault's identity key does not unwrap") from error
+
+
+def bind_slot(slot: Slot, seed: Secret, record: Record) -> Slot:
+    """Return the slot with its code over the vault's identity, by the seed that is at hand when it is made."""
+    return replace(slot, bound=_bound(slot.number, seed, record))
+
+
+def verify_slot(slot: Slot, seed: Secret, record: Record) -> None:
+    """Return if the slot was made for the vault with this identity, else raise ``vault.record.altered``.
+
+    A slot that was made from a public half alone (escrow) vouches for nothing: its opener looks at the identity's
+    fingerprint.
+    """
+    if not slot.bound:
+        return
+    if not hmac.compare_digest(slot.bound, _bound(slot.number, seed, record)):
+        raise RecordAltered("the record is of a vault that this slot was not made for")
+
+
+def encode_record(record: Record, identity: Secret) -> bytes:
+    """Return the file, signed by the vault's identity."""
     document = _document(record)
-    return cbor.encode({**document, "mac": _mac(document, keys)})
+    return cbor.encode({**document, "signature": seed_sign(identity, _signed(document))})
 
 
 def parse_record(raw: bytes) -> tuple[Record, bytes]:
-    """Return what the file says, **unverified**, and its code; raise ``vault.record.malformed``, ``.unsupported``."""
+    """Return what the file says, **unverified**, and its signature; ``vault.record.malformed``, ``.unsupported``."""
     try:
         document = cbor.decode(raw, limit_bytes=MAX_RECORD_BYTES)
     except Rejected as error:
@@ -136,13 +182,21 @@ def parse_record(raw: bytes) -> tuple[Record, bytes]:
             "slots": [*slots],
             "anchor": int() as anchor,
             "keys": dict() as vault_keys,
-            "mac": bytes() as mac,
+            "identity": bytes() as identity,
+            "identity_key": bytes() as identity_key,
+            "signature": bytes() as signature,
             **rest,
-        } if not rest and len(vault_id) == ID_BYTES and len(mac) == _MAC_BYTES and 1 <= len(slots) <= MAX_SLOTS:
+        } if (
+            not rest
+            and len(vault_id) == ID_BYTES
+            and len(identity) == PUBLIC_BYTES_OF_IDENTITY
+            and len(signature) == SIGNATURE_BYTES
+            and 1 <= len(slots) <= MAX_SLOTS
+        ):
             pass
         case _:
             raise RecordMalformed("the vault's record is malformed")
-    if cipher not in (1, 2) or min(version, epoch) < 1 or epoch not in vault_keys or len(vault_keys) > 2:
+    if cipher not in (1, 2) or min(version, epoch) < 1 or epoch not in vault_keys or len(vault_keys) > MAX_EPOCHS:
         raise RecordMalformed("the vault's record contradicts itself")
     record = Record(
         vault_id=vault_id,
@@ -153,19 +207,24 @@ def parse_record(raw: bytes) -> tuple[Record, bytes]:
         slots=tuple(_parse_slot(slot) for slot in slots),
         anchor=anchor,
         vault_keys=dict(_parse_vault_keys(vault_keys)),
+        identity=identity,
+        identity_key=identity_key,
     )
     if len({slot.number for slot in record.slots}) != len(record.slots):
         raise RecordMalformed("two slots of the record have one number")
-    return record, mac
+    return record, signature
 
 
-def verify_record(unverified: Record, mac: bytes, keys: VaultKeys) -> Record:
-    """Return the record if the vault's own keys authenticate it, else raise ``vault.record.altered``.
+def verify_record(unverified: Record, signature: bytes) -> Record:
+    """Return the record if its identity signed it, else raise ``vault.record.altered``.
 
-    Without this, who can write to the storage adds a public key of his own and waits for the next re-keying.
+    That the identity is the vault's own is for ``verify_slot``. Without both, who can write to the storage adds a
+    public half of his own, or replaces the vault.
     """
-    if not hmac.compare_digest(_mac(_document(unverified), keys), mac):
-        raise RecordAltered("the vault's record is not as this vault wrote it")
+    try:
+        seed_verify(unverified.identity, signature, _signed(_document(unverified)))
+    except SignatureInvalid as error:
+        raise RecordAltered("the vault's record is not as this vault wrote it") from error
     return unverified
 
 
@@ -177,6 +236,7 @@ def _document(record: Record) -> dict[str, object]:
             "kind": slot.kind,
             "public": slot.public,
             "sealed": dict(slot.sealed),
+            "bound": slot.bound,
             "wrapped": slot.wrapped,
         }
         for slot in record.slots
@@ -191,11 +251,22 @@ def _document(record: Record) -> dict[str, object]:
         "slots": slots,
         "anchor": record.anchor,
         "keys": dict(record.vault_keys),
+        "identity": record.identity,
+        "identity_key": record.identity_key,
     }
 
 
-def _mac(document: Mapping[str, object], keys: VaultKeys) -> bytes:
-    return hmac.digest(keys.record.view(), cbor.encode(dict(document)), hashlib.sha256)
+def _signed(document: Mapping[str, object]) -> bytes:
+    return b"tidegate.vault.v2 record\0" + cbor.encode(dict(document))
+
+
+def _bound(number: int, seed: Secret, record: Record) -> bytes:
+    """Return the code under a slot's seed over what the slot was made for."""
+    info = b"tidegate.vault.v2 slot"
+    with ProtectedSecret.fill(
+        KEY_BYTES, lambda target: hkdf_sha256_into(seed.view(), salt=record.vault_id, info=info, target=target)
+    ) as key:
+        return hmac.digest(key.view(), record.identity + number.to_bytes(8, "big"), hashlib.sha256)
 
 
 def _parse_slot(value: cbor.Value) -> Slot:
@@ -206,6 +277,7 @@ def _parse_slot(value: cbor.Value) -> Slot:
             "kind": str() as kind,
             "public": bytes() as public,
             "sealed": dict() as sealed,
+            "bound": bytes() as bound,
             "wrapped": bytes() as wrapped,
             **rest,
         } if (
@@ -214,6 +286,7 @@ def _parse_slot(value: cbor.Value) -> Slot:
             and label.isprintable()
             and len(label.encode()) <= MAX_LABEL_BYTES
             and len(public) == PUBLIC_BYTES
+            and len(bound) == (0 if kind == "escrow" else _BOUND_BYTES)
             and all(isinstance(name, str) for name in sealed)
         ):
             return Slot(
@@ -222,6 +295,7 @@ def _parse_slot(value: cbor.Value) -> Slot:
                 kind=kind,
                 public=public,
                 sealed={str(name): member for name, member in sealed.items()},
+                bound=bound,
                 wrapped=wrapped,
             )
     raise RecordMalformed("a slot of the vault's record is malformed")
@@ -248,6 +322,10 @@ def _slot_info(vault_id: bytes, number: int) -> bytes:
 
 def _epoch_aad(vault_id: bytes, epoch: int) -> bytes:
     return b"tidegate.vault.v2 key " + vault_id + epoch.to_bytes(8, "big")
+
+
+def _identity_aad(vault_id: bytes) -> bytes:
+    return b"tidegate.vault.v2 identity " + vault_id
 
 
 def _root_wrapping_key(root: Secret, vault_id: bytes) -> ProtectedSecret:

@@ -48,25 +48,29 @@ def rekey(vault: Vault, *, contents: bool = False, report: Report | None = None)
     for changing in place, ``base.storage.*``, and what reading an item raises.
     """
     with vault.mutex:
-        ring = vault.keyring
-        if len(ring.record.vault_keys) == 1:
-            ring.begin_epoch(vault.table)
+        if not is_pending(vault):
+            vault.keyring.begin_epoch(vault.table)
+            vault.engine.commit_alone(())
     total = sum(1 for _ in _old_items(vault))
     done = 0
-    while batch := _next_batch(vault):
-        if contents:
-            for name in batch:
-                _rewrite(vault, name)
-        else:
-            _reseal(vault, batch)
-        done += len(batch)
-        if report is not None:
-            report(Progress(done=done, total=max(total, done), name=batch[-1]))
-    with vault.mutex:
-        _rewrap_application_keys(vault)
-        vault.table.merge(epoch=vault.keyring.record.epoch)
-        vault.keyring.end_epochs(vault.table)
-    return done
+    while True:
+        while batch := _next_batch(vault):
+            if contents:
+                for name in batch:
+                    _rewrite(vault, name)
+            else:
+                _reseal(vault, batch)
+            done += len(batch)
+            if report is not None:
+                report(Progress(done=done, total=max(total, done), name=batch[-1]))
+        with vault.mutex:
+            if _next_batch(vault):
+                continue
+            _rewrap_application_keys(vault)
+            vault.table.merge(epoch=vault.keyring.record.epoch)
+            vault.keyring.end_epochs(vault.table)
+            vault.engine.commit_alone(())
+            return done
 
 
 def is_pending(vault: Vault) -> bool:
@@ -111,6 +115,7 @@ def _reseal(vault: Vault, names: list[str]) -> None:
         if changes:
             table_changes = tuple(Change(item_key(name), encode_item(new)) for name, new, _ in changes)
             vault.engine.change_files([change for _, _, change in changes], table_changes)
+            vault.engine.settle()
 
 
 def _rewrite(vault: Vault, name: str) -> None:

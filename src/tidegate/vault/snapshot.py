@@ -35,7 +35,11 @@ def encode_snapshot(entries: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
     fences: list[bytes] = []
     block: list[bytes] = []
     size = offset = count = 0
+    last: bytes | None = None
     for key, value in entries:
+        if last is not None and key <= last:
+            raise ValueError("the entries of a snapshot come in strict order")  # a bug of ours: never a lost entry
+        last = key
         if not block:
             fences.append(_FENCE.pack(len(key), offset) + key)
         entry = _ENTRY.pack(len(key), len(value)) + key + value

@@ -12,6 +12,7 @@ finishes the rest.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import threading
@@ -25,7 +26,7 @@ from tidegate.crypto.aead import NONCE_BYTES, AeadAlgorithm
 from tidegate.crypto.memory import ProtectedSecret
 from tidegate.vault.appkeys import unwrap_application_key, wrap_application_key
 from tidegate.vault.engine import Engine
-from tidegate.vault.errors import FileModeUnknown, KeyUnknown, VaultClosed
+from tidegate.vault.errors import FileModeUnknown, KeyUnknown, StreamNotReady, VaultClosed
 from tidegate.vault.fileobject import EditingFile, ReadingFile, WritingFile
 from tidegate.vault.files import BATCH_BYTES, ItemReader, ItemWriter, erase_buffer
 from tidegate.vault.format import Expected, check_name
@@ -34,6 +35,7 @@ from tidegate.vault.keyring import Keyring, create_vault, open_keyring
 from tidegate.vault.listing import ITEMS, application_key, decode_item, file_name, item_key
 from tidegate.vault.machine import MachineRules, harden_process
 from tidegate.vault.padding import Padding
+from tidegate.vault.record import Slot
 from tidegate.vault.records import Records
 from tidegate.vault.recovery import recover_items, require_only_listed, sync_items
 from tidegate.vault.table import Table, TableSettings
@@ -58,7 +60,6 @@ class Vault:
         self.folder = folder
         self.warnings = harden_process(machine)
         self._mutex = threading.RLock()
-        self._erase_due = False
         self._table: Table | None = None
         self._engine: Engine | None = None
         self._keyring: Keyring | None = open_keyring(folder, unlock, wait_s=wait_s)
@@ -66,11 +67,13 @@ class Vault:
             ring = self._keyring
             settings = TableSettings(folder=folder, vault_id=ring.vault_id, algorithm=ring.record.algorithm)
             self._table = Table(settings, ring.keys)
-            ring.check_version(self._table)
+            ring.require_newest(self._table)
             engine = Engine(folder, ring, self._table, self._mutex)
-            engine.settle_anchor()
+            engine.settle_anchor()  # before anything is cleaned up: an older vault must not cost the newer one's files
             self.recovery = recover_items(folder, self._table, ring.keys)
+            self._table.remove_others()
             self._engine = engine
+            self._count_what_was_not()
         except BaseException:
             self._release()
             raise
@@ -171,7 +174,7 @@ class Vault:
                 return ReadingFile(name, engine.open_reader(name))
             if mode == "w":
                 writer, path = engine.start(name)
-                return WritingFile(name, writer, lambda writer: self._finish(name, writer, path))
+                return WritingFile(name, writer, lambda writer: _finish(engine, name, writer, path))
             if mode == "a" and name not in self:
                 self.write(name, b"")
             if mode in ("a", "r+"):
@@ -199,7 +202,8 @@ class Vault:
 
         The vault is not held meanwhile: other threads use it.
         """
-        writer, path = self.engine.start(name)
+        engine = self.engine
+        writer, path = engine.start(name)
         buffer = memoryview(bytearray(BATCH_BYTES))
         try:
             for piece in _pieces(stream, buffer):
@@ -209,7 +213,7 @@ class Vault:
             raise
         finally:
             erase_buffer(buffer)
-        return _info(name, self.engine.finish(name, writer, path))
+        return _info(name, engine.finish(name, writer, path))
 
     def delete(self, name: str) -> None:
         """Remove the item and destroy its key; raise ``vault.item.unknown``, ``base.storage.*``."""
@@ -229,7 +233,7 @@ class Vault:
         return _info(name, self.engine.find(name))
 
     def __contains__(self, name: str) -> bool:
-        return self._require_table().get(item_key(check_name(name))) is not None
+        return self.table_get(item_key(check_name(name))) is not None
 
     def verify(self, name: str) -> ItemInfo:
         """Return the item's information after every byte of its file was authenticated; raise as ``read``."""
@@ -289,17 +293,20 @@ class Vault:
         with self._mutex:
             if self._require_table().get(application_key(check_name(name))) is None:
                 raise KeyUnknown(f"there is no application key {name!r}", key=name)
-            self.engine.commit_alone((Change(application_key(name), b"", deletes=True),))
-            self._require_table().merge()
+            try:
+                self.engine.commit_alone((Change(application_key(name), b"", deletes=True),))
+            finally:
+                self._require_table().merge()
 
     def table_get(self, key: bytes) -> bytes | None:
         """Return a value of the vault's table; for the rooms' own use, as the two that follow."""
         with self._mutex:
             return self._require_table().get(key)
 
-    def table_scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Yield entries of the table in order; the vault is held only from one entry to the next."""
-        last: bytes | None = None
+    def table_scan(self, prefix: bytes, *, after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Yield entries of the table in order, those behind the key ``after`` if it is given; the vault is held only
+        from one entry to the next."""
+        last = after
         entries: Iterator[tuple[bytes, bytes]] = iter(())
         number = -1
         while True:
@@ -316,10 +323,33 @@ class Vault:
     def table_commit(self, changes: tuple[Change, ...]) -> None:
         """Make changes to the table count, together."""
         with self._mutex:
-            self._erase_due = self._erase_due or any(change.deletes for change in changes)
             self.engine.commit_alone(changes)
 
+    # -- who opens it -------------------------------------------------------------------------------------------------
+
+    def add_unlocker(self, unlock: Unlocker, *, label: str = "") -> Slot:
+        """Add a way to open the vault and return it; raise ``vault.unlockers.full`` and what the unlocker raises."""
+        with self._mutex:
+            slot = self._require_open().add(unlock, self._require_table(), label=label)
+            self.engine.commit_alone(())  # counted: the record from before is an older vault
+            return slot
+
+    def remove_unlocker(self, number: int) -> Slot:
+        """Take away a way to open the vault and return it; a new epoch begins, ``rotation.rekey`` ends the old ones.
+
+        Raises ``vault.unlockers.unknown``, ``vault.unlockers.last``.
+        """
+        with self._mutex:
+            slot = self._require_open().remove(number, self._require_table())
+            self.engine.commit_alone(())
+            return slot
+
     # -- the whole ----------------------------------------------------------------------------------------------------
+
+    @property
+    def fingerprint(self) -> str:
+        """Return what tells this vault from every forged one: 16 hexadecimal digits of its identity's SHA-256."""
+        return hashlib.sha256(self._require_open().record.identity).hexdigest()[:16]
 
     @property
     def vault_id(self) -> str:
@@ -357,7 +387,7 @@ class Vault:
         with self._mutex:
             try:
                 if self._table is not None and self._keyring is not None and not self._table.is_broken:
-                    if self._erase_due:
+                    if self._table.has_deleted_records:
                         self._table.merge()
                     sync_items(self.folder)
                     self._table.settle()
@@ -384,15 +414,28 @@ class Vault:
             raise VaultClosed("the vault is closed")
         return self._table
 
-    def _finish(self, name: str, writer: ItemWriter, path: Path) -> None:
-        self.engine.finish(name, writer, path)
+    def _count_what_was_not(self) -> None:
+        """Have the counter count what was changed while the vault was open without it, and a newer record."""
+        ring, table = self._require_open(), self._require_table()
+        newer = ring.record.version > table.record_version
+        if newer:
+            table.note_record(ring.record.version)
+        if ring.anchor is not None and (newer or table.uncounted):
+            self.engine.commit_alone(())
+            table.note_counted()
 
     def _release(self) -> None:
+        if self._engine is not None:
+            self._engine.close_readers()
         if self._table is not None:
             self._table.close()
         if self._keyring is not None:
             self._keyring.close()
         self._table = self._keyring = self._engine = None
+
+
+def _finish(engine: Engine, name: str, writer: ItemWriter, path: Path) -> None:
+    engine.finish(name, writer, path)
 
 
 def _pieces(stream: BinaryIO, buffer: memoryview) -> Iterator[memoryview | bytes]:
@@ -403,7 +446,9 @@ def _pieces(stream: BinaryIO, buffer: memoryview) -> Iterator[memoryview | bytes
         while piece := stream.read(BATCH_BYTES):
             yield piece
         return
-    while count:
+    while count or count is None:
+        if count is None:
+            raise StreamNotReady("the source has nothing yet, and does not wait for it")
         yield buffer[:count]
         count = stream.readinto(buffer)  # type: ignore[attr-defined]  # as above
 

@@ -46,6 +46,7 @@ from tidegate.vault.journal import (
     open_entry,
     value_places,
 )
+from tidegate.vault.listing import KEYS, RECORDS
 from tidegate.vault.manifest import (
     MAX_MANIFEST_BYTES,
     SALT_BYTES,
@@ -58,6 +59,7 @@ from tidegate.vault.manifest import (
 from tidegate.vault.snapshot import SnapshotReader, encode_snapshot
 
 MERGE_BYTES = 4 << 20  # a journal this long, and half as long as the snapshot, is merged into it
+MAX_MERGE_BYTES = 32 << 20  # this long, it is merged whatever the snapshot's length
 MERGE_KEYS = 8192  # so many changed keys are kept in memory: about 3 MiB
 CLOSE_KEYS = 1024  # closing merges from so many on: reading them again would make the next opening slow
 MAX_JOURNAL_BYTES = 64 << 20  # longer than any that is written: it would have been merged
@@ -122,6 +124,7 @@ class Table:
             generation=1,
             anchor=0,
             clean=True,
+            uncounted=False,
             number=1,
             snapshot=files,
             salt=os.urandom(SALT_BYTES),
@@ -147,6 +150,25 @@ class Table:
     def record_version(self) -> int:
         """Return the oldest record that counts."""
         return self._manifest.record_version
+
+    @property
+    def uncounted(self) -> bool:
+        """Return whether there are changes that no counter counted."""
+        return self._manifest.uncounted
+
+    @property
+    def has_deleted_records(self) -> bool:
+        """Return whether the journal took records or keys away that the snapshot or itself still holds."""
+        return any(place is None and key[:1] in (RECORDS, KEYS) for key, place in self._changed.items())
+
+    def note_counted(self) -> None:
+        """Note that a counter has counted now whatever was not."""
+        self.settle()
+        self._write_manifest(replace(self._manifest, uncounted=False))
+
+    def _vouch(self, manifest: Manifest) -> Manifest:
+        """Have the manifest vouch for the journal as far as it is written: it says what its last entry said."""
+        return replace(manifest, journal_bytes=self._tail.size, journal_tag=self._tail.tag)
 
     @property
     def is_broken(self) -> bool:
@@ -206,8 +228,9 @@ class Table:
         storage holds is not known: the table cannot go on).
         """
         self._require_good()
-        if self._manifest.clean:
-            self._write_manifest(replace(self._manifest, clean=False))
+        uncounted = self._manifest.uncounted or not anchored
+        if self._manifest.clean or uncounted != self._manifest.uncounted:
+            self._write_manifest(self._vouch(replace(self._manifest, clean=False, uncounted=uncounted)))
         transaction = Transaction(
             generation=self._manifest.generation + 1,
             anchor=self._manifest.anchor + anchored,
@@ -216,9 +239,13 @@ class Table:
         )
         entry = encode_entry(transaction, after=self._tail, nonce=os.urandom(NONCE_BYTES), key=self._key())
         self._append(entry)
-        self._remember(transaction.changes, self._tail, len(entry))
-        self._tail = Tail(number=self._tail.number + 1, tag=entry[-16:], size=self._tail.size + len(entry))
-        self._manifest = replace(self._manifest, generation=transaction.generation, anchor=transaction.anchor)
+        try:  # it counts: an interruption here must not let anybody believe otherwise
+            self._remember(transaction.changes, self._tail, len(entry))
+            self._tail = Tail(number=self._tail.number + 1, tag=entry[-16:], size=self._tail.size + len(entry))
+            self._manifest = replace(self._manifest, generation=transaction.generation, anchor=transaction.anchor)
+        except BaseException:
+            self._broken = True
+            raise
 
     def merge_if_due(self) -> None:
         """Merge the journal into a new snapshot if it has grown long enough.
@@ -227,7 +254,9 @@ class Table:
         was committed counts, and who committed it must not be told otherwise. Raises ``base.storage.*``.
         """
         half = self._manifest.snapshot.length_bytes // 2
-        if self._tail.size > max(MERGE_BYTES, half) or len(self._changed) > max(MERGE_KEYS, self._snapshot.count // 8):
+        if self._tail.size > min(max(MERGE_BYTES, half), MAX_MERGE_BYTES) or len(self._changed) > max(
+            MERGE_KEYS, self._snapshot.count // 8
+        ):
             try:
                 self.merge()
             except StorageFull:
@@ -257,6 +286,7 @@ class Table:
         for path in _table_paths(self._folder, old.number):
             erase_file(path)
         self._load()
+        self.recovered = None
 
     def note_record(self, version: int, *, anchor: int | None = None) -> None:
         """Refuse records older than ``version`` from now on; with ``anchor`` another counter counts from there."""
@@ -303,7 +333,6 @@ class Table:
         self._tail = Tail()
         self._open_journal(journal_path)
         self._replay()
-        self._remove_others(manifest.number)
 
     def _open_journal(self, path: Path) -> None:
         """A new table's journal appears with its first transaction: until then there is none."""
@@ -417,9 +446,10 @@ class Table:
             self._journal_key.wipe()
             self._journal_key = None
 
-    def _remove_others(self, number: int) -> None:
-        """Erase tables that a power cut left: a merge that did not come to count, or the one before it."""
-        keep = set(_table_paths(self._folder, number))
+    def remove_others(self) -> None:
+        """Erase tables that a power cut left: a merge that did not come to count, or the one before it. Only when it is
+        known that this table is the newest."""
+        keep = set(_table_paths(self._folder, self._manifest.number))
         with translate_os_errors(self._folder):
             for path in list((self._folder / "table").iterdir()):
                 if path.is_dir() and not path.is_symlink():
@@ -452,11 +482,11 @@ def _write_table(
         epoch=epoch,
         algorithm=settings.algorithm,
     )
-    writer = ItemWriter(path, header, keys=keys)
+    writer = ItemWriter(path, header)
     try:
         for piece in encode_snapshot(entries):
             writer.write(piece)
-        return writer.finish()
+        return writer.finish(keys, epoch=epoch)
     except BaseException:
         writer.abandon()
         raise

@@ -13,6 +13,7 @@ import time
 import cbor2
 import pytest
 from cryptography.hazmat.primitives import hashes, hpke
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
@@ -93,21 +94,27 @@ class DocumentReader:
         return derive(self.vault_keys[epoch], self.id, b"tidegate.vault.v2 " + purpose)
 
     def _open_keys(self, passphrase):
-        names = "format id version epoch cipher padding slots anchor keys mac"
+        names = "format id version epoch cipher padding slots anchor keys identity identity_key signature"
         assert set(self.record) == set(names.split())
         assert self.record["format"] == "tidegate.vault.v2"
         (slot,) = (slot for slot in self.record["slots"] if slot["kind"] == "passphrase")
-        assert set(slot) == {"number", "label", "kind", "public", "sealed", "wrapped"}
-        root_key = open_root_key(slot, self.id, open_seed(slot, self.id, passphrase))
+        assert set(slot) == {"number", "label", "kind", "public", "sealed", "bound", "wrapped"}
+        seed = open_seed(slot, self.id, passphrase)
+        code = derive(seed, self.id, b"tidegate.vault.v2 slot")
+        identity = self.record["identity"]
+        assert hmac.digest(code, identity + big(slot["number"], 8), hashlib.sha256) == slot["bound"]
+        root_key = open_root_key(slot, self.id, seed)
         wrapping = derive(root_key, self.id, b"tidegate.vault.v2 wrapping")
         self.vault_keys = {
             epoch: unseal(wrapping, sealed, b"tidegate.vault.v2 key " + self.id + big(epoch, 8))
             for epoch, sealed in self.record["keys"].items()
         }
-        others = {name: value for name, value in self.record.items() if name != "mac"}
-        record_key = self.key(self.record["epoch"], b"record")
-        mac = hmac.digest(record_key, cbor2.dumps(others, canonical=True), hashlib.sha256)
-        assert mac == self.record["mac"]
+        identity_seed = unseal(wrapping, self.record["identity_key"], b"tidegate.vault.v2 identity " + self.id)
+        private = Ed25519PrivateKey.from_private_bytes(identity_seed)
+        assert private.public_key().public_bytes_raw() == identity
+        others = {name: value for name, value in self.record.items() if name != "signature"}
+        signed = b"tidegate.vault.v2 record\0" + cbor2.dumps(others, canonical=True)
+        private.public_key().verify(self.record["signature"], signed)
 
     def _read_manifest(self):
         raw = (self.folder / "manifest").read_bytes()
@@ -115,7 +122,7 @@ class DocumentReader:
         assert (magic, vault_id) == (b"TGVMANI2", self.id)
         self.manifest_key = self.key(number(epoch), b"manifest")
         manifest = cbor2.loads(unseal(self.manifest_key, nonce + encrypted, raw[:40]))
-        names = "generation anchor clean number snapshot salt journal tag record"
+        names = "generation anchor clean uncounted number snapshot salt journal tag record"
         assert set(manifest) == set(names.split())
         assert manifest["record"] <= self.record["version"]
         return manifest
@@ -311,7 +318,7 @@ def test_document_is_enough_to_read_records_and_application_keys(tmp_path, unloc
 def test_document_is_enough_to_read_a_vault_that_counts(tmp_path, unlocker, key_store):
     """Anchored: the journal's last anchor and the manifest's agree with the counter the document names."""
     with Vault.create(tmp_path / "vault", KeyStoreUnlocker(key_store, "vault"), label="key store") as vault:
-        vault.keyring.add(unlocker, vault.table, label="paper")
+        vault.add_unlocker(unlocker, label="paper")
         vault.write("a", b"1")
         vault.write("a", b"2")
     reader = DocumentReader(tmp_path / "vault", PASSPHRASE)
@@ -321,7 +328,7 @@ def test_document_is_enough_to_read_a_vault_that_counts(tmp_path, unlocker, key_
     ]
     assert reader.record["anchor"] == 1
     assert reader.record["version"] == reader.manifest["record"] == 2
-    assert key_store.counter_read(f"vault-{reader.id.hex()}") == reader.manifest["anchor"] == 2
+    assert key_store.counter_read(f"vault-{reader.id.hex()}") == reader.manifest["anchor"] == 3
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tidegate.base.errors import Misuse, Rejected
 from tidegate.crypto.aead import AeadAlgorithm, Secret
+from tidegate.crypto.seedsign import seed_public
 from tidegate.vault.errors import ItemNameInvalid
 from tidegate.vault.extents import MAX_EXTENTS, Extent
 from tidegate.vault.format import (
@@ -30,11 +31,12 @@ from tidegate.vault.format import (
 from tidegate.vault.listing import decode_item, encode_item
 from tidegate.vault.manifest import Manifest, encode_manifest, manifest_epoch, verify_anchor, verify_manifest
 from tidegate.vault.padding import Padding
-from tidegate.vault.record import Record, Slot, encode_record, parse_record, verify_record
+from tidegate.vault.record import Record, Slot, bind_slot, encode_record, parse_record, verify_record, verify_slot
 
 VAULT_ID, FILE_ID = b"V" * 16, b"F" * 16
 NONCE = bytes(12)
 FILE_KEY = Secret(b"k" * 32)
+IDENTITY = Secret(b"i" * 32)
 CHUNK = 1 << 14
 
 
@@ -292,6 +294,7 @@ MANIFEST = Manifest(
     generation=8,
     anchor=3,
     clean=True,
+    uncounted=True,
     number=2,
     snapshot=ITEM,
     salt=b"s" * 32,
@@ -346,23 +349,53 @@ def test_anchor(anchor, counter, code):
         refused(code, lambda: verify_anchor(anchor, counter))
 
 
+SLOT = Slot(
+    number=1,
+    label="paper",
+    kind="passphrase",
+    public=bytes(1216),
+    sealed={"salt": b""},
+    wrapped=b"w",
+    bound=bytes(32),
+)
 RECORD = Record(
     vault_id=VAULT_ID,
     version=3,
     epoch=2,
     algorithm=AeadAlgorithm.CHACHA20_POLY1305,
     padding=Padding("4096"),
-    slots=(Slot(number=1, label="paper", kind="passphrase", public=bytes(1216), sealed={"salt": b""}, wrapped=b"w"),),
+    slots=(
+        Slot(
+            number=1,
+            label="paper",
+            kind="passphrase",
+            public=bytes(1216),
+            sealed={"salt": b""},
+            wrapped=b"w",
+            bound=bytes(32),
+        ),
+    ),
     anchor=1,
     vault_keys={1: bytes(60), 2: bytes(60)},
+    identity=seed_public(IDENTITY),
+    identity_key=bytes(60),
 )
 
 
-def test_record_round_trip(keys):
-    unverified, mac = parse_record(encode_record(RECORD, keys))
-    assert verify_record(unverified, mac, keys) == RECORD
-    refused("vault.record.altered", lambda: verify_record(unverified, bytes(32), keys))
-    refused("vault.record.altered", lambda: verify_record(replace(unverified, anchor=0), mac, keys))
+def test_record_round_trip():
+    unverified, signature = parse_record(encode_record(RECORD, IDENTITY))
+    assert verify_record(unverified, signature) == RECORD
+    refused("vault.record.altered", lambda: verify_record(unverified, bytes(64)))
+    refused("vault.record.altered", lambda: verify_record(replace(unverified, anchor=0), signature))
+
+
+def test_slot_vouches_for_the_identity():
+    slot = bind_slot(RECORD.slots[0], Secret(b"s" * 32), RECORD)
+    verify_slot(slot, Secret(b"s" * 32), RECORD)
+    other = replace(RECORD, identity=bytes(32))
+    refused("vault.record.altered", lambda: verify_slot(slot, Secret(b"s" * 32), other))
+    refused("vault.record.altered", lambda: verify_slot(slot, Secret(b"t" * 32), RECORD))
+    refused("vault.record.altered", lambda: verify_slot(replace(slot, number=2), Secret(b"s" * 32), RECORD))
 
 
 @pytest.mark.parametrize(
@@ -379,28 +412,30 @@ def test_record_round_trip(keys):
         {"slots": (replace(RECORD.slots[0], label="x" * 65),)},
         {"slots": (replace(RECORD.slots[0], public=bytes(1215)),)},
         {"vault_keys": {1: bytes(60), 2: bytes(59)}},
-        {"vault_keys": {1: bytes(60), 2: bytes(60), 3: bytes(60)}},
+        {"vault_keys": {epoch: bytes(60) for epoch in range(1, 6)}},
+        {"slots": (replace(RECORD.slots[0], bound=b""),)},
+        {"slots": (replace(RECORD.slots[0], kind="escrow"),)},
+        {"identity": bytes(31)},
         {"vault_id": bytes(15)},
     ],
     ids=lambda changes: str(changes)[:30],
 )
-def test_malformed_record_is_refused(keys, changes):
-    refused("vault.record.malformed", lambda: parse_record(encode_record(replace(RECORD, **changes), keys)))
+def test_malformed_record_is_refused(changes):
+    refused("vault.record.malformed", lambda: parse_record(encode_record(replace(RECORD, **changes), IDENTITY)))
 
 
 @settings(max_examples=300, deadline=None)
 @given(at=st.integers(0), byte=st.integers(0, 255), cut=st.integers(0, 20))
 def test_record_parser_raises_only_rejected(at, byte, cut):
-    keys = VaultKeys(Secret(bytes(32)), VAULT_ID)
-    raw = bytearray(encode_record(RECORD, keys))
+    raw = bytearray(encode_record(RECORD, IDENTITY))
     raw[at % len(raw)] = byte
     try:
-        unverified, mac = parse_record(bytes(raw[: len(raw) - cut]))
-        verify_record(unverified, mac, keys)
+        unverified, signature = parse_record(bytes(raw[: len(raw) - cut]))
+        verify_record(unverified, signature)
     except Rejected as error:
         assert error.code.startswith("vault.record.")
     else:
-        assert bytes(raw) == encode_record(RECORD, keys)
+        assert bytes(raw) == encode_record(RECORD, IDENTITY)
 
 
 # -- names, padding and keys ------------------------------------------------------------------------------------------
@@ -444,9 +479,9 @@ def test_padding_that_is_none(rule):
 
 def test_keys_differ_by_purpose_and_vault_and_are_wiped(keys):
     other = VaultKeys(Secret(bytes(32)), b"W" * 16)
-    names = ("header", "manifest", "record", "redo")
+    names = ("header", "manifest", "redo")
     every = [bytes(getattr(one, name).view()) for one in (keys, other) for name in names]
-    assert len(set(every)) == 8
+    assert len(set(every)) == 6
+    views = [getattr(other, name).view() for name in names]
     other.wipe()
-    other.wipe()
-    assert bytes(other.header.view()) == bytes(32)
+    assert not any(any(view) for view in views)

@@ -19,7 +19,7 @@ PASSPHRASE = b"correct horse battery staple"
 def every_key(vault):
     """Yield the vault's keys, and the keys of its files."""
     yield vault.keyring.root
-    for name in ("header", "manifest", "record", "redo"):
+    for name in ("header", "manifest", "redo"):
         yield getattr(vault.keyring.keys[1], name)
     yield vault.table._journal_key
     yield vault.table._reader.file_key

@@ -102,7 +102,7 @@ STEPS = {
     """,
     "add an unlocker": """
         other = PassphraseUnlocker(Secret(b"another one"), cost=Argon2Cost(memory_kib=64, iterations=1, lanes=1))
-        slot = vault.keyring.add(other, vault.table)
+        slot = vault.add_unlocker(other)
         size = slot.number
         tell("open")
     """,
@@ -162,7 +162,7 @@ def keys(folder, monkeypatch):
         patch.setattr("tidegate.vault.unlockers.open_aes256gcm", _noting(found))
         with Vault.open(folder, PassphraseUnlocker(Secret(PASSPHRASE), cost=FAST)) as vault:
             found["root key"] = bytes(vault.keyring.root.view())
-            for name in ("header", "manifest", "record", "redo"):
+            for name in ("header", "manifest", "redo"):
                 found[f"{name} key"] = bytes(getattr(vault.keyring.keys[1], name).view())
             found["journal key"] = bytes(vault.table._journal_key.view())
             found["key of the snapshot"] = bytes(vault.table._reader.file_key.view())
@@ -369,5 +369,5 @@ def test_operation_alone_leaves_no_key(operation, tmp_path):
 def test_keys_pass_through_secret_memory_alone():
     """Every derived key of an epoch is a ProtectedSecret."""
     keys = format_module.VaultKeys(Secret(bytes(32)), bytes(16))
-    assert all(isinstance(getattr(keys, name), ProtectedSecret) for name in ("header", "manifest", "record", "redo"))
+    assert all(isinstance(getattr(keys, name), ProtectedSecret) for name in ("header", "manifest", "redo"))
     keys.wipe()

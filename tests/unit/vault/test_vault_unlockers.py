@@ -100,8 +100,8 @@ def test_shares_that_do_not_belong_together(shares):
 
 
 def test_each_of_several_unlockers_opens(vault, keys):
-    vault.keyring.add(KeyStoreUnlocker(keys, "vault"), vault.table, label="device")
-    vault.keyring.add(by_passphrase(b"second"), vault.table)
+    vault.add_unlocker(KeyStoreUnlocker(keys, "vault"), label="device")
+    vault.add_unlocker(by_passphrase(b"second"))
     vault.close()
     assert opens(vault.folder, by_passphrase(b"first")) is True
     assert opens(vault.folder, by_passphrase(b"second")) is True
@@ -116,7 +116,7 @@ def test_each_of_several_unlockers_opens(vault, keys):
 
 def test_the_counter_counts_from_the_slot_that_has_one_and_changes_by_others_do_not_lock_it_out(vault, keys, tmp_path):
     counting = KeyStoreUnlocker(keys, "vault")
-    vault.keyring.add(counting, vault.table)
+    vault.add_unlocker(counting)
     vault.write("b", b"1")
     vault.close()
     with Vault.open(vault.folder, by_passphrase(b"first")) as other:  # does not count
@@ -132,7 +132,7 @@ def test_the_counter_counts_from_the_slot_that_has_one_and_changes_by_others_do_
 
 @pytest.mark.parametrize("given", list(itertools.combinations([b"a", b"b", b"c"], 2)))
 def test_two_of_three(vault, given):
-    vault.keyring.add(ThresholdUnlocker(2, [by_passphrase(text) for text in (b"a", b"b", b"c")]), vault.table)
+    vault.add_unlocker(ThresholdUnlocker(2, [by_passphrase(text) for text in (b"a", b"b", b"c")]))
     vault.close()
     assert opens(vault.folder, ThresholdUnlocker(2, [by_passphrase(text) for text in given])) is True
     assert opens(vault.folder, ThresholdUnlocker(2, [by_passphrase(given[0])])) == "vault.unlock.threshold"
@@ -141,7 +141,7 @@ def test_two_of_three(vault, given):
 
 
 def test_shares_of_different_sorts(vault, keys):
-    vault.keyring.add(ThresholdUnlocker(2, [KeyStoreUnlocker(keys, "vault"), by_passphrase(b"a")]), vault.table)
+    vault.add_unlocker(ThresholdUnlocker(2, [KeyStoreUnlocker(keys, "vault"), by_passphrase(b"a")]))
     vault.close()
     assert opens(vault.folder, ThresholdUnlocker(2, [by_passphrase(b"a"), KeyStoreUnlocker(keys, "vault")])) is True
 
@@ -151,7 +151,7 @@ def test_escrow(vault, tmp_path):
     public = read_escrow_public(tmp_path / "public")
     assert said == fingerprint(public)
     assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600
-    vault.keyring.add(EscrowUnlocker(public=public), vault.table)
+    vault.add_unlocker(EscrowUnlocker(public=public))
     rekey(vault)  # the private half is not here, and it still opens afterwards
     vault.close()
     assert opens(vault.folder, EscrowUnlocker(seed=read_escrow_private(tmp_path / "private"))) is True
@@ -169,9 +169,9 @@ def test_escrow_file_is_refused(tmp_path, read, text):
 
 
 def test_a_removed_unlocker_opens_nothing_even_with_the_old_record(vault, tmp_path):
-    vault.keyring.add(by_passphrase(b"second"), vault.table)
+    vault.add_unlocker(by_passphrase(b"second"))
     old = (vault.folder / "vault.cbor").read_bytes()
-    vault.keyring.remove(1, vault.table)
+    vault.remove_unlocker(1)
     rekey(vault)
     vault.close()
     assert opens(vault.folder, by_passphrase(b"first")) == "vault.unlock.refused"
@@ -181,9 +181,9 @@ def test_a_removed_unlocker_opens_nothing_even_with_the_old_record(vault, tmp_pa
 
 
 def test_an_old_record_of_the_same_epoch_is_refused(vault):
-    vault.keyring.add(by_passphrase(b"second"), vault.table)
+    vault.add_unlocker(by_passphrase(b"second"))
     old = (vault.folder / "vault.cbor").read_bytes()
-    vault.keyring.remove(2, vault.table)
+    vault.remove_unlocker(2)
     vault.close()
     (vault.folder / "vault.cbor").write_bytes(old)
     assert opens(vault.folder, by_passphrase(b"first")) == "vault.record.rollback"
@@ -192,15 +192,15 @@ def test_an_old_record_of_the_same_epoch_is_refused(vault):
 @pytest.mark.parametrize(("number", "code"), [(7, "vault.unlockers.unknown"), (1, "vault.unlockers.last")])
 def test_what_can_not_be_removed(vault, number, code):
     with pytest.raises(TidegateError) as caught:
-        vault.keyring.remove(number, vault.table)
+        vault.remove_unlocker(number)
     assert caught.value.code == code
 
 
 def test_slots_are_limited(vault):
     for _ in range(MAX_SLOTS - 1):
-        vault.keyring.add(by_passphrase(b"x"), vault.table)
+        vault.add_unlocker(by_passphrase(b"x"))
     with pytest.raises(TidegateError) as caught:
-        vault.keyring.add(by_passphrase(b"x"), vault.table)
+        vault.add_unlocker(by_passphrase(b"x"))
     assert caught.value.code == "vault.unlockers.full"
 
 
