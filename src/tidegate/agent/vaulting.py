@@ -28,7 +28,8 @@ from tidegate.agent.vault_errors import (
 from tidegate.agent.workers import Worker
 from tidegate.base.clock import Clock
 from tidegate.base.durable import read_file_bounded, sync_folder, translate_os_errors, write_file_atomic
-from tidegate.base.errors import Fault, TidegateError, registered_codes
+from tidegate.base.errors import Fault, StorageMissing, TidegateError, registered_codes
+from tidegate.crypto.signing import PublicKey
 from tidegate.events import catalogue
 from tidegate.events.model import Event
 from tidegate.events.spool import EventLog
@@ -90,7 +91,7 @@ class Vaulting:
             "process": None if worker is None else worker.pid,
             "serving": worker is not None and worker.is_ready,
             "locked": None if self._locked is None else self._locked.trigger,
-            "erased": self._home.erase_receipt.exists() and not self._has_vault(),
+            "erased": self._home.erase_receipt.exists() and self._erasing is None and not self._has_vault(),
         }
 
     def look(self) -> None:
@@ -103,7 +104,7 @@ class Vaulting:
         if section is None:
             return
         mark = Mark(trigger=trigger.value, reason=reason[:MAX_REASON])
-        if section.erases_on(EraseTrigger(trigger.value)) and self._has_vault():
+        if section.erases_on(EraseTrigger(trigger.value)) and self._is_left():
             self._decide_erase(mark)
         if section.locks_on(trigger) and (section.lock or section.grants):
             self._decide_lock(mark)
@@ -135,7 +136,7 @@ class Vaulting:
         """Erase the vault for ever, and return the receipt's place; raise ``agent.vault.erase-refused``."""
         if not self._require_section().erases_on(EraseTrigger.END_OF_LIFE):
             raise VaultEraseRefused("the policy in force does not let an operator erase the vault")
-        if not self._has_vault():
+        if self._erasing is None and not self._is_left():
             raise VaultEraseRefused("there is no vault")
         self._failed_at_s = -ERASE_PAUSE_S
         self._decide_erase(Mark(trigger=EraseTrigger.END_OF_LIFE.value, reason=reason[:MAX_REASON]))
@@ -214,13 +215,10 @@ class Vaulting:
     async def _erase(self, mark: Mark) -> None:
         try:
             event = await asyncio.to_thread(_erase, self._home, self._keys, mark, self._clock.now_s())
-        except TidegateError as error:
-            self._failure, self._failed_at_s = error, self._clock.monotonic_s()
-            report(self._events, catalogue.agent_failed(part="erasure of the vault", error=error))
-            if self._has_vault():
-                return  # tried again; the mark keeps the vault closed until then
-            self._erasing = None  # its record is gone, by an erasure that the power ended before its receipt
-            _remove_mark(self._erasing_path)
+        except TidegateError as error:  # tried again until nothing fails; the mark keeps the vault closed until then
+            told, self._failure, self._failed_at_s = self._failure, error, self._clock.monotonic_s()
+            if told is None or told.message != error.message:  # what fails again and again is told once
+                report(self._events, catalogue.agent_failed(part="erasure of the vault", error=error))
             return
         report(self._events, event)
         _remove_mark(self._erasing_path)
@@ -338,6 +336,24 @@ class Vaulting:
     def _has_vault(self) -> bool:
         return (self._home.vault / "vault.cbor").exists()
 
+    def _is_left(self) -> bool:
+        """Return whether there is anything to erase, a file or the key: who removes the record disarms nothing.
+
+        What cannot be looked at counts as being there.
+        """
+        try:
+            with translate_os_errors(self._home.vault):
+                if any(path.name != "lock" for path in self._home.vault.iterdir()):
+                    return True
+        except StorageMissing:
+            pass
+        except Fault:
+            return True
+        try:
+            return any(key.name == VAULT_KEY for key in self._keys.list_keys())
+        except TidegateError:
+            return True
+
 
 def _lock_directories(directories: tuple[str, ...]) -> list[str]:
     """Lock each and return those that are not, with the code of the reason."""
@@ -349,21 +365,48 @@ def _lock_directories(directories: tuple[str, ...]) -> list[str]:
     return [f"{one.directory}: {one.error.code}" for one in outcomes if one.error is not None]
 
 
+class _EventSigner:
+    """The device's event key, asked for when the receipt is signed: if it is damaged, erasing does not wait for it."""
+
+    def __init__(self, keys: KeyStore) -> None:
+        self._keys = keys
+
+    @property
+    def public_key(self) -> PublicKey:
+        return self._keys.signer("events").public_key
+
+    def sign(self, message: bytes) -> bytes:
+        return self._keys.signer("events").sign(message)
+
+
 def _erase(home: DeviceHome, keys: KeyStore, mark: Mark, now_s: float) -> Event:
     """Erase, keep the receipt, return the event that says so."""
     from tidegate.vault.erase import erase_vault
+    from tidegate.vault.errors import EraseIncomplete
 
     reason = f"{mark.trigger}: {mark.reason}"
-    receipt = erase_vault(home.vault, {VAULT_KEY: keys}, reason=reason, signer=keys.signer("events"), now_s=now_s)
+    try:
+        receipt = erase_vault(home.vault, [(keys, VAULT_KEY)], reason=reason, signer=_EventSigner(keys), now_s=now_s)
+    except EraseIncomplete as error:
+        _keep_unsigned(home, str(error.fields["receipt"]).encode())
+        raise
     signed, files = receipt.signed or b"", receipt.document["files_erased"]
     write_file_atomic(home.erase_receipt, signed, mode=0o600)
     return catalogue.vault_erased(
-        vault=str(receipt.document["vault"]),
+        vault=str(receipt.document["vault"] or "unknown"),
         trigger=mark.trigger,
         reason=mark.reason,
         files=files if isinstance(files, int) else 0,
         receipt=hashlib.sha256(signed).hexdigest(),
     )
+
+
+def _keep_unsigned(home: DeviceHome, document: bytes) -> None:
+    """Keep what the first attempt did: the next one finds no record, and signs that."""
+    path = home.erase_receipt.with_name("erase-receipt.unsigned.json")
+    if not path.exists() or msgspec.json.decode(document)["record"] != "missing":
+        with contextlib.suppress(Fault):  # of a full storage the erasure itself will tell
+            write_file_atomic(path, document, mode=0o600)
 
 
 def _read_mark(path: Path) -> Mark | None:

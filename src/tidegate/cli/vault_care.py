@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,17 +98,22 @@ def _examine_vault(folder: Path) -> list[Finding]:
 
 def _erase(arguments: argparse.Namespace, output: Output) -> int:
     from tidegate.cli.keyuri import open_key, open_keys
-    from tidegate.vault.erase import erase_vault
-    from tidegate.vault.errors import EraseUnconfirmed
+    from tidegate.keys.store import check_key_name
+    from tidegate.vault.erase import erase_vault, require_erasable
+    from tidegate.vault.errors import EraseIncomplete, EraseUnconfirmed
 
     if not arguments.yes or (arguments.receipt is None) != (arguments.sign is None):
         raise EraseUnconfirmed("say --yes to destroy the vault, and --sign together with --receipt")
-    providers = {}
-    for uri in arguments.key:
-        store, name = open_keys(uri)
-        providers[name] = store
+    require_erasable(arguments.folder)
+    keys = [open_keys(uri) for uri in arguments.key]
+    for _, name in keys:
+        check_key_name(name)
     signer = open_key(arguments.sign) if arguments.sign else None
-    receipt = erase_vault(arguments.folder, providers, reason=arguments.reason, signer=signer, now_s=time.time())
+    try:
+        receipt = erase_vault(arguments.folder, keys, reason=arguments.reason, signer=signer, now_s=time.time())
+    except EraseIncomplete as error:  # what was done is told, and then what was not
+        _show(json.loads(str(error.fields["receipt"])), output)
+        raise
     if receipt.signed is not None:
         write_file_atomic(arguments.receipt, receipt.signed, mode=0o644)
     _show(receipt.document, output)
@@ -129,8 +135,15 @@ def _receipt(arguments: argparse.Namespace, output: Output) -> int:
 def _show(document: Any, output: Output) -> None:
     when = time.strftime("%F %T UTC", time.gmtime(document["erased_at"]))
     output.line(f"vault {document['vault']} erased {when} ({document['reason']}): {document['files_erased']} files")
+    if document["record"] != "read":
+        output.line(f"  the vault's record was {document['record']}: nobody knows what opens a copy of the storage")
+    for key in document["keys"]:
+        unnamed = "" if key["slots"] or document["record"] != "read" else "; no unlocker of the vault names this key"
+        output.line(f"  key {key['key']} ({key['provider']}): {key['state']}; {key['proof']}{unnamed}")
     for slot in document["slots"]:
         output.line(f"  unlocker {slot['number']} ({slot['kind']} {slot['key']}): {slot['state']}; {slot['proof']}")
+    for failure in document["failures"]:
+        output.line(f"  NOT DONE: {failure}")
     left = [slot["number"] for slot in document["slots"] if slot["state"] == "left"]
     if left:
         output.line("  a copy of the storage taken before opens with what was left, if somebody has it")

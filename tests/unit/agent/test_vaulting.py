@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import shutil
 
 import msgspec
 import pytest
@@ -13,7 +14,7 @@ from tidegate.agent import vaulting
 from tidegate.agent.vault_errors import VaultEraseRefused, VaultUnlockRefused, VaultUnused
 from tidegate.agent.vaulting import Vaulting
 from tidegate.base.clock import SystemClock
-from tidegate.base.errors import StorageFull
+from tidegate.base.errors import StorageFailed, StorageFull
 from tidegate.events import catalogue
 from tidegate.vault.errors import EraseIncomplete
 from tidegate.vault.section import Trigger, VaultSection
@@ -150,6 +151,96 @@ def test_an_erasure_that_fails_is_told_keeps_the_vault_closed_and_is_tried_again
 
     stage.play(scene)
     assert "agent.failed" in stage.events.kinds()
+
+
+def key_names(stage) -> set[str]:
+    return {key.name for key in stage.keys.list_keys()}
+
+
+def remove_folder(home) -> None:
+    shutil.rmtree(home.vault)
+
+
+def remove_record(home) -> None:
+    (home.vault / "vault.cbor").unlink()
+
+
+def leave_the_key_alone(home) -> None:
+    for path in list(home.vault.rglob("*")):
+        if path.is_file() and path.name != "lock":
+            path.unlink()
+    for name in ("items", "new", "table"):
+        (home.vault / name).rmdir()
+
+
+@pytest.mark.parametrize("harm", [remove_record, remove_folder, leave_the_key_alone])
+def test_who_removes_the_record_disarms_nothing(stage, harm):
+    stage = stage(erase_on=["tamper"])
+    harm(stage.home)
+
+    async def scene(made: Vaulting) -> None:
+        made.notice(Trigger.TAMPER, "x")
+        assert stage.home.vault_marks[1].exists()
+        await until(lambda: "vault.erased" in stage.events.kinds())
+        await until(lambda: not stage.home.vault_marks[1].exists())
+        made.notice(Trigger.TAMPER, "again")
+        assert not stage.home.vault_marks[1].exists(), "nothing is left to erase"
+
+    stage.play(scene)
+    assert "vault" not in key_names(stage)
+    assert stage.home.erase_receipt.exists()
+    assert not stage.home.vault.exists() or [path.name for path in stage.home.vault.iterdir()] == ["lock"]
+
+
+def test_a_damaged_event_key_does_not_keep_the_vault(stage, monkeypatch):
+    stage, damaged = stage(erase_on=["tamper"]), [True]
+    real = stage.keys.signer
+
+    def signer(name: str):
+        if damaged[0]:
+            raise StorageFailed("the key's file is damaged")
+        return real(name)
+
+    monkeypatch.setattr(stage.keys, "signer", signer)
+    monkeypatch.setattr(vaulting, "ERASE_PAUSE_S", 0.1)
+    unsigned = stage.home.erase_receipt.with_name("erase-receipt.unsigned.json")
+
+    async def scene(made: Vaulting) -> None:
+        made.notice(Trigger.TAMPER, "x")
+        await until(unsigned.exists)
+        await until(lambda: "agent.failed" in stage.events.kinds())
+        assert "vault" not in key_names(stage)
+        assert not (stage.home.vault / "vault.cbor").exists()
+        assert stage.home.vault_marks[1].exists()
+        await asyncio.sleep(0.3)
+        damaged[0] = False
+        await until(lambda: "vault.erased" in stage.events.kinds())
+
+    stage.play(scene)
+    assert stage.events.kinds().count("agent.failed") <= 2, "what fails alike is told once"
+    document = msgspec.json.decode(unsigned.read_bytes())
+    assert (document["record"], document["slots"][0]["state"]) == ("read", "destroyed")
+    assert stage.home.erase_receipt.exists()
+
+
+def test_an_erasure_goes_on_after_the_record_is_gone(stage, monkeypatch):
+    stage = stage(erase_on=["tamper"])
+    strange = stage.home.vault / "items" / "strange"
+    strange.mkdir()
+    (strange / "file").touch()
+    monkeypatch.setattr(vaulting, "ERASE_PAUSE_S", 0.1)
+
+    async def scene(made: Vaulting) -> None:
+        made.notice(Trigger.TAMPER, "x")
+        await until(lambda: "agent.failed" in stage.events.kinds())
+        assert not (stage.home.vault / "vault.cbor").exists()
+        assert stage.home.vault_marks[1].exists()
+        assert not made.state()["erased"]
+        shutil.rmtree(strange)
+        await until(lambda: "vault.erased" in stage.events.kinds())
+
+    stage.play(scene)
+    assert not stage.home.vault_marks[1].exists()
 
 
 def test_nothing_is_erased_that_the_policy_does_not_say(stage):

@@ -232,6 +232,53 @@ def test_erase(vault, key, tmp_path, capsys):
     assert main(["vault", "receipt", receipt, "--trust", public]) == 3
 
 
+def test_erase_says_what_a_key_was_good_for(vault, key, tmp_path, capsys):
+    second = tmp_path / "second"
+    second.touch(mode=0o600)
+    second.write_bytes(b"2" * 32)
+    other = SoftwareKeyStore.create(tmp_path / "others", DeviceSecretUnlock(second))
+    other.generate("vault", KeySpec(purpose=KeyPurpose.SEAL))
+    same = f"file:{tmp_path}/others?key=vault&device-secret={second}"
+    never = key.replace("key=vault", "key=never")
+    status, document = say(capsys, "vault", "erase", vault, "--key", key, "--key", same, "--key", never, "--yes")
+    assert (status, document["record"]) == (0, "read")
+    assert [(one["key"], one["state"]) for one in document["keys"]] == [
+        ("vault", "destroyed"),
+        ("vault", "destroyed"),
+        ("never", "missing"),
+    ]
+    assert other.list_keys() == []
+
+
+def test_erase_tells_of_keys_without_a_slot(vault, key, tmp_path, capsys):
+    never = key.replace("key=vault", "key=never")
+    capsys.readouterr()
+    assert main(["vault", "erase", vault, "--key", never, "--yes"]) == 0
+    out = capsys.readouterr().out
+    assert "no unlocker of the vault names this key" in out
+    assert "was not given" in out
+
+
+def test_erase_of_a_mistyped_folder_costs_no_key(vault, key, tmp_path, capsys):
+    assert main(["vault", "erase", str(tmp_path / "valt"), "--key", key, "--yes"]) == 4
+    (tmp_path / "valt").mkdir(mode=0o700)
+    assert main(["vault", "erase", str(tmp_path / "valt"), "--key", key, "--yes"]) == 4
+    (tmp_path / "vault").chmod(0o777)
+    assert main(["vault", "erase", vault, "--key", key, "--yes"]) == 3
+    (tmp_path / "vault").chmod(0o700)
+    assert main(["vault", "ls", vault, "--key", key]) == 0
+
+
+def test_erase_that_is_incomplete_tells_what_was_done(vault, key, tmp_path, capsys):
+    (tmp_path / "vault" / "items" / "deep" / "deeper").mkdir(parents=True)
+    capsys.readouterr()
+    assert main(["vault", "erase", vault, "--key", key, "--yes"]) == 4
+    said = capsys.readouterr()
+    assert "vault.erase.incomplete" in said.err
+    assert "NOT DONE: deep" in said.out
+    assert "destroyed" in said.out
+
+
 def test_help_of_every_verb(capsys):
     with pytest.raises(SystemExit):
         main(["vault", "--help"])
