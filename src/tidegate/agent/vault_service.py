@@ -5,6 +5,7 @@ Touches: the open vault that it is given. Answers hold content; no error and no 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ from tidegate.agent.vault_requests import (
 )
 from tidegate.vault.errors import ItemUnknown
 from tidegate.vault.files import erase_buffer
+from tidegate.vault.format import Expected
+from tidegate.vault.listing import ITEMS, decode_item, item_key, table_prefix
 from tidegate.vault.records import Records
 from tidegate.vault.store import ItemInfo, Vault
 
@@ -90,20 +93,21 @@ class VaultService:
 
     def _list(self, request: ListItems, user: int) -> dict[str, object]:
         scopes = [scope for scope in self._grants.scopes(user, request.prefix) if not scope.is_before(request.after)]
-        found = (info for scope in scopes for info in self._look(scope) if info.name > request.after)
+        found = (info for scope in scopes for info in self._look(scope, request.after))
         page = [_describe(info) for info in itertools.islice(found, request.limit + 1)]
         more = len(page) > request.limit
         page = page[: request.limit]
         return {"items": page, "next": page[-1]["name"] if more else None}
 
-    def _look(self, scope: Scope) -> Iterator[ItemInfo]:
+    def _look(self, scope: Scope, after: str) -> Iterator[ItemInfo]:
+        """Yield the items of a scope that are behind ``after``; what is before it is not read."""
         if not scope.is_name:
-            yield from self._vault.iter_items(scope.prefix)
-            return
-        try:
-            yield self._vault.stat(scope.prefix)
-        except ItemUnknown:
-            return
+            start = item_key(scope.prefix)
+            for key, value in self._vault.table_scan(start, after=_behind(start, item_key(after))):
+                yield _info(key[len(ITEMS) :].decode(), decode_item(value))
+        elif scope.prefix > after:
+            with contextlib.suppress(ItemUnknown):
+                yield self._vault.stat(scope.prefix)
 
     # -- records ------------------------------------------------------------------------------------------------------
 
@@ -120,7 +124,16 @@ class VaultService:
         if isinstance(request, ChangeRecords):
             _change(records, request)
             return {"changed": len(request.changes)}
-        return _list_records(records, request)
+        return self._list_records(request)
+
+    def _list_records(self, request: ListRecords) -> dict[str, object]:
+        table = table_prefix(request.table)
+        start = table + request.prefix.encode()
+        scan = self._vault.table_scan(start, after=_behind(start, table + request.after))
+        page = [(key[len(table) :], len(value)) for key, value in itertools.islice(scan, request.limit + 1)]
+        more = len(page) > request.limit
+        page = page[: request.limit]
+        return {"records": [_describe_key(key, size) for key, size in page], "next": page[-1][0] if more else None}
 
 
 def _change(records: Records, request: ChangeRecords) -> None:
@@ -132,12 +145,9 @@ def _change(records: Records, request: ChangeRecords) -> None:
                 changes[change.key] = change.value
 
 
-def _list_records(records: Records, request: ListRecords) -> dict[str, object]:
-    found = ((key, len(value)) for key, value in records.items(request.prefix) if key > request.after)
-    page = list(itertools.islice(found, request.limit + 1))
-    more = len(page) > request.limit
-    page = page[: request.limit]
-    return {"records": [_describe_key(key, size) for key, size in page], "next": page[-1][0] if more else None}
+def _behind(start: bytes, after: bytes) -> bytes | None:
+    """Return the key behind which a scan of what begins with ``start`` goes on, or None for all of it."""
+    return after if after >= start else None
 
 
 def _describe_key(key: bytes, size: int) -> dict[str, object]:
@@ -155,3 +165,7 @@ def _describe(info: ItemInfo) -> dict[str, object]:
         "generation": info.generation,
         "modified_s": info.modified_s,
     }
+
+
+def _info(name: str, item: Expected) -> ItemInfo:
+    return ItemInfo(name=name, size_bytes=item.length_bytes, generation=item.generation, modified_s=item.modified_s)

@@ -21,11 +21,15 @@ import pytest
 
 from tidegate.agent.vault_errors import VaultRequestMalformed
 from tidegate.agent.vault_grants import Grants
-from tidegate.agent.vault_requests import MAX_LINE_BYTES, MAX_PAGE, MAX_PIECE_BYTES
+from tidegate.agent.vault_requests import MAX_LINE_BYTES, MAX_PAGE, MAX_PIECE_BYTES, ListItems, ListRecords
 from tidegate.agent.vault_server import MAX_CONNECTIONS_OF_USER, MAX_TOLD_PER_S, Reports
 from tidegate.agent.vault_server import Vaultd as Server
+from tidegate.agent.vault_service import VaultService
+from tidegate.crypto.aead import Secret
+from tidegate.keys.software import Argon2Cost
+from tidegate.vault.section import VaultGrant
 from tidegate.vault.store import Vault
-from tidegate.vault.unlockers import KeyStoreUnlocker
+from tidegate.vault.unlockers import KeyStoreUnlocker, PassphraseUnlocker
 
 pytestmark = [
     pytest.mark.root,
@@ -303,6 +307,53 @@ def test_lists_are_paged_in_order(vaultd):
     first = vaultd.one(WARD, op="record-list", table="sessions")
     rest = vaultd.one(WARD, op="record-list", table="sessions", after=first["next"])
     assert (len(first["records"]), len(rest["records"]), rest["next"]) == (MAX_PAGE, 3, None)
+
+
+def test_a_page_reads_no_more_than_itself(tmp_path, monkeypatch):
+    names = sorted([f"a/{number:03}" for number in range(40)] + ["a", "a0", "b/1", "z"])
+    unlocker = PassphraseUnlocker(Secret(b"x"), cost=Argon2Cost(memory_kib=64, iterations=1, lanes=1))
+    with Vault.create(tmp_path / "vault", unlocker) as vault:
+        for name in names:
+            vault.write(name, b"")
+            vault.records("t")[name] = b""
+            vault.records("s")[name] = b""
+        grant = VaultGrant(user=1, items=("*",), tables=("t",))
+        some = VaultGrant(user=2, items=("a", "a/", "z", "nothing"))
+        service = VaultService(vault, Grants(by_user={1: (grant,), 2: (some,)}))
+        seen, scan = [0], vault.table_scan
+
+        def count(prefix, *, after=None):
+            for entry in scan(prefix, after=after):
+                seen[0] += 1
+                yield entry
+
+        monkeypatch.setattr(vault, "table_scan", count)
+
+        def pages(kind, member, user=1, **options):
+            found, after = [], options.pop("after", None)
+            while True:
+                seen[0] = 0
+                given = {} if after is None else {"after": after}
+                page = json.loads(service.answer(kind(limit=3, **options, **given), user))
+                assert seen[0] <= 4, "a page and one more, wherever it begins"
+                found += [one["name" if member == "items" else "key"] for one in page[member]]
+                after = page["next"]
+                if after is None:
+                    return found
+                after = base64.b64decode(after) if member == "records" else after
+
+        assert pages(ListItems, "items") == names
+        assert pages(ListItems, "items", prefix="a/") == [name for name in names if name.startswith("a/")]
+        assert pages(ListItems, "items", prefix="b", after="a/039") == ["b/1"]
+        assert pages(ListItems, "items", prefix="a/", after="b") == []
+        mine = [name for name in names if name in ("a", "z") or name.startswith("a/")]
+        assert pages(ListItems, "items", user=2) == mine
+        assert pages(ListItems, "items", user=2, after="a/038") == ["a/039", "z"]
+        assert pages(ListRecords, "records", table="t") == names
+        assert pages(ListRecords, "records", table="t", prefix="a/", after=b"A") == [
+            name for name in names if name.startswith("a/")
+        ]
+        assert pages(ListRecords, "records", table="t", prefix="a/", after=b"b") == []
 
 
 def test_what_is_too_large_or_no_request_is_answered_by_code(vaultd):
