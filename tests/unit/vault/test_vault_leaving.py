@@ -22,11 +22,12 @@ from tidegate.crypto.trust import TrustPolicy
 from tidegate.keys.errors import KeyMissing
 from tidegate.keys.software import Argon2Cost, DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.keys.store import KeyPurpose, KeySpec
-from tidegate.vault import age, machine
+from tidegate.vault import age, machine, ramedit
 from tidegate.vault.age_recipients import HybridIdentity, X25519Identity
 from tidegate.vault.aio import AsyncVault
 from tidegate.vault.backup import read_backup, write_backup
 from tidegate.vault.erase import erase_vault, verify_receipt
+from tidegate.vault.errors import EditFailed
 from tidegate.vault.machine import Attitude, Finding, MachineRules
 from tidegate.vault.ramedit import edit_in_ram
 from tidegate.vault.record import parse_record
@@ -153,7 +154,7 @@ def test_erase_destroys_the_key_and_what_it_wrapped(tmp_path, keys):
     folder = tmp_path / "vault"
     with Vault.create(folder, KeyStoreUnlocker(keys, "vault")) as vault:
         vault.write("a", MARK * 1000)
-        vault.keyring.add(by_passphrase(), vault.table)
+        vault.add_unlocker(by_passphrase())
     stolen = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     receipt = erase_vault(folder, [(keys, "vault")], reason="end of life", signer=keys.signer("events"), now_s=1000.5)
     assert [path for path in folder.rglob("*") if path.is_file()] == [folder / "lock"]
@@ -554,6 +555,59 @@ def test_editor_with_arguments_and_one_that_fails(tmp_path):
     assert caught.value.fields["status"] == 3
     with pytest.raises(Fault):
         edit(b"a", editor="/nowhere/at/all", name="x")
+
+
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    [
+        ("letter.txt", "item.txt"),
+        ("x" * 250 + "ü" * 20 + ".json", "item.json"),
+        ("archive." + "x" * 300, "item"),
+        ("strange.a b", "item"),
+        (".profile", "item"),
+        ("", "item"),
+    ],
+)
+def test_the_editor_sees_a_short_name(tmp_path, name, seen):
+    assert edit(b"", editor=editor(tmp_path, 'printf %s "${1##*/}" > "$1"'), name=name) == seen.encode()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "full"), MemoryError(), KeyboardInterrupt(), SystemExit(0)])
+def test_what_fails_in_the_child_ends_the_child(monkeypatch, tmp_path, error):
+    """What is raised there must not run the ``with`` blocks that the parent has open."""
+    ran = tmp_path / "ran"
+    ran.touch()
+
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(ramedit, "_mount_private", fail)
+    try:
+        edit_in_ram(b"a", editor="true", name="x")
+    except EditFailed as caught:
+        assert caught.fields["status"] == 125
+    finally:
+        with ran.open("a") as stream:
+            stream.write(f"{os.getpid()}\n")
+    assert ran.read_text() == f"{os.getpid()}\n"
+
+
+def test_a_command_that_cannot_be_split(tmp_path):
+    with pytest.raises(Fault) as caught:
+        edit_in_ram(b"a", editor="vi 'x", name="x")
+    assert caught.value.code == "vault.edit.failed"
+
+
+def test_no_editing_where_it_could_be_swapped(monkeypatch, tmp_path):
+    bad = Finding(what="swap", holds=False, detail="on, in the clear: /dev/sda2")
+    mount = ramedit._mount_private
+    monkeypatch.setattr(ramedit, "examine_swap", lambda: bad)
+    monkeypatch.setattr(ramedit, "_mount_private", lambda place: mount(place) or True)
+    assert edit(b"a", editor="true", name="x") == b"a", "with noswap it may be edited"
+    monkeypatch.setattr(ramedit, "_mount_private", lambda place: mount(place) and False)
+    with pytest.raises(Fault) as caught:
+        edit_in_ram(b"a", editor="true", name="x")
+    assert caught.value.code == "vault.machine.swap"
 
 
 # -- databases --------------------------------------------------------------------------------------------------------
