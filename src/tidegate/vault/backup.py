@@ -6,10 +6,12 @@ and value, each behind its length in 4 bytes), ``keys/NAME``. docs/formats/vault
 
 from __future__ import annotations
 
+import contextlib
 import io
 import queue
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -17,7 +19,7 @@ from tidegate.crypto import cbor
 from tidegate.crypto.memory import ProtectedSecret
 from tidegate.vault import age
 from tidegate.vault.age_recipients import Identity, Recipient
-from tidegate.vault.errors import BackupMalformed
+from tidegate.vault.errors import BackupMalformed, ItemBusy, ItemUnknown, KeyUnknown
 from tidegate.vault.files import ItemReader
 from tidegate.vault.format import check_name
 from tidegate.vault.journal import MAX_ENTRY_BYTES, MAX_VALUE_BYTES
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from tidegate.vault.store import Vault
 
 MAX_TABLE_BYTES = 256 << 20  # of one table in a backup: it is in memory meanwhile
+BUSY_WAIT_S = 5.0  # for an item that is changed in place: who holds one open for longer would hold up the backup
+_BUSY_POLL_S = 0.02
 _PIPE_PIECES = 4
 _LENGTH_BYTES = 4
 
@@ -40,8 +44,9 @@ def write_backup(
 ) -> int:
     """Write everything in the vault to ``target``, readable for ``recipients`` alone; return how many items.
 
-    Item for item in constant memory; what changes meanwhile is in it or not. Raises what reading raises, and
-    ``vault.age.*``; then ``target`` holds the beginning of a file, which every reader refuses.
+    Item for item in constant memory; what changes meanwhile is in it or not, what is deleted meanwhile is not. An item
+    that is being changed in place is waited for, some seconds. Raises what reading raises (``vault.item.busy`` for one
+    that stays so) and ``vault.age.*``; then ``target`` holds the beginning of a file, which every reader refuses.
     """
     pipe = _Pipe()
     failures: list[BaseException] = []
@@ -96,18 +101,35 @@ def _write_archive(vault: Vault, pipe: _Pipe, report: Report | None) -> int:
     count = 0
     with tarfile.open(fileobj=cast("BinaryIO", pipe), mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for item in vault.iter_items():
-            if report is not None:
-                report(item.name)
-            with vault.open_item(item.name) as reader:
+            reader = _open_item(vault, item.name)
+            if reader is None:
+                continue
+            with reader:
+                if report is not None:
+                    report(item.name)
                 _add(archive, f"items/{item.name}", reader.header.length_bytes, item.modified_s, _Content(reader))
             count += 1
         for table, raw in _tables(vault):
             _add(archive, f"records/{table}", len(raw), 0, io.BytesIO(raw))
         for key, _ in vault.table_scan(KEYS):
             name = key[len(KEYS) :].decode()
-            with vault.application_key(name, create=False) as secret:
+            with contextlib.suppress(KeyUnknown), vault.application_key(name, create=False) as secret:
                 _add(archive, f"keys/{name}", len(secret), 0, io.BytesIO(secret.view()))
     return count
+
+
+def _open_item(vault: Vault, name: str) -> ItemReader | None:
+    """Return the item open for reading, or None if it was deleted since it was listed; wait for who changes it."""
+    until_s = time.monotonic() + BUSY_WAIT_S
+    while True:
+        try:
+            return vault.open_item(name)
+        except ItemUnknown:
+            return None
+        except ItemBusy:
+            if time.monotonic() >= until_s:
+                raise
+        time.sleep(_BUSY_POLL_S)
 
 
 def _add(archive: tarfile.TarFile, name: str, size: int, modified_s: int, content: io.RawIOBase | io.BytesIO) -> None:

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from tidegate.vault.age_recipients import HybridIdentity, X25519Identity
 from tidegate.vault.aio import AsyncVault
 from tidegate.vault.backup import read_backup, write_backup
 from tidegate.vault.erase import erase_vault, verify_receipt
-from tidegate.vault.errors import EditFailed
+from tidegate.vault.errors import EditFailed, KeyUnknown
 from tidegate.vault.machine import Attitude, Finding, MachineRules
 from tidegate.vault.ramedit import edit_in_ram
 from tidegate.vault.record import parse_record
@@ -145,6 +146,63 @@ def test_backup_target_that_fails(vault):
     vault.write("a", os.urandom(5_000_000))
     with pytest.raises(OSError, match="full"):
         write_backup(vault, Full(), [X25519Identity.generate().recipient()])
+
+
+def names_in_backup(archive, identity):
+    archive.seek(0)
+    with tarfile.open(fileobj=io.BytesIO(b"".join(age.decrypt(archive, [identity])))) as members:
+        return members.getnames()
+
+
+def test_what_is_deleted_meanwhile_is_not_in_the_backup(vault):
+    for name in ("a", "b", "c"):
+        vault.write(name, MARK)
+    key_of(vault)
+    with vault.application_key("zone"):
+        pass
+    identity, archive, told = X25519Identity.generate(), io.BytesIO(), []
+
+    def report(name):
+        told.append(name)
+        if name == "a":
+            vault.delete("b")
+            vault.destroy_application_key("zone")
+
+    assert write_backup(vault, archive, [identity.recipient()], report=report) == 2
+    assert told == ["a", "c"]
+    assert names_in_backup(archive, identity) == ["items/a", "items/c", "keys/database"]
+
+
+def test_backup_without_a_key_that_goes_while_it_is_read(vault, monkeypatch):
+    key_of(vault)
+
+    def gone(*_, **__):
+        raise KeyUnknown("destroyed meanwhile")
+
+    monkeypatch.setattr(vault, "application_key", gone)
+    identity, archive = X25519Identity.generate(), io.BytesIO()
+    assert write_backup(vault, archive, [identity.recipient()]) == 0
+    assert names_in_backup(archive, identity) == []
+
+
+def test_backup_waits_for_who_edits(vault):
+    vault.write("a", MARK)
+    editing = vault.open_file("a", "r+")
+    editing.write(b"X")
+    timer = threading.Timer(0.3, editing.close)
+    timer.start()
+    identity, archive = X25519Identity.generate(), io.BytesIO()
+    assert write_backup(vault, archive, [identity.recipient()]) == 1
+    timer.join()
+    assert names_in_backup(archive, identity) == ["items/a"]
+
+
+def test_backup_does_not_wait_for_ever(vault, monkeypatch):
+    monkeypatch.setattr("tidegate.vault.backup.BUSY_WAIT_S", 0.1)
+    vault.write("a", MARK)
+    with vault.open_file("a", "r+"), pytest.raises(Fault) as caught:
+        write_backup(vault, io.BytesIO(), [X25519Identity.generate().recipient()])
+    assert caught.value.code == "vault.item.busy"
 
 
 # -- the end ----------------------------------------------------------------------------------------------------------
