@@ -699,6 +699,36 @@ def test_drive_opens_the_vault_and_without_it_nothing_does(tmp_path, label):
 
 @pytest.mark.root
 @needs_drives
+@pytest.mark.parametrize(
+    "name", ["Schlüssel für Größe", "tab\tand\nline", "back\\040slash", os.fsdecode(b"latin-\xfc")]
+)
+def test_drive_that_is_mounted_under_a_strange_name(tmp_path, label, name):
+    image, _ = make_drive(tmp_path / "drive", label)
+    unlocker, folder, place = UsbUnlocker(label), tmp_path / "vault", tmp_path / name
+    place.mkdir()
+    with plugged_in(image) as device:
+        run_program(["mount", "-o", "ro", device, str(place)])
+        try:
+            with Vault.create(folder, unlocker) as vault:
+                vault.write("item", OLD)
+        finally:
+            run_program(["umount", str(place)])
+
+
+def test_mount_points_are_decoded_byte_by_byte():
+    lines = (
+        b"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+        b"23 1 8:17 /below /wrong rw - ext4 /dev/sdb1 rw\n"
+        b"24 1 8:17 / /media/J\xc3\xbcrgen\\040x\\134040\r\xa0 rw shared:1 - ext4 /dev/sdb1 rw\n"
+    )
+    assert usbdrive._find_mount(lines, "8:17") == Path(os.fsdecode(b"/media/J\xc3\xbcrgen x\\040\r\xa0"))
+    assert usbdrive._find_mount(lines, "8:1") == Path("/")
+    assert usbdrive._find_mount(lines, "8:2") is None
+    assert usbdrive._find_mount(b"\n1 2 8:1\n", "8:1") is None
+
+
+@pytest.mark.root
+@needs_drives
 def test_wrong_drives(tmp_path, label):
     image, _ = make_drive(tmp_path / "drive", label)
     unlocker, folder = UsbUnlocker(label), tmp_path / "vault"

@@ -28,6 +28,7 @@ MIN_KEY_BYTES, MAX_KEY_BYTES = 32, 4096
 _SALT_BYTES = 32
 _LABEL = re.compile(r"[A-Za-z0-9 ._+-]{1,32}")
 _TIMEOUT_S = 20.0
+_MOUNT_POINT = 4  # field of a line of mountinfo
 
 
 class UsbUnlocker:
@@ -101,11 +102,10 @@ def find_drive(label: str) -> Path:
 def _mounted(device: Path) -> Iterator[Path]:
     """Give a folder where the drive can be read: where it is mounted, or a read-only mount of our own."""
     wanted = device.stat().st_rdev
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        if fields[2] == f"{os.major(wanted)}:{os.minor(wanted)}" and fields[3] == "/":
-            yield Path(fields[4].encode().decode("unicode_escape"))
-            return
+    mounted = _find_mount(Path("/proc/self/mountinfo").read_bytes(), f"{os.major(wanted)}:{os.minor(wanted)}")
+    if mounted is not None:
+        yield mounted
+        return
     with tempfile.TemporaryDirectory(prefix="tidegate-drive-", dir="/run") as place:
         options = "ro,nosuid,nodev,noexec"
         try:
@@ -116,6 +116,19 @@ def _mounted(device: Path) -> Iterator[Path]:
             yield Path(place)
         finally:
             run_program(["umount", place], timeout_s=_TIMEOUT_S)
+
+
+def _find_mount(mountinfo: bytes, device: str) -> Path | None:
+    """Return where the device's whole file system is mounted, or None (proc_pid_mountinfo(5)).
+
+    Spaces and the like are octal there; every other byte of a name stands as it is, whatever its encoding.
+    """
+    for line in mountinfo.split(b"\n"):
+        fields = line.split(b" ")
+        if len(fields) > _MOUNT_POINT and fields[2] == device.encode() and fields[3] == b"/":
+            name = re.sub(rb"\\([0-3][0-7]{2})", lambda match: bytes([int(match[1], 8)]), fields[_MOUNT_POINT])
+            return Path(os.fsdecode(name))
+    return None
 
 
 def _drive_key(label: str, file: str, salt: bytes, context: bytes) -> ProtectedSecret:
