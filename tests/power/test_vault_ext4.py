@@ -291,9 +291,9 @@ def pieces(secret):
 def keys_of(vault):
     """Return every key that the open vault has in memory."""
     ring = vault.keyring
-    found = [bytes(ring.root.view())]
+    found = [bytes(ring.root.view()), bytes(ring.identity.view())]
     for keys in ring.keys.values():
-        found += [bytes(key.view()) for key in (keys.header, keys.manifest, keys.record, keys.redo)]
+        found += [bytes(key.view()) for key in (keys.header, keys.manifest, keys.redo)]
     for name in vault:
         with vault.open_item(name) as reader:
             found.append(bytes(reader.file_key.view()))
