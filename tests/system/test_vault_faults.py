@@ -145,7 +145,7 @@ FULL = {
     "grow": grow,
     "records": many_records,
     "merge": lambda vault: vault.table.merge(),
-    "unlocker": lambda vault: vault.keyring.add(passphrase(b"another"), vault.table),
+    "unlocker": lambda vault: vault.add_unlocker(passphrase(b"another")),
 }
 
 
@@ -813,7 +813,7 @@ def test_other_measurements_do_not_open_but_the_passphrase_beside_them_does(tpm_
     folder, unlocker = tmp_path / "vault", KeyStoreUnlocker(tpm_keys, "measured")
     with Vault.create(folder, unlocker) as vault:
         vault.write("item", OLD)
-        vault.keyring.add(passphrase(), vault.table, label="spare")
+        vault.add_unlocker(passphrase(), label="spare")
     tpm_keys.extend(16, bytes(32))
     assert code_of(Vault.open, folder, unlocker) == "keys.pcr.mismatch"
     with Vault.open(folder, passphrase()) as vault:
@@ -867,7 +867,7 @@ def test_vault_that_was_refused_is_not_left_locked(tangd, tmp_path):
     """An attempt that fails gives the folder free: the next one is not busy."""
     folder = tmp_path / "vault"
     with Vault.create(folder, at_server(tangd)) as vault:
-        vault.keyring.add(passphrase(), vault.table)
+        vault.add_unlocker(passphrase())
     tangd.close()
     for _ in range(3):
         assert code_of(Vault.open, folder, at_server(tangd), wait_s=0.0) == "vault.tang.unreachable"
