@@ -177,24 +177,32 @@ def _report_key(store: KeyStore, name: str, refusal: TidegateError | None, recor
 
 
 def _prove(store: KeyStore, name: str, sealed: Sequence[tuple[bytes, bytes]]) -> str:
-    """Return how the store refused to use the key; raise ``vault.erase.incomplete`` if it did not, or anything else.
+    """Return how the store refused to use the key; raise ``vault.erase.incomplete`` if it did not.
 
-    Only ``keys.key.missing`` counts: a living key refuses what was damaged, too.
+    Only ``keys.key.missing`` counts: a living key refuses what was damaged, too. Where the store refuses for another
+    reason (this caller may not seal, say), it has to say so of destroying the key once more.
     """
-    for raw, context in sealed:
-        with contextlib.suppress(KeyMissing):
-            store.unseal(name, raw, context).wipe()
-            raise EraseIncomplete("the key still unseals")
-    if not sealed:
-        with contextlib.suppress(KeyMissing):
-            store.seal(name, bytes(32), CONTEXT.encode())
-            raise EraseIncomplete("the key still seals")
+    tried = "unseal what the record has of it" if sealed else "seal; the record has nothing that names it"
+    for raw, context in sealed or ((b"", b""),):
+        try:
+            if sealed:
+                store.unseal(name, raw, context).wipe()
+            else:
+                store.seal(name, bytes(32), CONTEXT.encode())
+        except KeyMissing:
+            continue
+        except TidegateError as error:
+            tried = f"destroy it once more; to use it: {error.code}"
+            with contextlib.suppress(KeyMissing):
+                store.destroy(name)
+                raise EraseIncomplete("the store says that it destroyed the key, and has it still") from error
+            continue
+        raise EraseIncomplete(f"the key still {'unseals' if sealed else 'seals'}")
     listed: list[KeyInfo] = []
     with contextlib.suppress(TidegateError):  # another key of the store may be damaged
         listed = store.list_keys()
     if any(key.name == name for key in listed):
         raise EraseIncomplete("the store still lists the key")
-    tried = "unseal what the record has of it" if sealed else "seal; the record has nothing that names it"
     return f"{KeyMissing.code}: the provider refuses to {tried}"
 
 
@@ -245,7 +253,7 @@ def _report_slot(slot: Slot, keys: Sequence[Mapping[str, object]]) -> dict[str, 
         return {**line, "state": "destroyed", "proof": f"{KeyMissing.code}: the provider refuses to unseal"}
     if _is_dead(slot.sealed, destroyed | missing, 0):
         return {**line, "state": "missing", "proof": "the store had no such key: destroyed before, or never there"}
-    if name in names["failed"]:
+    if key in names["failed"]:
         return {**line, "state": "failed", "proof": "its key still works, or nobody knows"}
     if name:
         return {**line, "state": "left", "proof": "its key store was not given"}
@@ -260,7 +268,7 @@ def _is_dead(members: Mapping[str, cbor.Value], dead: set[object], depth: int) -
     """Return whether a slot, or a share, cannot be opened any more when the keys in ``dead`` are gone."""
     key = members.get("key")
     if isinstance(key, str):
-        return _plain(key) in dead
+        return key in dead
     shares, need = _shares(members, depth), members.get("need")
     alive = sum(not _is_dead(share, dead, depth + 1) for share in shares)
     return bool(shares) and isinstance(need, int) and alive < need

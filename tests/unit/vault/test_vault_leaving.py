@@ -20,7 +20,7 @@ from tidegate.crypto import cbor
 from tidegate.crypto.aead import Secret
 from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.crypto.trust import TrustPolicy
-from tidegate.keys.errors import KeyMissing
+from tidegate.keys.errors import CapabilityMissing, KeyMissing
 from tidegate.keys.software import Argon2Cost, DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.keys.store import KeyPurpose, KeySpec
 from tidegate.vault import age, machine, ramedit
@@ -154,21 +154,20 @@ def names_in_backup(archive, identity):
         return members.getnames()
 
 
-def test_what_is_deleted_meanwhile_is_not_in_the_backup(vault):
+def test_what_is_deleted_meanwhile_is_not_in_the_backup(vault, monkeypatch):
     for name in ("a", "b", "c"):
         vault.write(name, MARK)
     key_of(vault)
-    with vault.application_key("zone"):
-        pass
-    identity, archive, told = X25519Identity.generate(), io.BytesIO(), []
+    identity, archive, told, listed = X25519Identity.generate(), io.BytesIO(), [], vault.iter_items
 
-    def report(name):
-        told.append(name)
-        if name == "a":
-            vault.delete("b")
-            vault.destroy_application_key("zone")
+    def list_then_delete():
+        for item in listed():
+            if item.name == "b":
+                vault.delete("b")
+            yield item
 
-    assert write_backup(vault, archive, [identity.recipient()], report=report) == 2
+    monkeypatch.setattr(vault, "iter_items", list_then_delete)
+    assert write_backup(vault, archive, [identity.recipient()], report=told.append) == 2
     assert told == ["a", "c"]
     assert names_in_backup(archive, identity) == ["items/a", "items/c", "keys/database"]
 
@@ -417,6 +416,34 @@ def test_a_share_that_still_opens_is_told(tmp_path, keys):
     assert json.loads(caught.value.fields["receipt"])["failures"] == ["key vault: the key still unseals"]
 
 
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_who_may_destroy_but_not_use_proves_it_by_destroying(vault, keys, stubborn):
+    class Granted:
+        """As a remote store for whom nothing but ``destroy`` is granted."""
+
+        def __getattr__(self, name):
+            return getattr(keys, name)
+
+        def destroy(self, name):
+            if not stubborn:
+                keys.destroy(name)
+
+        def seal(self, *_):
+            raise CapabilityMissing("not granted")
+
+        list_keys = seal
+
+    vault.close()
+    if stubborn:
+        with pytest.raises(Fault) as caught:
+            erase(vault.folder, (Granted(), "vault"))
+        assert "has it still" in caught.value.message
+        return
+    (line,) = erase(vault.folder, (Granted(), "vault"))["keys"]
+    assert line["state"] == "destroyed"
+    assert "keys.capability.missing" in line["proof"]
+
+
 def test_a_store_that_fails_keeps_no_other_key_alive(tmp_path, keys):
     class Broken:
         def __getattr__(self, name):
@@ -565,7 +592,8 @@ def test_a_vault_in_use_is_not_erased(vault, monkeypatch):
 def test_receipt_of_another_signer_is_refused(tmp_path, keys):
     folder = tmp_path / "vault"
     Vault.create(folder, by_passphrase()).close()
-    receipt = erase_vault(folder, [], reason="x", signer=keys.signer("events"), now_s=1)
+    receipt = erase_vault(folder, {"vault": keys}, reason="x", signer=keys.signer("events"), now_s=1)
+    assert key_names(keys) == {"events"}
     keys.generate("other", KeySpec(purpose=KeyPurpose.SIGN, algorithm=SignatureAlgorithm.ED25519))
     trust = TrustPolicy(keys=(keys.public_key("other"),), threshold=1, required_classes=frozenset())
     with pytest.raises(Rejected):
