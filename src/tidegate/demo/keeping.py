@@ -145,7 +145,7 @@ def _retire(board: Board, record: bytes) -> list[str]:
         vault.write(RECORD_NAME, record)
     shutil.copytree(folder, copy)
     receipt = erase_vault(
-        folder, {"retired": keys}, reason="end of life", signer=keys.signer("events"), now_s=time.time()
+        folder, [(keys, "retired")], reason="end of life", signer=keys.signer("events"), now_s=time.time()
     )
     trust = TrustPolicy(keys=(keys.public_key("events"),), threshold=1, required_classes=frozenset())
     document = verify_receipt(receipt.signed or b"", trust)

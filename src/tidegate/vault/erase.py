@@ -44,7 +44,7 @@ _MARKS = {"vault.cbor", "table", "items"}  # one of them is in every vault, and 
 _READ_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _AS_IT_IS = os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC  # a pipe or a link in a file's place neither hangs nor leads
 
-Keys = Sequence[tuple[KeyStore, str]] | Mapping[str, KeyStore]
+Keys = Sequence[tuple[KeyStore, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ def erase_vault(folder: Path, keys: Keys, *, reason: str, signer: Signer | None,
     done all the same, and the field ``receipt`` has the document as JSON. Without any key: ``base.storage.missing``,
     ``base.permissions.unsafe``, ``vault.folder.busy``, and then nothing was done.
     """
-    given = [(store, name) for name, store in keys.items()] if isinstance(keys, Mapping) else list(keys)
+    given = list(keys)
     refusals = [_destroy(store, name) for store, name in given]
     raw, state = _read_raw(folder)
     record = _parse(raw)
