@@ -592,7 +592,7 @@ def test_a_vault_in_use_is_not_erased(vault, monkeypatch):
 def test_receipt_of_another_signer_is_refused(tmp_path, keys):
     folder = tmp_path / "vault"
     Vault.create(folder, by_passphrase()).close()
-    receipt = erase_vault(folder, {"vault": keys}, reason="x", signer=keys.signer("events"), now_s=1)
+    receipt = erase_vault(folder, [(keys, "vault")], reason="x", signer=keys.signer("events"), now_s=1)
     assert key_names(keys) == {"events"}
     keys.generate("other", KeySpec(purpose=KeyPurpose.SIGN, algorithm=SignatureAlgorithm.ED25519))
     trust = TrustPolicy(keys=(keys.public_key("other"),), threshold=1, required_classes=frozenset())
