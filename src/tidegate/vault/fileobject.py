@@ -20,6 +20,10 @@ class _ItemFile(io.RawIOBase):
         super().__init__()
         self.name = name
         self.mode = mode
+        self._position = 0
+
+    def tell(self) -> int:
+        return self._position
 
     def _require_open(self) -> None:
         if self.closed:
@@ -32,16 +36,12 @@ class ReadingFile(_ItemFile):
     def __init__(self, name: str, reader: ItemReader) -> None:
         super().__init__(name, "r")
         self._reader = reader
-        self._position = 0
 
     def readable(self) -> bool:
         return True
 
     def seekable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._position = _target(offset, whence, self._position, self._reader.header.length_bytes)
@@ -66,14 +66,10 @@ class WritingFile(_ItemFile):
         super().__init__(name, "w")
         self._writer = writer
         self._done = done
-        self._position = 0
         self._abandoned = False
 
     def writable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self._position
 
     def write(self, data: ReadableBuffer) -> int:
         self._require_open()
@@ -121,9 +117,6 @@ class EditingFile(_ItemFile):
 
     def seekable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._position = _target(offset, whence, self._position, self._editor.length_bytes)

@@ -30,7 +30,7 @@ from tidegate.crypto.errors import AeadFailed, KemRefused, SignatureInvalid
 from tidegate.crypto.kem import PUBLIC_BYTES, kem_unwrap, kem_wrap
 from tidegate.crypto.memory import ProtectedSecret
 from tidegate.crypto.seedsign import PUBLIC_BYTES as PUBLIC_BYTES_OF_IDENTITY
-from tidegate.crypto.seedsign import SEED_BYTES, SIGNATURE_BYTES, seed_public, seed_sign, seed_verify
+from tidegate.crypto.seedsign import SIGNATURE_BYTES, seed_public, seed_sign, seed_verify
 from tidegate.vault.errors import PaddingUnknown, RecordAltered, RecordMalformed, RecordUnsupported, UnlockRefused
 from tidegate.vault.format import ID_BYTES
 from tidegate.vault.padding import Padding
@@ -102,14 +102,31 @@ def unwrap_root(record: Record, slot: Slot, seed: Secret) -> ProtectedSecret:
 
 def wrap_vault_key(record: Record, root: Secret, vault_key: Secret, *, epoch: int, nonce: bytes) -> bytes:
     """Return the vault key of ``epoch`` wrapped under the root key."""
-    with _root_wrapping_key(root, record.vault_id) as key:
-        return nonce + seal_aes256gcm(key.view(), nonce, vault_key.view(), _epoch_aad(record.vault_id, epoch))
+    return _wrap_under(record, root, vault_key, aad=_epoch_aad(record.vault_id, epoch), nonce=nonce)
 
 
 def unwrap_vault_key(record: Record, root: Secret, epoch: int) -> ProtectedSecret:
     """Return the vault key of ``epoch``; raise ``vault.record.altered``."""
-    sealed = record.vault_keys[epoch]
-    aad = _epoch_aad(record.vault_id, epoch)
+    return _unwrap_under(record, root, record.vault_keys[epoch], aad=_epoch_aad(record.vault_id, epoch))
+
+
+def wrap_identity(record: Record, root: Secret, seed: Secret, *, nonce: bytes) -> Record:
+    """Return the record with the identity's seed wrapped under ``root``."""
+    sealed = _wrap_under(record, root, seed, aad=_identity_aad(record.vault_id), nonce=nonce)
+    return replace(record, identity=seed_public(seed), identity_key=sealed)
+
+
+def unwrap_identity(record: Record, root: Secret) -> ProtectedSecret:
+    """Return the identity's seed; raise ``vault.record.altered``."""
+    return _unwrap_under(record, root, record.identity_key, aad=_identity_aad(record.vault_id))
+
+
+def _wrap_under(record: Record, root: Secret, secret: Secret, *, aad: bytes, nonce: bytes) -> bytes:
+    with _root_wrapping_key(root, record.vault_id) as key:
+        return nonce + seal_aes256gcm(key.view(), nonce, secret.view(), aad)
+
+
+def _unwrap_under(record: Record, root: Secret, sealed: bytes, *, aad: bytes) -> ProtectedSecret:
     with _root_wrapping_key(root, record.vault_id) as key:
         try:
             return ProtectedSecret.fill(
@@ -117,27 +134,7 @@ def unwrap_vault_key(record: Record, root: Secret, epoch: int) -> ProtectedSecre
                 lambda target: open_aes256gcm_into(key.view(), sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], aad, target),
             )
         except AeadFailed as error:
-            raise RecordAltered("a vault key in the record does not unwrap") from error
-
-
-def wrap_identity(record: Record, root: Secret, seed: Secret, *, nonce: bytes) -> Record:
-    """Return the record with the identity's seed wrapped under ``root``."""
-    with _root_wrapping_key(root, record.vault_id) as key:
-        sealed = nonce + seal_aes256gcm(key.view(), nonce, seed.view(), _identity_aad(record.vault_id))
-    return replace(record, identity=seed_public(seed), identity_key=sealed)
-
-
-def unwrap_identity(record: Record, root: Secret) -> ProtectedSecret:
-    """Return the identity's seed; raise ``vault.record.altered``."""
-    sealed, aad = record.identity_key, _identity_aad(record.vault_id)
-    with _root_wrapping_key(root, record.vault_id) as key:
-        try:
-            return ProtectedSecret.fill(
-                SEED_BYTES,
-                lambda target: open_aes256gcm_into(key.view(), sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], aad, target),
-            )
-        except AeadFailed as error:
-            raise RecordAltered("the vault's identity key does not unwrap") from error
+            raise RecordAltered("a key in the record does not unwrap") from error
 
 
 def bind_slot(slot: Slot, seed: Secret, record: Record) -> Slot:
