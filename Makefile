@@ -7,9 +7,9 @@ STAMPS := build/stamps
 RUST := $(shell find rust -name '*.rs' -not -path '*/target/*' -o -name 'Cargo.*' -not -path '*/target/*' 2>/dev/null)
 ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
-# tests that share nothing run on every core; those that load the kernel, take times or cut the power, one by one
-APART := tests/architecture tests/properties tests/unit tests/vectors
-TOGETHER := tests/interop tests/power tests/system
+# tests that share nothing run on every core; those that load the kernel's network or take times, one by one
+APART := tests/architecture tests/interop tests/power tests/properties tests/unit tests/vectors
+TOGETHER := tests/system
 
 .PHONY: help demo test lint bench suricata-verify fuzz setup setup-test format clean
 .DEFAULT_GOAL := help
