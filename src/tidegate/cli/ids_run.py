@@ -137,9 +137,9 @@ def _open_workers(config: SensorConfig, count: int) -> Iterator[Source]:
 
 
 def _follow(source: Source, deadline_s: float, write: Callable[[list[str]], None]) -> None:
-    print("ready", file=sys.stderr, flush=True)
     next_stats_s = time.monotonic() + STATS_S
     with _stop_signal() as stopping:
+        print("ready", file=sys.stderr, flush=True)  # behind the handlers: whoever reads it may send a signal at once
         while not stopping and time.monotonic() < deadline_s:
             write(source.poll(POLL_MS))
             if time.monotonic() >= next_stats_s:
