@@ -9,7 +9,7 @@ ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
 # tests that share nothing run on every core; those that load the kernel's network or take times, one by one
 APART := tests/architecture tests/interop tests/power tests/properties tests/unit tests/vectors
-TOGETHER := tests/system
+TOGETHER := tests/power/test_vault_ext4.py tests/system
 
 .PHONY: help demo test lint bench suricata-verify fuzz setup setup-test format clean
 .DEFAULT_GOAL := help
@@ -26,7 +26,7 @@ test: setup setup-test ## install what is needed, then run every test (root for 
 ifdef TESTS
 	$(ROOT) $(BIN)/python -m pytest $(TESTS)
 else
-	$(ROOT) $(BIN)/python -m pytest -n auto --dist loadfile $(APART)
+	$(ROOT) $(BIN)/python -m pytest -n auto --dist loadfile --ignore tests/power/test_vault_ext4.py $(APART)
 	$(ROOT) $(BIN)/python -m pytest $(TOGETHER)
 endif
 
