@@ -8,8 +8,8 @@ import subprocess
 import pytest
 
 from tidegate.base.errors import Fault, TidegateError
-from tidegate.base.program import run_program
 from tidegate.crypto.aead import Secret
+from tidegate.testing.loopfs import mounted_ext4
 from tidegate.vault import fscrypt, fscrypt_tool
 from tidegate.vault.fscrypt import EncryptedDirectory
 
@@ -58,25 +58,13 @@ def tool(tmp_path):
 
 @pytest.fixture
 def mount(tmp_path):
-    image, place = tmp_path / "image", tmp_path / "mount"
-    with image.open("wb") as stream:
-        stream.truncate(16 << 20)
-    place.mkdir()
-    try:
-        run_program(["mkfs.ext4", "-q", "-O", "encrypt", str(image)])
-        run_program(["mount", "-o", "loop", str(image), str(place)])
-    except Fault as fault:
-        pytest.skip(f"an ext4 image cannot be mounted here: {fault.message}")
-    try:
-        with contextlib.suppress(TidegateError):
+    with contextlib.ExitStack() as stack:
+        try:
+            place, _ = stack.enter_context(mounted_ext4(tmp_path, features=["encrypt"]))
             fscrypt.status(place)
-            yield place
-            return
-        pytest.skip("no encrypted directories on this kernel")
-    finally:
-        done = run_program(["umount", str(place)], check=False)
-        if done.returncode != 0 and place.is_mount():
-            run_program(["umount", "--lazy", str(place)])
+        except Fault as fault:
+            pytest.skip(f"no encrypted directories can be had here: {fault.message}")
+        yield place
 
 
 def code_of(call, *arguments, **named):

@@ -8,17 +8,16 @@ import socket
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from tidegate.base.errors import TidegateError
 from tidegate.crypto.aead import Secret
+from tidegate.testing.tangd import LIBEXEC, Tangd
 from tidegate.vault import jose
 from tidegate.vault.jose import Curve
 from tidegate.vault.tang import TangUnlocker, fetch_advertisement
 
-LIBEXEC = Path("/usr/libexec")
 NEEDED = ("tangd", "tangd-keygen", "tangd-rotate-keys")
 _MISSING = [name for name in NEEDED if not (LIBEXEC / name).exists()]
 _MISSING += [name for name in ("clevis", "jose", "curl") if shutil.which(name) is None]
@@ -31,36 +30,8 @@ SECRET = bytes(range(224, 256)) + b"\0\n\xff"  # what text tools would spoil
 CONTEXT = b"tidegate vault 1"
 
 
-class Tangd:
-    """tangd with keys in a folder, started for each connection as systemd's socket would start it."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.closing = False
-        self.thread = threading.Thread(target=self.serve)
-        self.thread.start()
-
-    def serve(self):
-        while True:
-            connection, _ = self.listener.accept()
-            with connection:
-                if self.closing:
-                    return
-                command = [LIBEXEC / "tangd", self.folder]
-                subprocess.run(
-                    command, stdin=connection, stdout=connection, stderr=subprocess.DEVNULL, timeout=10, check=False
-                )
-
-    def close(self):
-        if not self.closing:
-            self.closing = True
-            with socket.create_connection(("127.0.0.1", self.port)):
-                pass
-            self.thread.join()
-            self.listener.close()
+class Server(Tangd):
+    """tangd, and what only these tests ask of it."""
 
     def keys(self, algorithm):
         """Return the thumbprints of the advertised keys; their files are named by them."""
@@ -90,9 +61,7 @@ def clevis_decrypt(text):
 
 @contextlib.contextmanager
 def serving(folder):
-    folder.mkdir()
-    run(LIBEXEC / "tangd-keygen", folder)
-    with contextlib.closing(Tangd(folder)) as server:
+    with Server(folder) as server:
         yield server
 
 
@@ -164,7 +133,7 @@ def test_keys_on_other_curves(tmp_path, curve):
     folder.mkdir()
     for name, alg in (("sign", curve.signature), ("exchange", "ECMR")):
         run("jose", "jwk", "gen", "-i", json.dumps({"alg": alg, "crv": curve.label}), "-o", folder / f"{name}.jwk")
-    with contextlib.closing(Tangd(folder)) as server:
+    with contextlib.closing(Server(folder)) as server:
         unlocker = TangUnlocker(server.url, thumbprint=fetch_advertisement(server.url).thumbprints[0])
         slot = unlocker.wrap(Secret(SECRET), CONTEXT)
         assert jose.parse_compact(slot["jwe"]).recipient.curve is curve
@@ -263,7 +232,7 @@ def test_server_moved_to_another_address(server, tmp_path):
     slot = server.unlocker().wrap(Secret(SECRET), CONTEXT)
     server.close()
     assert code_of(server.unlocker().unwrap, slot, CONTEXT) == "vault.tang.unreachable"
-    with contextlib.closing(Tangd(server.folder)) as moved:
+    with contextlib.closing(Server(server.folder)) as moved:
         assert moved.url != jose.parse_compact(slot["jwe"]).url
         assert bytes(moved.unlocker().unwrap(slot, CONTEXT).view()) == SECRET
 

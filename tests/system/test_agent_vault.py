@@ -27,6 +27,7 @@ from tidegate.base.program import run_program
 from tidegate.cli.main import main
 from tidegate.crypto.aead import Secret
 from tidegate.crypto.trust import TrustPolicy
+from tidegate.testing.loopfs import mounted_ext4
 from tidegate.vault.erase import verify_receipt
 from tidegate.vault.fscrypt import EncryptedDirectory
 
@@ -341,24 +342,14 @@ def test_an_erasure_that_was_decided_goes_on_after_a_power_cut(agent):
 @pytest.fixture
 def encrypted(tmp_path):
     """A directory that the kernel encrypts, unlocked."""
-    image, mount = tmp_path / "image", tmp_path / "mount"
-    with image.open("wb") as stream:
-        stream.truncate(16 << 20)
-    mount.mkdir()
-    try:
-        run_program(["mkfs.ext4", "-q", "-O", "encrypt", str(image)])
-        run_program(["mount", "-o", "loop", str(image), str(mount)])
-    except Fault as fault:
-        pytest.skip(f"an ext4 image cannot be mounted here: {fault.message}")
-    try:
+    with contextlib.ExitStack() as stack:
         try:
+            mount, _ = stack.enter_context(mounted_ext4(tmp_path, features=["encrypt"]))
             directory = EncryptedDirectory.create(mount / "patients", Secret(os.urandom(64)))
         except Fault as fault:
-            pytest.skip(f"no encrypted directories on this kernel: {fault.message}")
+            pytest.skip(f"no encrypted directories can be had here: {fault.message}")
         (mount / "patients" / "one").write_bytes(b"x")
         yield directory
-    finally:
-        run_program(["umount", str(mount)])
 
 
 def test_encrypted_directories_are_locked(encrypted, agent, tmp_path):

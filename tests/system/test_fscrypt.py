@@ -14,6 +14,7 @@ import pytest
 from tidegate.base.errors import Fault, TidegateError
 from tidegate.base.program import run_program
 from tidegate.crypto.aead import Secret
+from tidegate.testing.loopfs import mounted_ext4
 from tidegate.vault import fscrypt
 from tidegate.vault.fscrypt import EncryptedDirectory, lock_directories
 from tidegate.vault.fscrypt_layout import KeyState, key_identifier
@@ -31,26 +32,17 @@ NOBODY = 65534
 @contextlib.contextmanager
 def mounted(folder, *features):
     """An ext4 image below ``folder``, mounted; yields the mount and the image."""
-    image, mount = folder / "image", folder / "mount"
-    with image.open("wb") as stream:
-        stream.truncate(16 << 20)
-    mount.mkdir()
-    try:
-        run_program(["mkfs.ext4", "-q", *features, str(image)])
-        run_program(["mount", "-o", "loop", str(image), str(mount)])
-    except Fault as fault:
-        pytest.skip(f"an ext4 image cannot be mounted here: {fault.message}")
-    try:
-        yield mount, image
-    finally:
-        done = run_program(["umount", str(mount)], check=False)
-        if done.returncode != 0 and mount.is_mount():
-            run_program(["umount", "--lazy", str(mount)])
+    with contextlib.ExitStack() as stack:
+        try:
+            pair = stack.enter_context(mounted_ext4(folder, features=features))
+        except Fault as fault:
+            pytest.skip(f"an ext4 image cannot be mounted here: {fault.message}")
+        yield pair
 
 
 @pytest.fixture
 def disk(tmp_path):
-    with mounted(tmp_path, "-O", "encrypt") as (mount, image):
+    with mounted(tmp_path, "encrypt") as (mount, image):
         try:
             fscrypt.status(mount)
         except Fault as fault:
@@ -96,7 +88,7 @@ def test_life_of_a_directory(mount):
 
 
 def test_the_image_of_a_locked_directory_holds_neither_content_nor_names(tmp_path):
-    with mounted(tmp_path, "-O", "encrypt") as (mount, image):
+    with mounted(tmp_path, "encrypt") as (mount, image):
         key = new_key()
         directory = EncryptedDirectory.create(mount / "patients", key)
         (mount / "control").write_bytes(b"this is in the clear" * 100)

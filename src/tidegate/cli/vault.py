@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from tidegate.base.durable import translate_os_errors, write_all
-from tidegate.base.errors import Rejected
+from tidegate.base.errors import Fault, Rejected
 from tidegate.cli.main import add_verb
 from tidegate.cli.output import Output
 from tidegate.cli.vault_backup import build_backup
@@ -226,7 +226,7 @@ def _import(arguments: argparse.Namespace, output: Output) -> int:
 
 def _verify(arguments: argparse.Namespace, output: Output) -> int:
     """Go on behind a damaged item, so that the answer names all of them; then fail as the first one did."""
-    failures: dict[str, Rejected] = {}
+    failures: dict[str, Rejected | Fault] = {}
     count = records = 0
     with open_vault(arguments) as vault:
         for item in vault.iter_items():
@@ -234,7 +234,7 @@ def _verify(arguments: argparse.Namespace, output: Output) -> int:
             output.progress(f"{count} items: {item.name}")
             try:
                 vault.verify(item.name)
-            except Rejected as error:
+            except (Rejected, Fault) as error:  # a bad sector is one item's too
                 failures[item.name] = error
                 output.line(f"{item.name}: {error.message} [{error.code}]")
         records = sum(1 for _ in vault.table_scan(b"r"))

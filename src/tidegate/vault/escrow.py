@@ -18,6 +18,7 @@ from tidegate.crypto.aead import Secret
 from tidegate.crypto.kem import PUBLIC_BYTES, SEED_BYTES, kem_public
 from tidegate.crypto.memory import ProtectedSecret
 from tidegate.vault.errors import EscrowKeyMalformed, EscrowOffline
+from tidegate.vault.record import ESCROW_KIND
 from tidegate.vault.unlockers import Anchor
 
 _PUBLIC, _PRIVATE = "tidegate-escrow-public:", "TIDEGATE-ESCROW-PRIVATE:"
@@ -27,7 +28,7 @@ _MAX_FILE_BYTES = 8192
 class EscrowUnlocker:
     """Open with the private half (a ``seed``), or add the slot with the ``public`` half alone."""
 
-    kind = "escrow"
+    kind = ESCROW_KIND
 
     def __init__(self, *, public: bytes | None = None, seed: Secret | None = None) -> None:
         if (public is None) == (seed is None):

@@ -209,7 +209,8 @@ class _Output:
         self._beside.begin(lambda: self._write(data, offset))
 
     def finish(self, head: bytes, size: int) -> None:
-        self._settle()
+        if self._beside is not None:
+            self._beside.wait()
         self._write(memoryview(head), 0)
         with translate_os_errors(self._path):
             if os.fstat(self._descriptor).st_size != size:
@@ -220,14 +221,8 @@ class _Output:
 
     def abandon(self) -> None:
         if self._descriptor >= 0:
-            with contextlib.suppress(Exception):  # the reason for giving up is told already
-                self._settle()
             self._close()
             erase_file(self._path)
-
-    def _settle(self) -> None:
-        if self._beside is not None:
-            self._beside.wait()
 
     def _write(self, data: memoryview, offset: int) -> None:
         with translate_os_errors(self._path):

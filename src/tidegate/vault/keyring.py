@@ -154,10 +154,10 @@ class Keyring:
         if len(self.record.slots) == 1:
             raise UnlockerLast("this is the only unlocker of the vault", number=number)
         rest = tuple(one for one in self.record.slots if one.number != number)
-        record = replace(self.record, slots=rest)
-        if self.record.anchor == number:
-            record, self.anchor, self.counted = replace(record, anchor=0), None, None
-        self.begin_epoch(table, record)
+        counts = self.record.anchor == number
+        self.begin_epoch(table, replace(self.record, slots=rest, anchor=0 if counts else self.record.anchor))
+        if counts:
+            self.anchor, self.counted = None, None
         return slot
 
     def begin_epoch(self, table: Table, record: Record | None = None) -> None:
@@ -291,13 +291,3 @@ def _open_slot(record: Record, unlocker: Unlocker) -> tuple[Slot, ProtectedSecre
                 refused = refused or error
     kinds = ", ".join(sorted({slot.kind for slot in record.slots}))
     raise refused or UnlockRefused(f"the vault opens with {kinds}, not with a {unlocker.kind}", needs=kinds)
-
-
-__all__ = [
-    "Keyring",
-    "create_vault",
-    "make_slot",
-    "open_keyring",
-    "read_slots",
-    "require_vault_folder",
-]

@@ -6,7 +6,6 @@ as they run. So ``begin`` returns when the thread is in its system call (which g
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -42,17 +41,25 @@ class Overlap(Generic[Result]):
 
     def wait(self) -> Result | None:
         """Return what the last job returned, or raise what it raised; None if there is none."""
-        if self._busy:
-            self._job, self._busy = None, False
-            self._wanted.release()
-            self._done.acquire()
-            self._thread = None
+        self._end()
         return self._take()
 
     def close(self) -> None:
         """End the thread; what its job still raises is dropped: who closes gave up, or has waited."""
-        with contextlib.suppress(BaseException):
-            self.wait()
+        self._end()
+        self._error = None
+        self._result.clear()
+
+    def _end(self) -> None:
+        """Have the thread end behind its job, and wait for that."""
+        if self._busy:
+            self._job, self._busy = None, False
+            if (
+                self._wanted.locked()
+            ):  # else an interrupted ``begin`` has given it already, and the job is not taken yet
+                self._wanted.release()
+            self._done.acquire()
+            self._thread = None
 
     def _take(self) -> Result | None:
         error, self._error = self._error, None

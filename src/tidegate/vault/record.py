@@ -39,6 +39,7 @@ MAX_RECORD_BYTES = 131_072  # 32 slots of 3 KiB, some of them with a certificate
 MAX_SLOTS = 32
 MAX_LABEL_BYTES = 64
 MAX_EPOCHS = 4  # one, and those that re-keyings left which were interrupted by the removal of an unlocker
+ESCROW_KIND = "escrow"  # the one sort of slot that is made without its seed
 _FORMAT = "tidegate.vault.v2"
 _BOUND_BYTES = 32
 
@@ -148,7 +149,7 @@ def verify_slot(slot: Slot, seed: Secret, record: Record) -> None:
     A slot that was made from a public half alone (escrow) vouches for nothing: its opener looks at the identity's
     fingerprint.
     """
-    if not slot.bound:
+    if slot.kind == ESCROW_KIND:
         return
     if not hmac.compare_digest(slot.bound, _bound(slot.number, seed, record)):
         raise RecordAltered("the record is of a vault that this slot was not made for")
@@ -283,7 +284,7 @@ def _parse_slot(value: cbor.Value) -> Slot:
             and label.isprintable()
             and len(label.encode()) <= MAX_LABEL_BYTES
             and len(public) == PUBLIC_BYTES
-            and len(bound) == (0 if kind == "escrow" else _BOUND_BYTES)
+            and len(bound) == (0 if kind == ESCROW_KIND else _BOUND_BYTES)
             and all(isinstance(name, str) for name in sealed)
         ):
             return Slot(

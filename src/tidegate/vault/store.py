@@ -440,9 +440,12 @@ def _finish(engine: Engine, name: str, writer: ItemWriter, path: Path) -> None:
 
 def _pieces(stream: BinaryIO, buffer: memoryview) -> Iterator[memoryview | bytes]:
     """Yield what the stream has, where it can be by way of ``buffer``, which is wiped afterwards."""
+    readinto = getattr(stream, "readinto", None)
     try:
-        count = stream.readinto(buffer)  # type: ignore[attr-defined]  # most streams have it, the type does not say so
-    except (AttributeError, NotImplementedError, io.UnsupportedOperation):
+        count = readinto(buffer) if readinto is not None else None
+    except (NotImplementedError, io.UnsupportedOperation):  # what a raw stream that overrides ``read`` alone raises
+        readinto = None
+    if readinto is None:
         while piece := stream.read(BATCH_BYTES):
             yield piece
         return
@@ -450,7 +453,7 @@ def _pieces(stream: BinaryIO, buffer: memoryview) -> Iterator[memoryview | bytes
         if count is None:
             raise StreamNotReady("the source has nothing yet, and does not wait for it")
         yield buffer[:count]
-        count = stream.readinto(buffer)  # type: ignore[attr-defined]  # as above
+        count = readinto(buffer)
 
 
 def _info(name: str, item: Expected) -> ItemInfo:

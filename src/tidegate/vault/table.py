@@ -263,7 +263,7 @@ class Table:
                 if self._tail.size > MAX_JOURNAL_BYTES // 2:
                     raise
 
-    def merge(self, *, epoch: int | None = None, record_version: int | None = None) -> None:
+    def merge(self, *, epoch: int | None = None) -> None:
         """Write everything into a new snapshot under new keys and begin a new journal; the old files are erased."""
         self._require_good()
         epoch = epoch or self._manifest.epoch
@@ -279,7 +279,6 @@ class Table:
             journal_bytes=0,
             journal_tag=NO_TAG,
             clean=True,
-            record_version=record_version or old.record_version,
         )
         self._write_manifest(manifest)
         self._drop()
@@ -299,9 +298,7 @@ class Table:
         if len(self._changed) > max(CLOSE_KEYS, self._snapshot.count // 32):
             self.merge()
         elif not self._manifest.clean:
-            self._write_manifest(
-                replace(self._manifest, clean=True, journal_bytes=self._tail.size, journal_tag=self._tail.tag)
-            )
+            self._write_manifest(self._vouch(replace(self._manifest, clean=True)))
 
     def close(self) -> None:
         """Wipe keys and give descriptors back; harmless when repeated. What counts is what was committed."""

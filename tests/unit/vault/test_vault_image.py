@@ -1,17 +1,17 @@
 """A whole file system image, searched raw: journal, slack and freed blocks included."""
 
+import contextlib
 import os
 
 import pytest
 
 from tidegate.base.errors import Fault
-from tidegate.base.program import run_program
 from tidegate.crypto.aead import Secret
 from tidegate.keys.software import Argon2Cost
+from tidegate.testing.loopfs import mounted_ext4
 from tidegate.vault.store import Vault
 from tidegate.vault.unlockers import PassphraseUnlocker
 
-IMAGE_BYTES = 16 << 20
 RECORD = b"Jane Roe, born 1970-01-01, diagnosis Z21 / card 4111 1111 1111 1111 "
 PASSPHRASE = b"correct horse battery staple"
 
@@ -33,16 +33,11 @@ def every_key(vault):
 def test_image_holds_neither_content_nor_names_nor_keys(tmp_path):
     if os.geteuid() != 0:
         pytest.skip("needs root to mount an image")
-    image, place = tmp_path / "image", tmp_path / "place"
-    with image.open("wb") as stream:
-        stream.truncate(IMAGE_BYTES)
-    place.mkdir()
-    try:
-        run_program(["mkfs.ext4", "-q", str(image)])
-        run_program(["mount", "-o", "loop,data=journal", str(image), str(place)])
-    except Fault as fault:
-        pytest.skip(f"an ext4 image cannot be mounted here: {fault.message}")
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            place, image = stack.enter_context(mounted_ext4(tmp_path, options=["data=journal"]))
+        except Fault as fault:
+            pytest.skip(f"an ext4 image cannot be mounted here: {fault.message}")
         (place / "control").write_bytes(b"this is in the clear" * 100)
         unlocker = PassphraseUnlocker(Secret(PASSPHRASE), cost=Argon2Cost(memory_kib=64, iterations=1, lanes=1))
         with Vault.create(place / "vault", unlocker) as vault:
@@ -58,8 +53,6 @@ def test_image_holds_neither_content_nor_names_nor_keys(tmp_path):
             keys = [bytes(key.view()) for key in every_key(vault)]
             vault.table.merge()
             assert vault.read("patients/jane-roe")[40:] == (RECORD * 3000)[40:]
-    finally:
-        run_program(["umount", str(place)])
     raw = image.read_bytes()
     assert raw.count(b"this is in the clear") >= 100
     pieces = [RECORD[start : start + 8] for start in range(len(RECORD) - 8)]
