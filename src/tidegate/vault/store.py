@@ -275,18 +275,13 @@ class Vault:
             if not create:
                 raise KeyUnknown(f"there is no application key {name!r}", key=name)
             key = ProtectedSecret.random(size_bytes)
-            epoch, nonce = ring.record.epoch, os.urandom(NONCE_BYTES)
-            wrapped = wrap_application_key(name, key, ring.keys[epoch], epoch=epoch, nonce=nonce)
-            self.engine.commit_alone((Change(application_key(name), wrapped),))
+            self._keep_key(name, key)
             return key
 
     def put_application_key(self, name: str, key: ProtectedSecret) -> None:
         """Keep a key that comes from elsewhere, such as a backup, in place of the one of this name; wipes ``key``."""
         with self._mutex, key:
-            ring = self._require_open()
-            epoch, nonce = ring.record.epoch, os.urandom(NONCE_BYTES)
-            wrapped = wrap_application_key(check_name(name), key, ring.keys[epoch], epoch=epoch, nonce=nonce)
-            self.engine.commit_alone((Change(application_key(name), wrapped),))
+            self._keep_key(check_name(name), key)
 
     def destroy_application_key(self, name: str) -> None:
         """Remove an application key, and with it what it encrypts, from the storage; raise ``vault.key.unknown``."""
@@ -413,6 +408,11 @@ class Vault:
         if self._table is None:
             raise VaultClosed("the vault is closed")
         return self._table
+
+    def _keep_key(self, name: str, key: ProtectedSecret) -> None:
+        epoch, keys = self.engine.current_keys()
+        wrapped = wrap_application_key(name, key, keys, epoch=epoch, nonce=os.urandom(NONCE_BYTES))
+        self.engine.commit_alone((Change(application_key(name), wrapped),))
 
     def _count_what_was_not(self) -> None:
         """Have the counter count what was changed while the vault was open without it, and a newer record."""
