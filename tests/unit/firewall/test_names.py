@@ -344,15 +344,29 @@ def test_changed_bytes_raise_nothing_and_end_soon() -> None:
 # -- asking ------------------------------------------------------------------------------------------------------------
 
 
+def _pair() -> tuple[socket.socket, socket.socket]:
+    """A UDP and a listening TCP socket on one loopback port: a port free for UDP may be held by another test."""
+    for tries_left in reversed(range(20)):
+        udp, tcp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.socket()
+        try:
+            udp.bind(("127.0.0.1", 0))
+            tcp.bind(udp.getsockname())
+            tcp.listen()
+        except OSError as error:
+            udp.close()
+            tcp.close()
+            if error.errno != errno.EADDRINUSE or not tries_left:
+                raise
+        else:
+            return udp, tcp
+    raise AssertionError("unreachable: the last try raises")
+
+
 class Server:
     """A DNS server on loopback whose answers the test makes."""
 
     def __init__(self, reply: Callable[[bytes, bool], list[bytes]]) -> None:
-        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.tcp = socket.socket()
-        self.udp.bind(("127.0.0.1", 0))
-        self.tcp.bind(self.udp.getsockname())
-        self.tcp.listen()
+        self.udp, self.tcp = _pair()
         self.address: tuple[str, int] = self.udp.getsockname()
         self.reply, self.asked = reply, [0, 0]
         self.keeps_open = self._is_closing = False
