@@ -602,7 +602,7 @@ def test_certificates_altered_or_of_another_key(bench):
         bench.store.generate(name, bench.signing())
         bench.store.keep_certificates(name, [name.encode()])
     raw = (bench.folder / "a.certs").read_bytes()
-    for altered in ((bench.folder / "b.certs").read_bytes(), b"", raw[:-1], raw[:20] + b"\0" + raw[21:]):
+    for altered in ((bench.folder / "b.certs").read_bytes(), b"", raw[:-1], raw[:20] + bytes([raw[20] ^ 1]) + raw[21:]):
         bench.rewrite("a.certs", altered)
         assert code_of(bench.store.certificates, "a") == "keys.unlock.refused"
     bench.rewrite("a.certs", raw)

@@ -58,9 +58,9 @@ def test_get_of_a_damaged_item_leaves_no_plaintext(vault, key, tmp_path, capsys)
 
 def damage(vault):
     for path in Path(vault).glob("items/*"):
-        with path.open("r+b") as stream:
-            stream.seek(-5, os.SEEK_END)
-            stream.write(b"?")
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 1
+        path.write_bytes(content)
 
 
 def test_put_from_standard_input(vault, key, monkeypatch, capfdbinary):

@@ -160,6 +160,12 @@ def test_export_to_a_recipient_that_is_none_leaves_nothing(vault, key, tmp_path,
     assert not target.exists()
 
 
+def flip_the_last_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
 def test_import_of_a_damaged_age_file_leaves_the_item(vault, key, tmp_path, capsys):
     identity, exported = str(tmp_path / "age.key"), tmp_path / "a.age"
     _, document = say(capsys, "vault", "age-key", identity)
@@ -167,7 +173,7 @@ def test_import_of_a_damaged_age_file_leaves_the_item(vault, key, tmp_path, caps
         main(["vault", "export", vault, "in/a.txt", "-r", document["recipient"], "-o", str(exported), "--key", key])
         == 0
     )
-    exported.write_bytes(exported.read_bytes()[:-1] + b"\0")
+    flip_the_last_bit(exported)
     assert main(["vault", "import-age", vault, "in/a.txt", str(exported), "-i", identity, "--key", key]) == 3
     capsys.readouterr()
     _, document = say(capsys, "vault", "ls", vault, "in/a.txt", "--key", key)
@@ -228,7 +234,7 @@ def test_erase(vault, key, tmp_path, capsys):
     assert (status, document["reason"], document["slots"][0]["state"]) == (0, "stolen", "destroyed")
     assert main(["vault", "ls", vault, "--key", key]) == 4
     assert say(capsys, "vault", "receipt", receipt, "--trust", public) == (0, document)
-    (tmp_path / "receipt").write_bytes((tmp_path / "receipt").read_bytes()[:-1] + b"?")
+    flip_the_last_bit(tmp_path / "receipt")
     assert main(["vault", "receipt", receipt, "--trust", public]) == 3
 
 

@@ -292,7 +292,8 @@ def pattern(number):
 
 
 ALONE = """
-import hashlib, sys
+import contextlib, hashlib, sys
+from cryptography.exceptions import InvalidTag
 from tidegate.crypto import aead, kem
 from tidegate.crypto.memory import ProtectedSecret
 
@@ -303,10 +304,8 @@ def fill(target, number=0):
 def use(algorithm):
     cipher = algorithm.use(key.view())
     cipher.encrypt_into(nonce, bytes(90), b"", bytearray(106))
-    try:
+    with contextlib.suppress(InvalidTag):
         cipher.decrypt_into(nonce, bytes(106), b"", bytearray(90))
-    except Exception:
-        pass
 
 key = ProtectedSecret.fill(32, fill)
 zeros, nonce = bytes(32), bytes(12)
