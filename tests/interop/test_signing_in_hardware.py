@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import pytest
 
 from tidegate.base.program import run_program
 from tidegate.cli.main import main
+from tidegate.testing.keyd import running_keyd
 from tidegate.testing.swtpm import SwTpm
 from tidegate.testing.tokens import SoftHsm
 
@@ -59,15 +57,8 @@ def keyd(root: Path) -> Iterator[tuple[str, str]]:
     store = f"file:{root}/behind?device-secret={secret}"
     assert main(["keys", "create-store", store]) == 0
     config = private(root / "keyd.toml", KEYD.format(socket=root / "keyd.sock", store=store, uid=os.getuid()))
-    process = subprocess.Popen([sys.executable, "-m", "tidegate.keys.keyd", str(config)], stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 10
-        while not (root / "keyd.sock").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
+    with running_keyd(config):
         yield f"keyd:{root}/keyd.sock?key=classical", "ecdsa-p384"
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
 
 
 class Maker:

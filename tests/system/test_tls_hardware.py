@@ -26,6 +26,7 @@ from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.keys.store import KeyPolicy, KeyPurpose, KeySpec
 from tidegate.keys.uri import open_store, parse_key_uri
 from tidegate.testing.certificates import Authority, CountingSigner, MemorySigner, to_pem
+from tidegate.testing.keyd import running_keyd
 from tidegate.testing.swtpm import SwTpm
 from tidegate.testing.tokens import MODULE, SoftHsm
 from tidegate.tls.context import client_context, server_context
@@ -379,14 +380,8 @@ def keyd(folder, signer):
         f'[[grant]]\nuser = {os.getuid()}\nkeys = ["tls"]\noperations = ["sign"]\n'
     )
     config.chmod(0o600)
-    command = [sys.executable, "-m", "tidegate.keys.keyd", str(config)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
-    try:
-        assert b"keyd.ready" in process.stderr.readline()
+    with running_keyd(config):
         yield folder / "keyd.sock"
-    finally:
-        process.terminate()
-        process.communicate(timeout=10)
 
 
 def test_the_private_key_is_nowhere_when_the_key_process_holds_it(known, tmp_path) -> None:

@@ -12,6 +12,7 @@ import grp
 import json
 import os
 import pwd
+import select
 import signal
 import socket
 import stat
@@ -58,12 +59,31 @@ class Keyd:
         self._turns = _Turns()
         self._lines = _Lines()
         self._stopping = False
+        self._woken, self._wakes = socket.socketpair()
+        self._wakes.setblocking(False)
+
+    @property
+    def wakes(self) -> int:
+        """Return the descriptor for ``signal.set_wakeup_fd``, so that no signal right before ``run`` waits is lost."""
+        return self._wakes.fileno()
+
+    def close(self) -> None:
+        """Close what woke it; the listener is its owner's."""
+        self._woken.close()
+        self._wakes.close()
 
     def run(self) -> None:
         """Serve until ``stop``."""
+        self._listener.setblocking(False)
+        waiting = select.poll()
+        for one in (self._listener, self._woken):
+            waiting.register(one, select.POLLIN)
         while not self._stopping:
+            waiting.poll()
             try:
                 connection, _ = self._listener.accept()
+            except BlockingIOError:  # woken, by ``stop``
+                continue
             except OSError:  # shut down, by ``stop``; or no descriptor is left until some client goes
                 if not self._stopping:
                     time.sleep(_PAUSE_S)
@@ -85,6 +105,8 @@ class Keyd:
     def stop(self) -> None:
         """Take no more clients; ``run`` returns."""
         self._stopping = True
+        with contextlib.suppress(BlockingIOError):  # it was woken often enough
+            self._wakes.send(b"\0")
         self._listener.shutdown(socket.SHUT_RDWR)
 
     def _admit(self, peer: Peer) -> TidegateError | None:
@@ -321,12 +343,14 @@ def serve(path: Path, report: Report) -> None:
         worker = Worker(uri, pins, within_s=config.limits.provider_s, report=report)
         try:
             worker.start()
-            keyd = Keyd(listener, worker, grants, config.limits, report)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: keyd.stop())
-            report("keyd.ready", socket=section.socket, provider=uri.scheme, memory_locked=is_locked)
-            _notify(b"READY=1")
-            keyd.run()
+            with contextlib.closing(Keyd(listener, worker, grants, config.limits, report)) as keyd:
+                signal.set_wakeup_fd(keyd.wakes, warn_on_full_buffer=False)
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(number, lambda *_: keyd.stop())
+                report("keyd.ready", socket=section.socket, provider=uri.scheme, memory_locked=is_locked)
+                _notify(b"READY=1")
+                keyd.run()
+                signal.set_wakeup_fd(-1)
         finally:
             worker.stop()
             with contextlib.suppress(OSError):

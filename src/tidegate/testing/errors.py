@@ -49,3 +49,8 @@ class SwTpmFailed(Fault):
 class CutDiskFailed(Fault):
     code = "testing.cutdisk.failed"
     advice = "A recorded disk needs root, /dev/fuse and loop devices."
+
+
+class KeydFailed(Fault):
+    code = "testing.keyd.failed"
+    advice = "Read what the key process said in the message."

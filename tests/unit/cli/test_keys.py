@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tidegate.cli.main import main
+from tidegate.testing.keyd import running_keyd
 from tidegate.testing.swtpm import SwTpm
 from tidegate.testing.tokens import SoftHsm
 
@@ -262,18 +263,12 @@ def test_through_the_key_process(shell):
         f'[keyd]\nsocket = "{folder}/s"\nstore = "{shell.store}"\n'
         f'[[grant]]\nuser = {os.getuid()}\nkeys = ["dev-*"]\noperations = ["sign", "generate", "list"]\n'
     )
-    command = [sys.executable, "-m", "tidegate.keys.keyd", str(config)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        try:
-            assert json.loads(process.stderr.readline())["event"] == "keyd.ready"
-            shell.must("keys", "generate", f"keyd:{folder}/s?key=dev-a")
-            assert shell.code("keys", "generate", f"keyd:{folder}/s?key=other") == "keys.grant.refused"
-            assert shell.code("keys", "destroy", f"keyd:{folder}/s?key=dev-a", "--yes") == "keys.grant.refused"
-            assert [key["name"] for key in shell.must("keys", "list", f"keyd:{folder}/s")["keys"]] == ["dev-a"]
-        finally:
-            process.terminate()
-            process.communicate()
-            shutil.rmtree(folder)
+    with running_keyd(config):
+        shell.must("keys", "generate", f"keyd:{folder}/s?key=dev-a")
+        assert shell.code("keys", "generate", f"keyd:{folder}/s?key=other") == "keys.grant.refused"
+        assert shell.code("keys", "destroy", f"keyd:{folder}/s?key=dev-a", "--yes") == "keys.grant.refused"
+        assert [key["name"] for key in shell.must("keys", "list", f"keyd:{folder}/s")["keys"]] == ["dev-a"]
+    shutil.rmtree(folder)
 
 
 # ---- asking a person -------------------------------------------------------------------------------------

@@ -789,6 +789,7 @@ def test_who_floods_waits_behind_himself(tmp_path):
     for thread in threads:
         thread.join()
     assert served.count(1) == 96
+    keyd.close()
     listener.close()
 
 
@@ -847,6 +848,24 @@ def test_no_thread_left_is_busy(tmp_path, monkeypatch):
     keyd.stop()
     running.join(timeout=5)
     assert not running.is_alive()
+    keyd.close()
+    listener.close()
+
+
+def test_a_signal_right_before_it_waits_is_not_lost(tmp_path):
+    """The kernel has delivered it, the interpreter has not run its handler yet: only the wake-up descriptor knows."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen()
+    keyd = Keyd(listener, None, Grants(grants=()), Limits(), lambda *_, **__: None)
+    running = threading.Thread(target=keyd.run, daemon=True)
+    running.start()
+    assert code_of(RemoteKeyStore, tmp_path / "s") == "keys.grant.refused"  # and it waits for the next one
+    keyd._stopping = True  # by the handler, as soon as the interpreter gets to it
+    os.write(keyd.wakes, bytes([signal.SIGTERM]))  # by the interpreter's own handler, at once
+    running.join(timeout=5)
+    assert not running.is_alive()
+    keyd.close()
     listener.close()
 
 

@@ -8,8 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -42,6 +40,7 @@ from tidegate.keys.tpm2_device import public_of
 from tidegate.keys.tpm2_files import parse_pem, parse_public_area
 from tidegate.keys.tpm2_policy import approve
 from tidegate.keys.uri import open_store, parse_key_uri
+from tidegate.testing.keyd import running_keyd
 from tidegate.testing.swtpm import SwTpm
 
 P256, P384, RSA = SignatureAlgorithm.ECDSA_P256, SignatureAlgorithm.ECDSA_P384, SignatureAlgorithm.RSA_PSS
@@ -258,21 +257,16 @@ def test_behind_the_key_process(own, maker):
     spec = KeySpec(purpose=KeyPurpose.SEAL, policy=KeyPolicy(pcrs=PCRS, pcr_authority=authority))
     grant = f'[[grant]]\nuser = {os.getuid()}\nkeys = ["*"]\noperations = ["generate", "list", "seal", "unseal"]\n'
     (folder / "keyd.toml").write_text(f'[keyd]\nsocket = "{folder}/socket"\nstore = {json.dumps(uri)}\n{grant}')
-    command = [sys.executable, "-m", "tidegate.keys.keyd", str(folder / "keyd.toml")]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        try:
-            assert b"keyd.ready" in process.stderr.readline()
-            client = RemoteKeyStore(folder / "socket")
-            assert client.generate("k", spec).spec == client.list_keys()[0].spec == spec
-            error = refusal(client.seal, "k", b"s", b"")
-            assert error.code == "keys.pcr.no-statement"
-            assert error.fields["other_values"] == 0
-            (folder / "keys" / "statements").mkdir()
-            raw = sign_statement(maker.signer("p256"), "box", store.pcr_values(PCRS), version=1)
-            (folder / "keys" / "statements" / "one").write_bytes(raw)
-            assert bytes(client.unseal("k", client.seal("k", b"s", b""), b"").view()) == b"s"
-        finally:
-            process.terminate()
+    with running_keyd(folder / "keyd.toml"):
+        client = RemoteKeyStore(folder / "socket")
+        assert client.generate("k", spec).spec == client.list_keys()[0].spec == spec
+        error = refusal(client.seal, "k", b"s", b"")
+        assert error.code == "keys.pcr.no-statement"
+        assert error.fields["other_values"] == 0
+        (folder / "keys" / "statements").mkdir()
+        raw = sign_statement(maker.signer("p256"), "box", store.pcr_values(PCRS), version=1)
+        (folder / "keys" / "statements" / "one").write_bytes(raw)
+        assert bytes(client.unseal("k", client.seal("k", b"s", b""), b"").view()) == b"s"
     shutil.rmtree(folder)
 
 
