@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,11 @@ def _build_generate(generate: argparse.ArgumentParser) -> None:
         "--floor", metavar="COUNTER", help="the TPM's counter whose count ends statements of lower versions"
     )
     generate.add_argument("--user-auth", action="store_true", help="ask for a PIN of its own at each use")
+    generate.add_argument(
+        "--revocable",
+        action=argparse.BooleanOptionalAction,
+        help="let destroying it end every copy of it, too, by a counter in the TPM (default: for a TPM's sealing keys)",
+    )
     generate.set_defaults(run=generate_key)
 
 
@@ -123,6 +129,7 @@ def show_capabilities(arguments: argparse.Namespace, output: Output) -> int:
         "bind to PCRs": able.can_bind_pcrs,
         "follow a PCR authority": able.can_follow_pcr_authority,
         "PIN of a key": able.can_user_auth,
+        "revoke copies of a key": able.can_revoke,
         "certificates": able.can_keep_certificates,
         "quote": able.can_quote,
         "count": able.can_count,
@@ -142,6 +149,8 @@ def generate_key(arguments: argparse.Namespace, output: Output) -> int:
 
     spec = _spec(arguments)
     store, name = open_keys(arguments.key)
+    if arguments.revocable is None and spec.purpose.value == "seal" and store.capabilities().can_revoke:
+        spec = replace(spec, policy=replace(spec.policy, revocable=True))
     info = store.generate(name, spec)
     key_id = str(info.public_key.key_id) if info.public_key else None
     output.line(f"generated {info.name} ({_kind(info)})" + (f", key id {key_id}" if key_id else ""))
@@ -170,6 +179,7 @@ def _spec(arguments: argparse.Namespace) -> KeySpec:
             pcrs=pcrs,
             user_auth=arguments.user_auth,
             pcr_authority=keys_seal.read_authority(arguments, pcrs),
+            revocable=bool(arguments.revocable),
         ),
     )
 
@@ -228,6 +238,7 @@ def _policy(info: KeyInfo) -> str:
         words[-1] += f" as key {authority.key.key_id} signs for {authority.product}"
         words[-1] += f" from the version on that counter {authority.floor} says" if authority.floor else ""
     words += ["own PIN"] if policy.user_auth else []
+    words += ["revocable"] if policy.revocable else []
     return ", ".join(words) or "-"
 
 

@@ -24,7 +24,7 @@ from tidegate.boot.storage import JOURNAL_OFFSET, SOFTWARE_KEYSTORE, STATE_BYTES
 from tidegate.crypto.signing import PublicKey, SignatureAlgorithm, Signer
 from tidegate.factory.errors import DeviceNotBlank
 from tidegate.keys.errors import KeyExists
-from tidegate.keys.store import KeyPurpose, KeySpec, KeyStore
+from tidegate.keys.store import KeyPolicy, KeyPurpose, KeySpec, KeyStore
 from tidegate.keys.uri import open_store, parse_key_uri
 from tidegate.pki.certificate import Issuance, encode_pem, issue_idevid
 from tidegate.policy.sign import PolicyRule, VerifiedPolicy, verify_policy
@@ -114,7 +114,7 @@ def provision_identity(
 def _make_keys(keys: KeyStore) -> None:
     """Generate what a device has, all of it or nothing."""
     capabilities = keys.capabilities()
-    specs = {VAULT_KEY: KeySpec(purpose=KeyPurpose.SEAL)}
+    specs = {VAULT_KEY: KeySpec(purpose=KeyPurpose.SEAL, policy=KeyPolicy(revocable=capabilities.can_revoke))}
     for name, algorithms in DEVICE_SIGNING_KEYS.items():
         chosen = next((one for one in algorithms if one in capabilities.algorithms), algorithms[0])
         specs[name] = KeySpec(purpose=KeyPurpose.SIGN, algorithm=chosen)

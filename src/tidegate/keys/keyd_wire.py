@@ -211,6 +211,7 @@ def _pack_spec(spec: KeySpec) -> _Packed:
             [*sorted(policy.pcrs)],
             policy.user_auth,
             None if authority is None else [authority.key.encode(), authority.product, authority.floor],
+            policy.revocable,
         ],
     ]
 
@@ -220,7 +221,7 @@ def _unpack_spec(value: _Packed) -> KeySpec:
         case [
             str() as purpose,
             None | int() as algorithm,
-            [bool() as exportable, pcrs, bool() as user_auth, authority],
+            [bool() as exportable, pcrs, bool() as user_auth, authority, bool() as revocable],
         ]:
             return KeySpec(
                 purpose=KeyPurpose(purpose),
@@ -230,6 +231,7 @@ def _unpack_spec(value: _Packed) -> KeySpec:
                     pcrs=_unpack_pcrs(pcrs),
                     user_auth=user_auth,
                     pcr_authority=_unpack_authority(authority),
+                    revocable=revocable,
                 ),
             )
     raise TypeError("no specification")
@@ -308,6 +310,7 @@ _FLAGS = (
     "can_user_auth",
     "can_keep_certificates",
     "can_follow_pcr_authority",
+    "can_revoke",
 )
 
 

@@ -65,13 +65,15 @@ class KeyPolicy:
     ``exportable``: its private half may leave as PKCS#8 or wrapped for another token. ``pcrs``: it works only while
     these registers (SHA-256 bank) hold what they held when it was made; with a ``pcr_authority``, while they hold what
     a statement that this authority signed says. ``user_auth``: each use asks for a PIN of its own, besides what opens
-    the store.
+    the store. ``revocable``: ``destroy`` ends every copy of it, too, because the provider itself refuses them from then
+    on, whatever storage it keeps them on.
     """
 
     exportable: bool = False
     pcrs: frozenset[int] = frozenset()
     user_auth: bool = False
     pcr_authority: PcrAuthority | None = None
+    revocable: bool = False
 
     def __post_init__(self) -> None:
         if not all(0 <= pcr <= MAX_PCR for pcr in self.pcrs):
@@ -131,6 +133,7 @@ class Capabilities:
     can_user_auth: bool = False
     can_keep_certificates: bool = False
     can_follow_pcr_authority: bool = False
+    can_revoke: bool = False
 
     def require(self, spec: KeySpec) -> None:
         """Return if a key like ``spec`` can be made here, else raise ``keys.capability.missing`` saying what lacks."""
@@ -145,6 +148,7 @@ class Capabilities:
                 "bind keys to what a PCR authority signs",
             ),
             (spec.policy.user_auth and not self.can_user_auth, "ask for a PIN at each use of a key"),
+            (spec.policy.revocable and not self.can_revoke, "end copies of a key that it destroys"),
         ]
         for is_lacking, what in lacking:
             if is_lacking:
@@ -229,7 +233,11 @@ class KeyStore(Protocol):
         ...
 
     def destroy(self, name: str) -> None:
-        """Make the key unusable for ever; using it afterwards raises ``keys.key.missing``."""
+        """Make the key unusable for ever; using it afterwards raises ``keys.key.missing``.
+
+        Of a ``revocable`` key that holds for every copy that was made of the provider's files before. Of others a copy
+        may work again where what unlocked the store still does.
+        """
         ...
 
     def close(self) -> None:

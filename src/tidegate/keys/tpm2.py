@@ -7,13 +7,13 @@ Bytes, templates, NV indices and limits: docs/formats/tpm2.md.
 from __future__ import annotations
 
 import contextlib
-import hmac
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tidegate.base.clock import Entropy, SystemEntropy
+from tidegate.base.errors import TidegateError
 from tidegate.crypto.aead import KEY_BYTES, NONCE_BYTES, Secret, open_aes256gcm, seal_aes256gcm
 from tidegate.crypto.errors import AeadFailed
 from tidegate.crypto.signing import PublicKey, SignatureAlgorithm
@@ -25,8 +25,6 @@ from tidegate.keys.errors import (
     KeyNameInvalid,
     KeyPurposeWrong,
     NotExportable,
-    PinMissing,
-    PinRefused,
     SealedMalformed,
     StoreClosed,
 )
@@ -66,40 +64,19 @@ from tidegate.keys.tpm2_device import (
     tpm_at,
     tss,
 )
-from tidegate.keys.tpm2_files import (
-    PERSISTENT_HANDLES,
-    RH_OWNER,
-    KeyRecord,
-    StoreRecord,
-    WrappedKey,
-    check_key,
-    encode_template,
-    parse_public_area,
-    policy_of,
-    spec_of,
-)
+from tidegate.keys.tpm2_files import WrappedKey, check_key, encode_template, parse_public_area, policy_of, spec_of
 from tidegate.keys.tpm2_folder import Tpm2Folder
+from tidegate.keys.tpm2_nvpolicy import Revocation
+from tidegate.keys.tpm2_pins import KeyPins, Tpm2Pins
 from tidegate.keys.tpm2_policy import find_approval, floor_at_birth, require_authority, require_state, satisfy
+from tidegate.keys.tpm2_records import PERSISTENT_HANDLES, RH_OWNER, KeyRecord, StoreRecord
+from tidegate.keys.tpm2_revocation import begin_lifeline, choose_lifeline, end_lifeline, satisfy_lifeline
 from tidegate.keys.uri import KeyUri, read_pin
 
 T = TypeVar("T")
 DEFAULT_TCTI = "device:/dev/tpmrm0"
 SRK_HANDLE = 0x81000001  # where provisioned platforms keep the storage key (TCG TPM 2.0 Provisioning Guidance)
-MAX_PIN_BYTES = 32  # an authorisation value is no longer than the name's hash
 _RANDOM_BYTES = 32  # what every TPM gives in one answer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tpm2Pins:
-    """Where PINs come from: a key's (asked with a description), the owner's, the storage key's; ``None``: empty.
-
-    The TPM's last try is not spent on a key's PIN that comes from no person (``key_by_person``).
-    """
-
-    key: Callable[[str], Secret] | None = None
-    key_by_person: bool = True
-    owner: Callable[[], Secret] | None = None
-    parent: Callable[[], Secret] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +107,7 @@ class Tpm2KeyStore:
         self._entropy = entropy or SystemEntropy()
         self._closed = False
         self._tpm = tpm_at(tcti)
-        self._guess_key = self._entropy.random_bytes(KEY_BYTES)
-        self._guesses: set[bytes] = set()
+        self._key_pins = KeyPins(self._pins, self._entropy)
         self._store = self._folder.store()
         self._capabilities = self._run(self._open)
 
@@ -163,13 +139,14 @@ class Tpm2KeyStore:
         floor = spec.policy.pcr_authority and spec.policy.pcr_authority.floor
         if floor and not self.counter_read(floor):
             self.counter_increment(floor)  # versions begin at 1
-        pin = self._ask(name, "the new PIN") if spec.policy.user_auth else None
+        pin = self._key_pins.ask(name, "the new PIN") if spec.policy.user_auth else None
         with contextlib.ExitStack() as held:
             held.enter_context(self._folder.lock())
             if pin is not None:
                 held.enter_context(pin)
             self._refuse_existing(name)
-            key = self._run(lambda chip: self._create(chip, name, spec, pin))
+            revocation = held.enter_context(self._lifeline(name)) if spec.policy.revocable else None
+            key = self._run(lambda chip: self._create(chip, name, spec, pin, revocation))
             if key.wrapped is not None:
                 self._folder.add(key.record, key.wrapped)
         return key.info
@@ -297,16 +274,19 @@ class Tpm2KeyStore:
             self._folder.replace(replace(key.record, handle=handle))
 
     def destroy(self, name: str) -> None:
-        """Remove the key's files, and the key from the TPM if it was persistent.
+        """End a revocable key in the TPM, take a persistent one out of it, then remove the key's files.
 
-        Whoever kept a copy of the files and has this very TPM can put them back: a wrapped key is valid for as long as
-        the owner's storage seed is (``tpm2_clear`` ends all of them).
+        Of a key that is not revocable, whoever kept a copy of the files and has this very TPM can put them back: it is
+        valid for as long as the owner's storage seed is (``tpm2_clear`` ends all of them).
         """
         self._require_open()
         with self._folder.lock():
             if is_handle_name(check_key_name(name)) or self._folder.has(name):
                 with contextlib.suppress(KeyMissing):  # its TSS2 file went before the power did
                     key = self._key(name)
+                    revocation = key.record.revocation
+                    if revocation is not None:
+                        self._run(lambda chip: end_lifeline(chip, revocation))
                     if key.record.handle is not None:
                         handle = key.record.handle
                         self._run(lambda chip: evict_key(chip, key.name, handle))
@@ -352,6 +332,7 @@ class Tpm2KeyStore:
             can_user_auth=True,
             can_keep_certificates=True,
             can_follow_pcr_authority=True,
+            can_revoke=True,
         )
 
     def _key(self, name: str, purpose: KeyPurpose | None = None) -> _Key:
@@ -379,18 +360,38 @@ class Tpm2KeyStore:
         info = KeyInfo(name=name, spec=record.spec, public_key=parse_public_area(public).public_key)
         return _Key(record=record, info=info, name=wrapped.name, wrapped=None)
 
-    def _create(self, chip: Chip, name: str, spec: KeySpec, pin: Secret | None) -> _Key:
+    @contextlib.contextmanager
+    def _lifeline(self, name: str) -> Iterator[Revocation]:
+        """Make the counter of a new revocable key for the body, which keeps the key; if it fails the counter goes too.
+
+        What an interruption left of another try goes first. The folder is locked.
+        """
+        left = self._folder.making(name)
+        if left is not None:
+            self._run(lambda chip: end_lifeline(chip, left))
+        line = self._run(lambda chip: choose_lifeline(chip, self._entropy))
+        self._folder.begin_making(name, line)
+        try:
+            yield self._run(lambda chip: begin_lifeline(chip, line), once=True)
+        except TidegateError:
+            with contextlib.suppress(TidegateError):  # then the next try of this name frees it
+                self._run(lambda chip: end_lifeline(chip, line))
+                self._folder.end_making(name)
+            raise
+        self._folder.end_making(name)
+
+    def _create(self, chip: Chip, name: str, spec: KeySpec, pin: Secret | None, revocation: Revocation | None) -> _Key:
         require_authority(chip, spec.policy)
         authority = spec.policy.pcr_authority
         values = {} if authority else chip.pcr_values(spec.policy.pcrs)
         known = self._folder.counter(authority.floor) if authority and authority.floor else None
         floor = floor_at_birth(chip, spec.policy, known)
-        template = encode_template(spec, policy_of(spec.policy, values, floor))
+        template = encode_template(spec, policy_of(spec.policy, values, floor=floor, revocation=revocation))
         data = Secret(self._entropy.random_bytes(KEY_BYTES)) if spec.purpose is KeyPurpose.SEAL else None
         with data or contextlib.nullcontext():
             public, private = chip.create(self._primary(chip), template, auth=pin, data=data)
         wrapped = WrappedKey(parent=self._store.parent, public=public, private=private, user_auth=spec.policy.user_auth)
-        record = KeyRecord(name=name, spec=spec, pcrs=values, floor=floor)
+        record = KeyRecord(name=name, spec=spec, pcrs=values, floor=floor, revocation=revocation)
         key = _Key(
             record=record, info=check_key(record, wrapped, self._store.parent), name=wrapped.name, wrapped=wrapped
         )
@@ -415,11 +416,14 @@ class Tpm2KeyStore:
         if pin is not None:
             chip.esys.tr_set_auth(handle, bytes(pin.view()))
         salt = self._primary(chip) if private or pin is not None else None
-        if not record.spec.policy.pcrs:
+        if not record.spec.policy.pcrs and record.revocation is None:
             session = tss.ESYS_TR.PASSWORD if salt is None else chip.session(salt, private=private)
             return Use(handle=handle, session=session)
         session = chip.session(salt, policy=True, private=private)
-        satisfy(chip, session, record, approval)
+        if record.spec.policy.pcrs:
+            satisfy(chip, session, record, approval)
+        if record.revocation is not None:
+            satisfy_lifeline(chip, session, record.name, record.revocation)
         if pin is not None:
             chip.esys.policy_auth_value(session)
         return Use(handle=handle, session=session)
@@ -446,30 +450,13 @@ class Tpm2KeyStore:
             code = response_code(error)
             require_state(chip, error, key.record, self._folder.statements)
             if pin is not None and code in (RC_AUTH_FAIL, RC_BAD_AUTH):
-                self._guesses.add(self._guess(key, pin))
+                self._key_pins.remember_wrong(key.name, pin)
                 raise refused(chip, key.record.name) from error
             raise
 
     def _pin(self, key: _Key) -> Secret | None:
-        """Return the key's PIN; one that the TPM refused is not sent again, each try counts against the lockout."""
-        if not key.record.spec.policy.user_auth:
-            return None
-        pin = self._ask(key.record.name, "the PIN")
-        if self._guess(key, pin) in self._guesses:
-            pin.wipe()
-            raise PinRefused(f"the TPM refused this PIN of key {key.record.name!r} before", key=key.record.name)
-        return pin
-
-    def _guess(self, key: _Key, pin: Secret) -> bytes:
-        return hmac.digest(self._guess_key, key.name + bytes(pin.view()), "sha256")
-
-    def _ask(self, name: str, what: str) -> Secret:
-        if self._pins.key is None:
-            raise PinMissing(f"nothing says where {what} of key {name!r} comes from", key=name)
-        pin = self._pins.key(f"{what} of TPM key {name}")
-        if not 0 < len(pin) <= MAX_PIN_BYTES or pin.view()[-1] == 0:
-            raise PinRefused(f"a PIN of a TPM key has 1 to {MAX_PIN_BYTES} bytes, the last not zero", key=name)
-        return pin
+        """Return the key's PIN if it has one."""
+        return self._key_pins.ask_again(key.record.name, key.name) if key.record.spec.policy.user_auth else None
 
     def _sealing_key(self, name: str) -> Secret:
         return self._operate(

@@ -14,8 +14,9 @@ from typing import Any
 
 from tidegate.keys.errors import ProviderFailed, StoreMalformed
 from tidegate.keys.tpm2_device import RC_HANDLE, Chip, response_code, tss
-from tidegate.keys.tpm2_files import COUNTER_INDICES, CounterRecord
-from tidegate.keys.tpm2_floor import COUNT_ATTRIBUTES, COUNT_BYTES, WRITTEN, counter_label
+from tidegate.keys.tpm2_floor import counter_label
+from tidegate.keys.tpm2_nvpolicy import COUNT_ATTRIBUTES, COUNT_BYTES, WRITTEN
+from tidegate.keys.tpm2_records import COUNTER_INDICES, CounterRecord
 
 _MAX_PROBES = 8  # slots that a name may take; more names of one hash do not meet in a TPM with a few dozen indices
 _AUTH_WRITE, _WRITE_LOCKED, _WRITE_DEFINE = 1 << 2, 1 << 11, 1 << 13

@@ -33,7 +33,8 @@ from tidegate.keys.errors import (
     TokenMissing,
     UnlockRefused,
 )
-from tidegate.keys.tpm2_files import PRIMARY_TEMPLATE, RH_OWNER, StoreRecord, WrappedKey
+from tidegate.keys.tpm2_files import PRIMARY_TEMPLATE, WrappedKey
+from tidegate.keys.tpm2_records import RH_OWNER, StoreRecord
 
 os.environ.setdefault("TSS2_LOG", "all+NONE")  # else ESYS writes to stderr what we raise
 try:
@@ -53,7 +54,8 @@ _BUSY_S = 30.0
 _TCTI_LAYER = 0x0A
 _TPM_LAYERS = (0x00, 0x0B, 0x0C)  # the TPM itself, or a resource manager that speaks for it
 # response codes (TPM 2.0 Part 2, §6.6), format-one codes without their handle, session or parameter number
-RC_INITIALIZE, RC_PCR_CHANGED, RC_NV_DEFINED, RC_LOCKOUT = 0x100, 0x128, 0x14C, 0x921
+RC_INITIALIZE, RC_PCR_CHANGED, RC_NV_SPACE, RC_NV_DEFINED, RC_LOCKOUT = 0x100, 0x128, 0x14B, 0x14C, 0x921
+RC_POLICY = 0x126  # what TPM2_PolicyNV answers when the comparison does not hold
 RC_VALUE, RC_HANDLE, RC_AUTH_FAIL, RC_POLICY_FAIL, RC_INTEGRITY, RC_BAD_AUTH = 0x84, 0x8B, 0x8E, 0x9D, 0x9F, 0xA2
 _RC_LATER = frozenset({0x908, 0x90A, 0x920, 0x922, 0x923})  # yielded, testing, NV rate, retry, NV unavailable
 _RC_FULL = frozenset({0x901, 0x902, 0x903, 0x904, 0x905, 0x906})

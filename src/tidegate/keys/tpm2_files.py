@@ -1,4 +1,4 @@
-"""What a TPM store's folder holds and what a key's public area says: bytes to values and back, nothing else.
+"""What a TPM made and a folder keeps, the key file and its public area: bytes to values and back, nothing else.
 
 A TSS2 PRIVATE KEY file (the ASN.1 of draft-bottomley-tpm2-keys) is accepted if it encodes to the same bytes again; a
 public area (TPM 2.0 Part 2, §12.2.4) if it is exactly what this provider makes for the purpose in the key's record.
@@ -11,11 +11,9 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from tidegate.base.errors import Rejected
-from tidegate.crypto import cbor
-from tidegate.crypto.errors import CborLimit, CborMalformed
 from tidegate.crypto.signing import RSA_EXPONENT, RSA_GENERATED_BITS, PublicKey, SignatureAlgorithm, parse_public_key
 from tidegate.keys.errors import StoreMalformed
 from tidegate.keys.pcr_policy import (
@@ -23,31 +21,21 @@ from tidegate.keys.pcr_policy import (
     ALG_RSAPSS,
     ALG_SHA256,
     ECC,
-    MAX_VERSION,
-    PCR_BYTES,
     authorized_policy,
     pcr_policy,
     with_auth_value,
 )
 from tidegate.keys.store import (
-    MAX_CERTIFICATE_BYTES,
-    MAX_CERTIFICATES,
-    MAX_PCR,
     KeyInfo,
     KeyPolicy,
     KeyPurpose,
     KeySpec,
-    PcrAuthority,
 )
 from tidegate.keys.tpm2_floor import Floor, floored_policy
+from tidegate.keys.tpm2_nvpolicy import Revocation, revocable_policy
+from tidegate.keys.tpm2_records import KeyRecord
 
 MAX_PEM_BYTES = 4096  # an RSA-4096 key has 2.2 KiB
-MAX_RECORD_BYTES = MAX_CERTIFICATES * (MAX_CERTIFICATE_BYTES + 8) + 4096
-RH_OWNER = 0x40000001
-PERSISTENT_HANDLES = range(0x81000000, 0x81800000)  # the owner's half (TPM 2.0 Part 2, §7.4)
-COUNTER_INDICES = range(0x01500000, 0x01510000)
-NAME_BYTES = 34
-_STORE, _KEY, _COUNTER = "tidegate.tpm2.v1", "tidegate.tpm2.key.v1", "tidegate.tpm2.counter.v1"
 
 _ALG_RSA, _ALG_KEYEDHASH, _ALG_ECC, _ALG_NULL = 0x0001, 0x0008, 0x0023, 0x0010
 _FIXED_TPM, _FIXED_PARENT, _ORIGIN, _USER_WITH_AUTH = 1 << 1, 1 << 4, 1 << 5, 1 << 6
@@ -85,30 +73,6 @@ PRIMARY_TEMPLATE = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoreRecord:
-    """Which key wraps the others: its handle (or the owner hierarchy), and its name so that no other passes for it."""
-
-    parent: int
-    parent_name: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyRecord:
-    """What the folder says about a key besides its TSS2 file.
-
-    ``pcrs`` are the values at birth, which bind a key without a PCR authority; of one with it there are none.
-    ``floor`` is the counter of an authority with a floor.
-    """
-
-    name: str
-    spec: KeySpec
-    pcrs: dict[int, bytes] = field(default_factory=dict)
-    floor: Floor | None = None
-    handle: int | None = None
-    certificates: tuple[bytes, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class WrappedKey:
     """A key as the TPM gives it out: public area, wrapped private area (without their size fields), its parent."""
 
@@ -133,36 +97,28 @@ class PublicArea:
     public_key: PublicKey | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CounterRecord:
-    """Where a counter lies and the raw count that stands for 0."""
-
-    index: int
-    base: int
-
-
 def object_name(public: bytes) -> bytes:
     """Return the name of the object with this public area."""
     return _u16(ALG_SHA256) + hashlib.sha256(public).digest()
 
 
-def policy_digest(pcrs: Mapping[int, bytes], *, user_auth: bool) -> bytes:
-    """Return the authPolicy of a key: empty without PCRs, else PolicyPCR and, with a PIN, PolicyAuthValue."""
-    if not pcrs:
-        return b""
-    return with_auth_value(pcr_policy(pcrs)) if user_auth else pcr_policy(pcrs)
+def policy_of(
+    policy: KeyPolicy, pcrs: Mapping[int, bytes], *, floor: Floor | None = None, revocation: Revocation | None = None
+) -> bytes:
+    """Return the authPolicy of a key under ``policy``: empty for one that is neither bound to PCRs nor revocable.
 
-
-def policy_of(policy: KeyPolicy, pcrs: Mapping[int, bytes], floor: Floor | None) -> bytes:
-    """Return the authPolicy of a key under ``policy``; ``pcrs`` are the values at birth of one without an authority."""
+    ``pcrs`` are the values at birth of a key without an authority.
+    """
     authority = policy.pcr_authority
     if authority is None:
-        return policy_digest(pcrs, user_auth=policy.user_auth)
-    if floor is None:
+        digest = pcr_policy(pcrs) if pcrs else b""
+    elif floor is None:
         digest = authorized_policy(authority, policy.pcrs, None)
     else:
         digest = floored_policy(authority, policy.pcrs, floor)
-    return with_auth_value(digest) if policy.user_auth else digest
+    if revocation is not None:
+        digest = revocable_policy(digest, revocation)
+    return with_auth_value(digest) if digest and policy.user_auth else digest
 
 
 def encode_template(spec: KeySpec, auth_policy: bytes) -> bytes:
@@ -190,8 +146,8 @@ def _attributes(spec: KeySpec) -> int:
         bits |= _ORIGIN | _SIGN  # a sealed secret comes from outside, of a key the TPM may say that it made it
     if spec.purpose is KeyPurpose.ATTEST:
         bits |= _RESTRICTED
-    if not spec.policy.pcrs:
-        bits |= _USER_WITH_AUTH  # with PCRs the policy is the only way in
+    if not spec.policy.pcrs and not spec.policy.revocable:
+        bits |= _USER_WITH_AUTH  # else the policy is the only way in
     if not spec.policy.user_auth:
         bits |= _NO_DA  # no PIN to guess, and it goes on working while other keys are locked
     return bits
@@ -276,7 +232,7 @@ def check_key(record: KeyRecord, key: WrappedKey, parent: int) -> KeyInfo:
     """
     area = parse_public_area(key.public)
     algorithm = area.public_key.algorithm if area.public_key else None
-    policy = policy_of(record.spec.policy, record.pcrs, record.floor)
+    policy = policy_of(record.spec.policy, record.pcrs, floor=record.floor, revocation=record.revocation)
     same = (
         area.purpose is record.spec.purpose
         and algorithm is record.spec.algorithm
@@ -350,135 +306,3 @@ def _take(raw: bytes, tag: int) -> tuple[bytes, bytes]:
     if size > len(raw) - start:
         raise ValueError("an element ends early")
     return raw[start : start + size], raw[start + size :]
-
-
-def encode_store(record: StoreRecord) -> bytes:
-    """Return ``store.cbor``."""
-    return cbor.encode({"format": _STORE, "parent": record.parent, "parent_name": record.parent_name})
-
-
-def parse_store(raw: bytes) -> StoreRecord:
-    """Return what ``store.cbor`` says, or raise ``keys.store.malformed``."""
-    match _document(raw, 512):
-        case {"format": str(form), "parent": int(parent), "parent_name": bytes(name), **rest} if (
-            form == _STORE
-            and not rest
-            and len(name) == NAME_BYTES
-            and (parent == RH_OWNER or parent in PERSISTENT_HANDLES)
-        ):
-            return StoreRecord(parent=parent, parent_name=name)
-    raise StoreMalformed("the folder holds no TPM key store of this version")
-
-
-def encode_counter(record: CounterRecord) -> bytes:
-    """Return ``NAME.counter``."""
-    return cbor.encode({"format": _COUNTER, "index": record.index, "base": record.base})
-
-
-def parse_counter(raw: bytes) -> CounterRecord:
-    """Return what ``NAME.counter`` says, or raise ``keys.store.malformed``."""
-    match _document(raw, 512):
-        case {"format": str(form), "index": int(index), "base": int(base), **rest} if (
-            form == _COUNTER and not rest and index in COUNTER_INDICES and base >= 0 and not isinstance(base, bool)
-        ):
-            return CounterRecord(index=index, base=base)
-    raise StoreMalformed("a counter's record is damaged")
-
-
-def encode_record(record: KeyRecord) -> bytes:
-    """Return ``NAME.key``; only a key with a PCR authority has the member of that name."""
-    spec, authority = record.spec, record.spec.policy.pcr_authority
-    document: dict[str, object] = {
-        "format": _KEY,
-        "name": record.name,
-        "purpose": spec.purpose.value,
-        "algorithm": None if spec.algorithm is None else int(spec.algorithm),
-        "user_auth": spec.policy.user_auth,
-        "pcrs": record.pcrs,
-        "handle": record.handle,
-        "certificates": list(record.certificates),
-    }
-    if authority is not None:
-        floor = record.floor
-        document["authority"] = {
-            "key": authority.key.encode(),
-            "product": authority.product,
-            "pcrs": [*sorted(spec.policy.pcrs)],
-            "floor": None if floor is None else [floor.counter, floor.index, floor.base, floor.first],
-        }
-    return cbor.encode(document)
-
-
-def parse_record(raw: bytes, name: str) -> KeyRecord:
-    """Return the record of key ``name``, or raise ``keys.store.malformed``; one under another name is refused."""
-    match _document(raw, MAX_RECORD_BYTES):
-        case {
-            "format": str(form),
-            "name": str(named),
-            "purpose": str(purpose),
-            "algorithm": int() | None as algorithm,
-            "user_auth": bool(user_auth),
-            "pcrs": dict(pcrs),
-            "handle": int() | None as handle,
-            "certificates": list(chain),
-            **rest,
-        } if form == _KEY and set(rest) <= {"authority"} and named == name:
-            values = {pcr: value for pcr, value in pcrs.items() if isinstance(pcr, int) and isinstance(value, bytes)}
-            certificates = tuple(one for one in chain if isinstance(one, bytes))
-            sound = (
-                len(values) == len(pcrs)
-                and all(0 <= pcr <= MAX_PCR and len(value) == PCR_BYTES for pcr, value in values.items())
-                and len(certificates) == len(chain) <= MAX_CERTIFICATES
-                and all(0 < len(one) <= MAX_CERTIFICATE_BYTES for one in certificates)
-                and (handle is None or handle in PERSISTENT_HANDLES)
-                and not (values and rest)
-            )
-            if sound:
-                policy = KeyPolicy(pcrs=frozenset(values), user_auth=user_auth)
-                policy, floor = _with_authority(policy, rest["authority"]) if rest else (policy, None)
-                spec = _parse_spec(purpose, algorithm, policy)
-                return KeyRecord(
-                    name=name, spec=spec, pcrs=values, floor=floor, handle=handle, certificates=certificates
-                )
-    raise StoreMalformed(f"the record of key {name!r} is damaged", key=name)
-
-
-def _with_authority(policy: KeyPolicy, value: object) -> tuple[KeyPolicy, Floor | None]:
-    match value:
-        case {"key": bytes(key), "product": str(product), "pcrs": list(pcrs), "floor": counted, **rest} if not rest:
-            registers = [pcr for pcr in pcrs if isinstance(pcr, int) and not isinstance(pcr, bool)]
-            floor = _parse_floor(counted)
-            if len(registers) == len(pcrs) and registers == sorted({*registers}):
-                try:
-                    named = None if floor is None else floor.counter
-                    authority = PcrAuthority(key=parse_public_key(key), product=product, floor=named)
-                    return replace(policy, pcrs=frozenset(registers), pcr_authority=authority), floor
-                except (Rejected, ValueError) as error:
-                    raise StoreMalformed(f"a key's PCR authority is none: {error}") from error
-    raise StoreMalformed("a key's PCR authority is damaged")
-
-
-def _parse_floor(value: object) -> Floor | None:
-    match value:
-        case None:
-            return None
-        case [str(counter), int(index), int(base), int(first)] if (
-            index in COUNTER_INDICES and 0 <= base < 1 << 63 and 1 <= first <= MAX_VERSION and first is not True
-        ):
-            return Floor(counter=counter, index=index, base=base, first=first)
-    raise StoreMalformed("the floor of a key's PCR authority is damaged")
-
-
-def _parse_spec(purpose: str, algorithm: int | None, policy: KeyPolicy) -> KeySpec:
-    try:
-        chosen = None if algorithm is None else SignatureAlgorithm(algorithm)
-        return KeySpec(purpose=KeyPurpose(purpose), algorithm=chosen, policy=policy)
-    except ValueError as error:
-        raise StoreMalformed(f"a key's record is damaged: {error}") from error
-
-
-def _document(raw: bytes, limit_bytes: int) -> cbor.Value:
-    try:
-        return cbor.decode(raw, limit_bytes=limit_bytes)
-    except (CborMalformed, CborLimit) as error:
-        raise StoreMalformed(f"a record of the TPM store is damaged: {error.message}") from error

@@ -5,7 +5,7 @@ version that is lower than the count. What a TPM counts begins anywhere and what
 devices; so the version is in the reference that the authority signs, and the key's own policy says for 64 versions
 which raw count ends each: PolicyAuthorize for this version, PolicyNV "count at most", and PolicyOR over all of them.
 
-Pure. Source: TPM 2.0 Library Part 2, §13.5 (TPMS_NV_PUBLIC); Part 3, §23.6 (PolicyOR), §23.9 (PolicyNV).
+Pure. Source: TPM 2.0 Library Part 3, §23.6 (PolicyOR).
 """
 
 from __future__ import annotations
@@ -14,15 +14,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tidegate.keys.pcr_policy import ALG_SHA256, authorized_policy
+from tidegate.keys.pcr_policy import authorized_policy
 from tidegate.keys.store import PcrAuthority
+from tidegate.keys.tpm2_nvpolicy import COUNT_BYTES, nv_name, with_count_at_most
 
-COUNT_BYTES = 8
-WRITTEN = 1 << 29
-_AUTH_WRITE, _COUNTER, _OWNER_READ, _AUTH_READ, _NO_DA = 1 << 2, 1 << 4, 1 << 17, 1 << 18, 1 << 25
-COUNT_ATTRIBUTES = _AUTH_WRITE | _AUTH_READ | _OWNER_READ | _NO_DA | _COUNTER
-_CC_POLICY_NV, _CC_POLICY_OR = 0x149, 0x171
-UNSIGNED_LE = 0x0009  # TPM_EO: what the index holds is at most the operand
+_CC_POLICY_OR = 0x171
 _BRANCHES = 8  # of one TPM2_PolicyOR
 VERSIONS = _BRANCHES * _BRANCHES  # two of them, one in the other
 
@@ -50,14 +46,6 @@ def counter_label(name: str) -> bytes:
     return hashlib.sha256(b"tidegate counter v1\0" + name.encode()).digest()
 
 
-def counter_nv_name(name: str, index: int) -> bytes:
-    """Return the TPM's name of the index that counts: it says that it is a counter, and which."""
-    label = counter_label(name)
-    public = index.to_bytes(4, "big") + _u16(ALG_SHA256) + (COUNT_ATTRIBUTES | WRITTEN).to_bytes(4, "big")
-    public += _u16(len(label)) + label + _u16(COUNT_BYTES)
-    return _u16(ALG_SHA256) + hashlib.sha256(public).digest()
-
-
 def operand(floor: Floor, version: int) -> bytes:
     """Return the highest raw count under which statements of ``version`` are valid."""
     return (floor.base + version).to_bytes(COUNT_BYTES, "big")
@@ -65,12 +53,11 @@ def operand(floor: Floor, version: int) -> bytes:
 
 def floor_branches(authority: PcrAuthority, pcrs: frozenset[int], floor: Floor) -> list[list[bytes]]:
     """Return the policy digest for each version, eight by eight."""
-    name = counter_nv_name(floor.counter, floor.index)
-    branches = []
-    for version in floor.versions:
-        arguments = hashlib.sha256(operand(floor, version) + _u16(0) + _u16(UNSIGNED_LE)).digest()
-        begun = authorized_policy(authority, pcrs, version)
-        branches.append(hashlib.sha256(begun + _CC_POLICY_NV.to_bytes(4, "big") + arguments + name).digest())
+    name = nv_name(floor.index, counter_label(floor.counter))
+    branches = [
+        with_count_at_most(authorized_policy(authority, pcrs, version), name, operand(floor, version))
+        for version in floor.versions
+    ]
     return [branches[start : start + _BRANCHES] for start in range(0, VERSIONS, _BRANCHES)]
 
 
@@ -82,7 +69,3 @@ def either(branches: Sequence[bytes]) -> bytes:
 def floored_policy(authority: PcrAuthority, pcrs: frozenset[int], floor: Floor) -> bytes:
     """Return the policy digest of a key with a floor."""
     return either([either(group) for group in floor_branches(authority, pcrs, floor)])
-
-
-def _u16(number: int) -> bytes:
-    return number.to_bytes(2, "big")

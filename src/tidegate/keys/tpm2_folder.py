@@ -1,7 +1,8 @@
 """The folder of a TPM store: which files a key has, and in which order they appear and go.
 
 Touches: the folder. A key is there when its record is: the TSS2 file is written before it and removed before it, so a
-power cut leaves a whole key, or none and a file that the next one of this name replaces.
+power cut leaves a whole key, or none and a file that the next one of this name replaces. ``NAME.making`` says which NV
+index a revocable key is being made with, so that the next one of this name frees it.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from tidegate.base.lock import FolderLock
 from tidegate.keys.errors import KeyExists, KeyMissing, PcrStatementRefused, ProviderFailed
 from tidegate.keys.pcr_policy import MAX_STATEMENT_BYTES, MAX_STATEMENTS
 from tidegate.keys.store import check_key_name
-from tidegate.keys.tpm2_files import (
-    MAX_PEM_BYTES,
+from tidegate.keys.tpm2_files import MAX_PEM_BYTES, WrappedKey, encode_pem, parse_pem
+from tidegate.keys.tpm2_nvpolicy import Lifeline
+from tidegate.keys.tpm2_records import (
     MAX_RECORD_BYTES,
     CounterRecord,
     KeyRecord,
     StoreRecord,
-    WrappedKey,
     encode_counter,
-    encode_pem,
+    encode_lifeline,
     encode_record,
     encode_store,
     parse_counter,
-    parse_pem,
+    parse_lifeline,
     parse_record,
     parse_store,
 )
@@ -97,6 +98,22 @@ class Tpm2Folder:
         except StorageMissing as error:
             raise KeyMissing(f"no key {name!r} in {self.path}", key=name) from error
         return parse_record(raw, name), parse_pem(pem)
+
+    def making(self, name: str) -> Lifeline | None:
+        """Return what an interrupted making of a revocable key left in the TPM."""
+        try:
+            return parse_lifeline(self._read(self._path(name, ".making"), _MAX_STORE_BYTES))
+        except StorageMissing:
+            return None
+
+    def begin_making(self, name: str, line: Lifeline) -> None:
+        """Remember, before there is anything in the TPM, where a revocable key's counter will be."""
+        write_file_atomic(self._path(name, ".making"), encode_lifeline(line), mode=0o600)
+
+    def end_making(self, name: str) -> None:
+        """Forget it: the key's record says it now, or the TPM has nothing."""
+        with contextlib.suppress(StorageMissing):
+            erase_file(self._path(name, ".making"))
 
     def add(self, record: KeyRecord, key: WrappedKey) -> None:
         """Keep a new key; raise ``keys.key.exists``."""

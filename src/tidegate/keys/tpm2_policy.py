@@ -28,13 +28,22 @@ from tidegate.keys.pcr_policy import (
 from tidegate.keys.store import KeyPolicy, PcrAuthority
 from tidegate.keys.tpm2_commands import selection
 from tidegate.keys.tpm2_counter import Counter
-from tidegate.keys.tpm2_device import RC_PCR_CHANGED, RC_POLICY_FAIL, RC_VALUE, Chip, public_of, response_code, tss
-from tidegate.keys.tpm2_files import CounterRecord, KeyRecord
-from tidegate.keys.tpm2_floor import UNSIGNED_LE, Floor, either, floor_branches, operand
+from tidegate.keys.tpm2_device import (
+    RC_PCR_CHANGED,
+    RC_POLICY,
+    RC_POLICY_FAIL,
+    RC_VALUE,
+    Chip,
+    public_of,
+    response_code,
+    tss,
+)
+from tidegate.keys.tpm2_floor import Floor, either, floor_branches, operand
+from tidegate.keys.tpm2_nvpolicy import UNSIGNED_LE
+from tidegate.keys.tpm2_records import CounterRecord, KeyRecord
 
 Statements = Callable[[], list[tuple[str, bytes]]]
 _RC_SIGNATURE = 0x9B
-_RC_POLICY = 0x126  # what TPM2_PolicyNV answers when the comparison does not hold
 _FORMAT_ONE = 0x80  # of codes that find fault with a parameter; the others are about the TPM's state
 
 
@@ -138,7 +147,7 @@ def require_state(chip: Chip, error: Any, record: KeyRecord, statements: Stateme
     Raises ``keys.pcr.mismatch`` naming those that changed since the key's birth, ``keys.pcr.no-statement``.
     """
     policy = record.spec.policy
-    if not policy.pcrs or response_code(error) not in (RC_VALUE, RC_POLICY_FAIL, RC_PCR_CHANGED, _RC_POLICY):
+    if not policy.pcrs or response_code(error) not in (RC_VALUE, RC_POLICY_FAIL, RC_PCR_CHANGED, RC_POLICY):
         return
     if policy.pcr_authority is not None:
         _choose(chip, record, policy.pcr_authority, statements)

@@ -82,6 +82,7 @@ class KeyStoreConformance:
                     KeyPolicy(pcrs=frozenset({0})),
                     KeyPolicy(user_auth=True),
                     KeyPolicy(pcrs=frozenset({0}), pcr_authority=_authority()),
+                    KeyPolicy(revocable=True),
                 )
             ),
         ]
@@ -341,6 +342,25 @@ class KeyStoreConformance:
         must(info in self.reopen(store).list_keys(), "the list does not show the key as it was generated")
         with refused("keys.pcr.no-statement"):
             store.seal(info.name, b"secret", b"")
+
+    def test_revocable_keys(self) -> None:
+        store = self.make_store()
+        if not store.capabilities().can_revoke:
+            raise SkipTest("the provider cannot end copies of its keys")
+        policy = KeyPolicy(revocable=True)
+        kinds = [KeySpec(purpose=KeyPurpose.SIGN, algorithm=self._spec(store).algorithm, policy=policy)]
+        kinds += [KeySpec(purpose=KeyPurpose.SEAL, policy=policy)] if store.capabilities().can_seal else []
+        for spec in kinds:
+            info = store.generate(self._name(), spec)
+            again = self.reopen(store)
+            must(info in again.list_keys(), "the list does not show the key as it was generated")
+            if spec.algorithm is None:
+                again.unseal(info.name, again.seal(info.name, b"secret", b""), b"").wipe()
+            else:
+                again.signer(info.name).sign(b"m")
+            again.destroy(info.name)
+            with refused("keys.key.missing"):
+                again.public_key(info.name)
 
     def test_quotes(self) -> None:
         store = self.make_store()
@@ -629,6 +649,7 @@ def _lacks(able: Capabilities, spec: KeySpec) -> bool:
         or (bool(spec.policy.pcrs) and not able.can_bind_pcrs)
         or (spec.policy.user_auth and not able.can_user_auth)
         or (spec.policy.pcr_authority is not None and not able.can_follow_pcr_authority)
+        or (spec.policy.revocable and not able.can_revoke)
     )
 
 

@@ -71,10 +71,10 @@ def erase_vault(folder: Path, keys: Keys, *, reason: str, signer: Signer | None,
     ``base.permissions.unsafe``, ``vault.folder.busy``, and then nothing was done.
     """
     given = list(keys)
-    refusals = [_destroy(store, name) for store, name in given]
+    fates = [_destroy(store, name) for store, name in given]
     raw, state = _read_raw(folder)
     record = _parse(raw)
-    lines = [_report_key(*key, refusal, record) for key, refusal in zip(given, refusals, strict=True)]
+    lines = [_report_key(*key, fate, record) for key, fate in zip(given, fates, strict=True)]
     failures = [f"key {line['key']}: {line['proof']}" for line in lines if line["state"] == "failed"]
     files = 0
     try:
@@ -143,18 +143,29 @@ def _first(failures: list[str]) -> list[str]:
 # -- keys -------------------------------------------------------------------------------------------------------------
 
 
-def _destroy(store: KeyStore, name: str) -> TidegateError | None:
-    """Destroy the key; return what came in between. One store that fails keeps no other key alive."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fate:
+    """What came between a key and its end, and whether its provider ends copies of it as well (None: nobody knows)."""
+
+    refusal: TidegateError | None
+    revocable: bool | None
+
+
+def _destroy(store: KeyStore, name: str) -> _Fate:
+    """Destroy the key. One store that fails keeps no other key alive."""
+    revocable = None
+    with contextlib.suppress(TidegateError):  # a store that cannot list may destroy all the same
+        revocable = next((key.spec.policy.revocable for key in store.list_keys() if key.name == name), None)
     try:
         store.destroy(name)
     except TidegateError as error:
-        return error
-    return None
+        return _Fate(refusal=error, revocable=revocable)
+    return _Fate(refusal=None, revocable=revocable)
 
 
-def _report_key(store: KeyStore, name: str, refusal: TidegateError | None, record: Record | None) -> dict[str, object]:
+def _report_key(store: KeyStore, name: str, fate: _Fate, record: Record | None) -> dict[str, object]:
     """Return the receipt's line of a key after having it refuse."""
-    provider = "unknown"
+    provider, refusal = "unknown", fate.refusal
     with contextlib.suppress(TidegateError):
         provider = store.capabilities().provider
     sealed = [entry for entry in _iter_sealed(record) if entry[1] == name]
@@ -162,6 +173,7 @@ def _report_key(store: KeyStore, name: str, refusal: TidegateError | None, recor
         "key": _plain(name),
         "provider": provider,
         "slots": sorted({number for number, *_ in sealed}),
+        "copies": "not proven",
     }
     if refusal is not None and not isinstance(refusal, KeyMissing):
         return {**line, "state": "failed", "proof": refusal.code}
@@ -173,7 +185,7 @@ def _report_key(store: KeyStore, name: str, refusal: TidegateError | None, recor
         return {**line, "state": "failed", "proof": error.code}
     if refusal is not None:
         return {**line, "state": "missing", "proof": "the store had no such key: destroyed before, or never there"}
-    return {**line, "state": "destroyed", "proof": proof}
+    return {**line, "state": "destroyed", "proof": proof, "copies": "dead" if fate.revocable else "not proven"}
 
 
 def _prove(store: KeyStore, name: str, sealed: Sequence[tuple[bytes, bytes]]) -> str:

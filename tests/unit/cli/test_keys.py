@@ -82,6 +82,7 @@ def test_what_a_provider_can_is_a_table(shell):
     able = shell.must("keys", "capabilities", shell.store)
     assert (able["provider"], able["hardware"], able["quote"], able["export"]) == ("software", False, False, True)
     assert "count resists rollback  no" in shell.run("keys", "capabilities", shell.store)[1]
+    assert not able["revoke_copies_of_a_key"]
 
 
 @pytest.mark.parametrize(
@@ -229,11 +230,21 @@ def test_the_same_words_for_a_token(shell):
         assert shell.code("keys", "list", f"pkcs11:token=maker?module-path={hsm.module}") == "keys.pin.missing"
 
 
-def test_quotes_of_a_tpm(shell):
+def test_keys_and_quotes_of_a_tpm(shell):
     with SwTpm(shell.root / "tpm") as tpm:
         store = f"tpm2:{shell.root}/tpm-store?tcti={tpm.tcti}"
         key = f"tpm2:{shell.root}/tpm-store?key=ak&tcti={tpm.tcti}"
         shell.must("keys", "create-store", store)
+        for name, words, policy in (
+            ("vault", ("--purpose", "seal"), "revocable"),
+            ("plain", ("--purpose", "seal", "--no-revocable"), "-"),
+            ("a", ("--algorithm", "ecdsa-p256"), "-"),
+            ("b", ("--algorithm", "ecdsa-p256", "--revocable"), "revocable"),
+        ):
+            shell.must("keys", "generate", key.replace("=ak", f"={name}"), *words)
+            assert shell.must("keys", "show", key.replace("=ak", f"={name}"))["policy"] == policy
+        refused = shell.code("keys", "generate", shell.key("v"), "--purpose", "seal", "--revocable")
+        assert refused == "keys.capability.missing"
         shell.must("keys", "generate", key, "--purpose", "attest")
         shell.must("keys", "public", key, "-o", shell.root / "ak")
         quote, nonce = shell.root / "quote", "00" * 16

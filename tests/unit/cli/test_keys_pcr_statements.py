@@ -71,7 +71,7 @@ def test_an_update_from_the_bench_to_the_device(bench, tmp_path):
         (tmp_path / "statement").rename(tmp_path / "keys" / "statements" / "first")
         bench.must(*sealing)
         shown = bench.must("keys", "show", key)["policy"]
-        assert shown == f"PCRs 7,16 as key {told['key_id']} signs for box"
+        assert shown == f"PCRs 7,16 as key {told['key_id']} signs for box, revocable"
         assert bench.must("keys", "capabilities", store)["follow_a_pcr_authority"] is True
         from tidegate.keys.uri import open_store, parse_key_uri
 

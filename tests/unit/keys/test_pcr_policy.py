@@ -117,10 +117,10 @@ def test_policies_by_hand(authority):
     assert with_auth_value(authorized) == sha256(authorized, bytes.fromhex("0000016b"))
     assert authorized_message("box", VALUES, None) == pcr + reference
     policy = KeyPolicy(pcrs=PCRS, pcr_authority=authority)
-    assert policy_of(policy, {}, None) == authorized
+    assert policy_of(policy, {}) == authorized
     policy = KeyPolicy(pcrs=PCRS, pcr_authority=authority, user_auth=True)
-    assert policy_of(policy, {}, None) == with_auth_value(authorized)
-    assert policy_of(KeyPolicy(pcrs=PCRS), VALUES, None) == pcr
+    assert policy_of(policy, {}) == with_auth_value(authorized)
+    assert policy_of(KeyPolicy(pcrs=PCRS), VALUES) == pcr
 
 
 @pytest.mark.parametrize("algorithm", [P256, P384, RSA])

@@ -33,7 +33,7 @@ from tidegate.keys.tpm2 import Tpm2KeyStore, Tpm2Pins
 from tidegate.keys.tpm2_commands import extend_pcr
 from tidegate.keys.tpm2_counter import Counter
 from tidegate.keys.tpm2_device import Chip, _Patient, public_of, tpm_at
-from tidegate.keys.tpm2_files import PRIMARY_TEMPLATE, parse_pem, parse_public_area, policy_digest
+from tidegate.keys.tpm2_files import PRIMARY_TEMPLATE, parse_pem, parse_public_area, policy_of
 from tidegate.keys.uri import open_store, parse_key_uri
 from tidegate.testing.swtpm import SwTpm
 
@@ -132,7 +132,7 @@ def test_what_the_tpm_made_says_what_we_asked_for(store, chip):
         esys.policy_auth_value(session)
         assert bytes(esys.policy_get_digest(session)) == area.auth_policy
         esys.flush_context(session)
-    assert policy_digest({}, user_auth=True) == b""
+    assert policy_of(KeyPolicy(user_auth=True), {}) == b""
 
 
 # ---- registers -----------------------------------------------------------------------------------------------

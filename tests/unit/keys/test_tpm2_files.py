@@ -14,23 +14,25 @@ from tidegate.keys.pcr_policy import encode_pcr_selection
 from tidegate.keys.store import KeyPolicy, KeyPurpose, KeySpec
 from tidegate.keys.tpm2_files import (
     PRIMARY_TEMPLATE,
+    WrappedKey,
+    check_key,
+    encode_pem,
+    encode_template,
+    parse_pem,
+    parse_public_area,
+    policy_of,
+    spec_of,
+)
+from tidegate.keys.tpm2_records import (
     CounterRecord,
     KeyRecord,
     StoreRecord,
-    WrappedKey,
-    check_key,
     encode_counter,
-    encode_pem,
     encode_record,
     encode_store,
-    encode_template,
     parse_counter,
-    parse_pem,
-    parse_public_area,
     parse_record,
     parse_store,
-    policy_digest,
-    spec_of,
 )
 
 P256 = SignatureAlgorithm.ECDSA_P256
@@ -43,7 +45,7 @@ SIGN = KeySpec(purpose=KeyPurpose.SIGN, algorithm=P256)
 
 def area(spec=SIGN, point=POINT):
     """Return the public area of a key of ``spec`` on P-256."""
-    policy = policy_digest(dict.fromkeys(spec.policy.pcrs, bytes(32)), user_auth=spec.policy.user_auth)
+    policy = policy_of(spec.policy, dict.fromkeys(spec.policy.pcrs, bytes(32)))
     half = len(point) // 2
     unique = b"".join(len(part).to_bytes(2, "big") + part for part in (point[:half], point[half:]))
     return encode_template(spec, policy)[:-4] + unique

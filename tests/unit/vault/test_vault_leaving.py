@@ -22,7 +22,8 @@ from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.crypto.trust import TrustPolicy
 from tidegate.keys.errors import CapabilityMissing, KeyMissing
 from tidegate.keys.software import Argon2Cost, DeviceSecretUnlock, SoftwareKeyStore
-from tidegate.keys.store import KeyPurpose, KeySpec
+from tidegate.keys.store import KeyPolicy, KeyPurpose, KeySpec
+from tidegate.testing.swtpm import SwTpm
 from tidegate.vault import age, machine, ramedit
 from tidegate.vault.age_recipients import HybridIdentity, X25519Identity
 from tidegate.vault.aio import AsyncVault
@@ -442,6 +443,33 @@ def test_who_may_destroy_but_not_use_proves_it_by_destroying(vault, keys, stubbo
     (line,) = erase(vault.folder, (Granted(), "vault"))["keys"]
     assert line["state"] == "destroyed"
     assert "keys.capability.missing" in line["proof"]
+
+
+@pytest.mark.parametrize("revocable", [True, False])
+def test_a_thief_with_the_tpm_and_copies_of_everything(tmp_path, revocable):
+    """A revocable key is dead in them too, and the receipt says so; of another one it promises nothing, rightly."""
+    from tidegate.keys.tpm2 import Tpm2KeyStore
+
+    with SwTpm(tmp_path / "tpm") as tpm:
+        keys = Tpm2KeyStore.create(tmp_path / "device" / "keys", tpm.tcti)
+        keys.generate("vault", KeySpec(purpose=KeyPurpose.SEAL, policy=KeyPolicy(revocable=revocable)))
+        folder = tmp_path / "device" / "vault"
+        with Vault.create(folder, KeyStoreUnlocker(keys, "vault")) as vault:
+            vault.write("card", MARK)
+        shutil.copytree(tmp_path / "device", tmp_path / "copies")
+        (line,) = erase(folder, (keys, "vault"))["keys"]
+        assert (line["state"], line["copies"]) == ("destroyed", "dead" if revocable else "not proven")
+        stolen = Tpm2KeyStore(tmp_path / "copies" / "keys", tpm.tcti)
+        thief = KeyStoreUnlocker(stolen, "vault")
+        if not revocable:
+            with Vault.open(tmp_path / "copies" / "vault", thief) as vault:
+                assert vault.read("card") == MARK
+            return
+        with pytest.raises(TidegateError) as caught:
+            Vault.open(tmp_path / "copies" / "vault", thief)
+        assert caught.value.code == "vault.unlock.refused"
+        with pytest.raises(KeyMissing):
+            stolen.seal("vault", b"s", b"")
 
 
 def test_a_store_that_fails_keeps_no_other_key_alive(tmp_path, keys):
