@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import signal
 import ssl
+import sys
 import threading
+import time
 import weakref
+from types import CodeType
 
 _BY_CONTEXT: weakref.WeakKeyDictionary[ssl.SSLContext, Failures] = weakref.WeakKeyDictionary()
-_INTERRUPT_S = 0.01  # by then OpenSSL has given up the handshake
+_INTERRUPT_S = 0.01  # by then OpenSSL has given up the handshake, unless this machine is very busy
 _MAX_CHAIN = 16  # errors behind an error; a loop among them would be the signer's own doing
 
 
@@ -24,7 +27,8 @@ class Failures:
         """Keep ``error`` without its tracebacks: their frames would keep alive what a signer had in its hands."""
         if isinstance(error, KeyboardInterrupt):
             # from a thread of its own: at once, it would be raised here, inside the callback, and be lost again
-            threading.Timer(_INTERRUPT_S, _interrupt).start()
+            callback = sys._getframe(1).f_code
+            threading.Thread(target=_interrupt_behind, args=(callback,), name="interrupt", daemon=True).start()
         left = [error]
         for _ in range(_MAX_CHAIN):
             if not left:
@@ -37,9 +41,17 @@ class Failures:
         self.last = error
 
 
-def _interrupt() -> None:
-    """Send the signal once more, to wake the main thread wherever it waits."""
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+def _interrupt_behind(callback: CodeType) -> None:
+    """Send the signal once more when the main thread is out of ``callback``, to wake it wherever it waits then."""
+    main = threading.main_thread().ident or 0
+    while True:
+        time.sleep(_INTERRUPT_S)
+        frame = sys._current_frames().get(main)
+        while frame is not None and frame.f_code is not callback:
+            frame = frame.f_back
+        if frame is None:
+            break
+    signal.pthread_kill(main, signal.SIGINT)
 
 
 def keep_failures(context: ssl.SSLContext, failures: Failures) -> None:
