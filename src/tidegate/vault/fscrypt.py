@@ -46,6 +46,7 @@ _UNSUPPORTED = {
     errno.ENOTTY: "this kind of file system cannot encrypt directories",
     errno.EOPNOTSUPP: "the file system was made without the feature `encrypt`",
     errno.ENOPKG: "the kernel lacks the cipher",
+    errno.ENOENT: "the kernel lacks HMAC-SHA-512, from which it derives keys",  # the directory itself is open
 }
 
 

@@ -23,7 +23,7 @@ class DirectoryUnsupported(Fault):
     code = "vault.directory.unsupported"
     advice = (
         "Use ext4 or f2fs with the feature `encrypt` (`mkfs.ext4 -O encrypt`, `tune2fs -O encrypt DEVICE`) "
-        "on a kernel with CONFIG_FS_ENCRYPTION, AES, XTS and CTS."
+        "on a kernel with CONFIG_FS_ENCRYPTION, AES, XTS, CTS and SHA-512."
     )
 
 
