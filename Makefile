@@ -11,7 +11,7 @@ ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 APART := tests/architecture tests/interop tests/power tests/properties tests/unit tests/vectors
 TOGETHER := tests/power/test_vault_ext4.py tests/system
 
-.PHONY: help demo test lint bench suricata-verify fuzz setup setup-test format clean
+.PHONY: help demo test test-vm lint bench suricata-verify fuzz setup setup-test format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -29,6 +29,9 @@ else
 	$(ROOT) $(BIN)/python -m pytest -n auto --dist loadfile --ignore tests/power/test_vault_ext4.py $(APART)
 	$(ROOT) $(BIN)/python -m pytest $(TOGETHER)
 endif
+
+test-vm: setup setup-test $(STAMPS)/guest-kernel ## run what needs another kernel, in guests in QEMU: some minutes (root)
+	$(ROOT) $(BIN)/python -m pytest tests/vm/test_guest.py
 
 lint: setup ## ruff, mypy --strict, import contracts, cargo fmt and clippy; warnings are errors
 	$(BIN)/ruff format --check src tests bench
@@ -62,6 +65,10 @@ setup-test: $(STAMPS)/debian-test
 $(STAMPS)/debian-%: requirements/debian-%.txt
 	@mkdir -p $(STAMPS)
 	requirements/install-debian $<
+	@touch $@
+
+$(STAMPS)/guest-kernel: requirements/guest-kernel | $(STAMPS)/debian-vm
+	requirements/guest-kernel build/guest-kernel
 	@touch $@
 
 $(STAMPS)/venv: requirements/dev.txt | $(STAMPS)/debian-demo

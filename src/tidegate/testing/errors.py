@@ -54,3 +54,10 @@ class CutDiskFailed(Fault):
 class KeydFailed(Fault):
     code = "testing.keyd.failed"
     advice = "Read what the key process said in the message."
+
+
+class GuestFailed(Fault):
+    code = "testing.guest.failed"
+    advice = (
+        "Read the guest's console in the message; it needs qemu-system-x86, busybox-static, cpio, swtpm and a kernel."
+    )
