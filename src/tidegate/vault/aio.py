@@ -2,22 +2,89 @@
 
 async with await AsyncVault.open(folder, unlocker) as vault:
     await vault.write("patients/17", record)
+    async with await vault.open_file("log", "a") as file:
+        await file.write(line)
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import io
+import threading
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Literal, ParamSpec, Self, TypeVar
 
+from tidegate.vault.fileobject import EditingFile, ReadingFile, WritingFile
 from tidegate.vault.machine import MachineRules
 from tidegate.vault.records import Records
 from tidegate.vault.store import ItemInfo, Vault
 from tidegate.vault.unlockers import Unlocker
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _PIECE_BYTES = 1 << 19
+
+
+class AsyncFile:
+    """An open item whose operations are awaited, one after the other; they promise what the file object's own do.
+
+    In an ``async with`` that ends by an exception nothing that waits counts. A task that is cancelled while an
+    operation runs leaves it running to its end; the next one waits for that.
+    """
+
+    def __init__(self, file: ReadingFile | WritingFile | EditingFile) -> None:
+        self._file = file
+        self._turn = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """Return the item's name."""
+        return self._file.name
+
+    async def read(self, count: int = -1) -> bytes:
+        """Return up to ``count`` bytes from the position on, by default all; none at the end."""
+        return await self._run(self._file.read, count) or b""
+
+    async def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Write all of ``data`` at the position, of a file opened by ``a`` at the end; return its size."""
+        return await self._run(self._file.write, data) or 0
+
+    async def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move the position and return it."""
+        return await self._run(self._file.seek, offset, whence)
+
+    async def tell(self) -> int:
+        """Return the position."""
+        return await self._run(self._file.tell)
+
+    async def truncate(self, size: int | None = None) -> int:
+        """Cut the item, or fill it with zeros, to ``size`` bytes, by default to the position."""
+        return await self._run(self._file.truncate, size)
+
+    async def flush(self) -> None:
+        """Make what was written count, in a file opened by ``r+`` or ``a``."""
+        await self._run(self._file.flush)
+
+    async def close(self) -> None:
+        """Make what was written count, and let the item go; harmless when repeated."""
+        await self._run(self._file.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._run(self._file.__exit__, kind, error, trace)
+
+    async def _run(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        def in_turn() -> T:
+            with self._turn:
+                return call(*arguments, **named)
+
+        return await asyncio.to_thread(in_turn)
 
 
 class AsyncVault:
@@ -62,6 +129,10 @@ class AsyncVault:
     async def write_from(self, name: str, stream: BinaryIO) -> ItemInfo:
         """See ``Vault.write_from``; the stream is read in a thread."""
         return await asyncio.to_thread(self._vault.write_from, name, stream)
+
+    async def open_file(self, name: str, mode: Literal["r", "w", "r+", "a"] = "r") -> AsyncFile:
+        """See ``Vault.open_file``."""
+        return AsyncFile(await asyncio.to_thread(self._vault.open_file, name, mode))
 
     async def delete(self, name: str) -> None:
         """See ``Vault.delete``."""

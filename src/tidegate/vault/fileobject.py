@@ -25,6 +25,12 @@ class _ItemFile(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
+    def readinto(self, buffer: WriteableBuffer) -> int:  # noqa: ARG002  # its form
+        raise io.UnsupportedOperation(f"the item is open in mode {self.mode}: it is not read")
+
+    def write(self, data: ReadableBuffer) -> int:  # noqa: ARG002  # its form
+        raise io.UnsupportedOperation(f"the item is open in mode {self.mode}: it is not written")
+
     def _require_open(self) -> None:
         if self.closed:
             raise ValueError("I/O operation on a closed item")

@@ -30,6 +30,7 @@ from tidegate.vault.aio import AsyncVault
 from tidegate.vault.backup import read_backup, write_backup
 from tidegate.vault.erase import erase_vault, verify_receipt
 from tidegate.vault.errors import EditFailed, KeyUnknown
+from tidegate.vault.fileobject import EditingFile
 from tidegate.vault.machine import Attitude, Finding, MachineRules
 from tidegate.vault.ramedit import edit_in_ram
 from tidegate.vault.record import parse_record
@@ -786,6 +787,66 @@ def test_async_vault(vault):
             with pytest.raises(TidegateError):
                 await opened.stat("item/1")
 
+    asyncio.run(use())
+
+
+def test_file_objects_of_asyncio(vault):
+    folder = vault.folder
+    vault.close()
+
+    async def use():
+        async with await AsyncVault.open(folder, by_passphrase()) as opened:
+            async with await opened.open_file("log", "w") as file:
+                assert await file.write(b"one\n") == 4
+                with pytest.raises(io.UnsupportedOperation):
+                    await file.read()
+            async with await opened.open_file("log", "a") as file:
+                await asyncio.gather(*(file.write(b"%d\n" % number) for number in range(50)))
+                await file.flush()
+                assert (file.name, await file.tell()) == ("log", 4 + 10 * 2 + 40 * 3)
+            async with await opened.open_file("log") as file:
+                assert await file.read(4) == b"one\n"
+                assert sorted((await file.read()).split()) == sorted(b"%d" % number for number in range(50))
+                assert await file.seek(-1, io.SEEK_END) == 143
+                assert (await file.read(), await file.read()) == (b"\n", b"")
+            async with await opened.open_file("log", "r+") as file:
+                assert await file.truncate(3) == 3
+                await file.seek(1)
+                await file.write(b"NE!")
+                await file.close()
+                await file.close()
+            assert await opened.read("log") == b"oNE!"
+            for mode in ("w", "r+"):
+                with pytest.raises(RuntimeError):
+                    async with await opened.open_file("log", mode) as file:
+                        await file.write(b"never")
+                        raise RuntimeError
+            assert await opened.read("log") == b"oNE!"
+
+    asyncio.run(use())
+
+
+def test_a_cancelled_operation_of_a_file_ends_before_the_next_one(vault, monkeypatch):
+    folder = vault.folder
+    vault.close()
+    real = EditingFile.write
+
+    def slow(file, data):
+        time.sleep(0.2)
+        return real(file, data)
+
+    async def use():
+        async with await AsyncVault.open(folder, by_passphrase()) as opened:
+            async with await opened.open_file("log", "a") as file:
+                first = asyncio.create_task(file.write(b"first"))
+                await asyncio.sleep(0.05)
+                first.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await first
+                await file.write(b" second")
+            assert await opened.read("log") == b"first second"
+
+    monkeypatch.setattr(EditingFile, "write", slow)
     asyncio.run(use())
 
 
