@@ -139,7 +139,7 @@ def _show(document: Any, output: Output) -> None:
         output.line(f"  the vault's record was {document['record']}: nobody knows what opens a copy of the storage")
     for key in document["keys"]:
         unnamed = "" if key["slots"] or document["record"] != "read" else "; no unlocker of the vault names this key"
-        copies = "; every copy of it is dead" if key["copies"] == "dead" else ""
+        copies = "; every copy of it is dead" if key.get("copies") == "dead" else ""
         output.line(f"  key {key['key']} ({key['provider']}): {key['state']}; {key['proof']}{copies}{unnamed}")
     for slot in document["slots"]:
         output.line(f"  unlocker {slot['number']} ({slot['kind']} {slot['key']}): {slot['state']}; {slot['proof']}")

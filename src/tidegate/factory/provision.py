@@ -5,6 +5,7 @@ Touches: the device's storage, a mount of its data image.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ from cryptography import x509
 from tidegate.base.blockdev import FileBlockDevice
 from tidegate.base.clock import Clock, Entropy
 from tidegate.base.durable import write_file_atomic
+from tidegate.base.errors import TidegateError
 from tidegate.base.program import run_program
 from tidegate.boot.control import RecordBootControl
 from tidegate.boot.storage import JOURNAL_OFFSET, SOFTWARE_KEYSTORE, STATE_BYTES, DeviceStorage
@@ -25,7 +27,7 @@ from tidegate.crypto.signing import PublicKey, SignatureAlgorithm, Signer
 from tidegate.factory.errors import DeviceNotBlank
 from tidegate.keys.errors import KeyExists
 from tidegate.keys.store import KeyPolicy, KeyPurpose, KeySpec, KeyStore
-from tidegate.keys.uri import open_store, parse_key_uri
+from tidegate.keys.uri import KeyUri, open_store, parse_key_uri
 from tidegate.pki.certificate import Issuance, encode_pem, issue_idevid
 from tidegate.policy.sign import PolicyRule, VerifiedPolicy, verify_policy
 from tidegate.update.installer import Installed, Target, install_bundle
@@ -92,9 +94,11 @@ def provision_identity(
     storage.burn_keystore(in_use)
     with mounted_data(storage) as data:
         home = data / "tidegate"
-        shutil.rmtree(home, ignore_errors=True)  # of a provisioning that was interrupted: the id comes last
+        uri = parse_key_uri(storage.place(order.keystore, home))
+        if home.exists():
+            _remove_interrupted(home, uri)
         home.mkdir(mode=0o700)
-        keys = open_store(parse_key_uri(storage.place(order.keystore, home)), create=True)
+        keys = open_store(uri, create=True)
         _make_keys(keys)
         moment = datetime.datetime.fromtimestamp(int(clock.now_s()), tz=datetime.UTC)
         issuance = Issuance(not_before=moment, serial=int.from_bytes(entropy.random_bytes(16), "big") | 1)
@@ -109,6 +113,18 @@ def provision_identity(
         keys.close()
     storage.burn_device_id(order.device)
     return Provisioned(device=order.device, event_key=event_key, certificate=certificate, policy=verified)
+
+
+def _remove_interrupted(home: Path, uri: KeyUri) -> None:
+    """Remove what an interrupted provisioning left (the id comes last): its keys first, which take places in a TPM.
+
+    Keys that are not in the folder may be somebody's, and stay.
+    """
+    if Path(uri.location).is_relative_to(home):
+        with contextlib.suppress(TidegateError), contextlib.closing(open_store(uri)) as keys:  # as far as it got
+            for info in keys.list_keys():
+                keys.destroy(info.name)
+    shutil.rmtree(home)
 
 
 def _make_keys(keys: KeyStore) -> None:

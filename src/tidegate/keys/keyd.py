@@ -40,6 +40,7 @@ _BACKLOG = 64
 _PAUSE_S = 0.1
 _LINES_PER_SECOND = 100
 _MAX_ADDRESS_BYTES = 107  # unix(7)
+_ENDS = (signal.SIGTERM, signal.SIGINT)
 
 Report = Callable[..., None]
 
@@ -105,9 +106,9 @@ class Keyd:
     def stop(self) -> None:
         """Take no more clients; ``run`` returns."""
         self._stopping = True
-        with contextlib.suppress(BlockingIOError):  # it was woken often enough
-            self._wakes.send(b"\0")
-        self._listener.shutdown(socket.SHUT_RDWR)
+        for step in (lambda: self._wakes.send(b"\0"), lambda: self._listener.shutdown(socket.SHUT_RDWR)):
+            with contextlib.suppress(OSError):  # woken often enough, or it has ended already
+                step()
 
     def _admit(self, peer: Peer) -> TidegateError | None:
         """Return why the peer is not served: who is granted nothing shall not take others' places either."""
@@ -341,18 +342,21 @@ def serve(path: Path, report: Report) -> None:
         become(uid, gid)
         is_locked = harden()
         worker = Worker(uri, pins, within_s=config.limits.provider_s, report=report)
+        keyd = Keyd(listener, worker, grants, config.limits, report)
         try:
             worker.start()
-            with contextlib.closing(Keyd(listener, worker, grants, config.limits, report)) as keyd:
-                signal.set_wakeup_fd(keyd.wakes, warn_on_full_buffer=False)
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    signal.signal(number, lambda *_: keyd.stop())
-                report("keyd.ready", socket=section.socket, provider=uri.scheme, memory_locked=is_locked)
-                _notify(b"READY=1")
-                keyd.run()
-                signal.set_wakeup_fd(-1)
+            signal.set_wakeup_fd(keyd.wakes, warn_on_full_buffer=False)
+            for number in _ENDS:
+                signal.signal(number, lambda *_: keyd.stop())
+            report("keyd.ready", socket=section.socket, provider=uri.scheme, memory_locked=is_locked)
+            _notify(b"READY=1")
+            keyd.run()
         finally:
             worker.stop()
+            for number in _ENDS:
+                signal.signal(number, signal.SIG_IGN)  # the interpreter's own end would meet the default
+            signal.set_wakeup_fd(-1)
+            keyd.close()
             with contextlib.suppress(OSError):
                 Path(section.socket).unlink()
 

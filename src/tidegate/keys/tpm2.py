@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tidegate.base.clock import Entropy, SystemEntropy
-from tidegate.base.errors import TidegateError
+from tidegate.base.errors import StorageFailed, TidegateError
 from tidegate.crypto.aead import KEY_BYTES, NONCE_BYTES, Secret, open_aes256gcm, seal_aes256gcm
 from tidegate.crypto.errors import AeadFailed
 from tidegate.crypto.signing import PublicKey, SignatureAlgorithm
@@ -70,7 +70,7 @@ from tidegate.keys.tpm2_nvpolicy import Revocation
 from tidegate.keys.tpm2_pins import KeyPins, Tpm2Pins
 from tidegate.keys.tpm2_policy import find_approval, floor_at_birth, require_authority, require_state, satisfy
 from tidegate.keys.tpm2_records import PERSISTENT_HANDLES, RH_OWNER, KeyRecord, StoreRecord
-from tidegate.keys.tpm2_revocation import begin_lifeline, choose_lifeline, end_lifeline, satisfy_lifeline
+from tidegate.keys.tpm2_revocation import Lifelines, satisfy_lifeline
 from tidegate.keys.uri import KeyUri, read_pin
 
 T = TypeVar("T")
@@ -107,6 +107,7 @@ class Tpm2KeyStore:
         self._entropy = entropy or SystemEntropy()
         self._closed = False
         self._tpm = tpm_at(tcti)
+        self._lifelines = Lifelines(self._folder, self._run, self._primary, self._entropy)
         self._key_pins = KeyPins(self._pins, self._entropy)
         self._store = self._folder.store()
         self._capabilities = self._run(self._open)
@@ -145,7 +146,8 @@ class Tpm2KeyStore:
             if pin is not None:
                 held.enter_context(pin)
             self._refuse_existing(name)
-            revocation = held.enter_context(self._lifeline(name)) if spec.policy.revocable else None
+            self._lifelines.free_left(name)
+            revocation = held.enter_context(self._lifelines.making(name)) if spec.policy.revocable else None
             key = self._run(lambda chip: self._create(chip, name, spec, pin, revocation))
             if key.wrapped is not None:
                 self._folder.add(key.record, key.wrapped)
@@ -280,21 +282,34 @@ class Tpm2KeyStore:
         valid for as long as the owner's storage seed is (``tpm2_clear`` ends all of them).
         """
         self._require_open()
-        with self._folder.lock():
-            if is_handle_name(check_key_name(name)) or self._folder.has(name):
-                with contextlib.suppress(KeyMissing):  # its TSS2 file went before the power did
-                    key = self._key(name)
-                    revocation = key.record.revocation
-                    if revocation is not None:
-                        self._run(lambda chip: end_lifeline(chip, revocation))
-                    if key.record.handle is not None:
-                        handle = key.record.handle
-                        self._run(lambda chip: evict_key(chip, key.name, handle))
-                    if key.wrapped is not None:
-                        self._tpm.forget(key.wrapped)
+        check_key_name(name)
+        try:
+            with self._folder.lock():
+                self._lifelines.free_left(name)
+                self._end(name)
                 self._folder.remove(name)
-                return
-        raise KeyMissing(f"no key {name!r} in {self._folder.path}", key=name)
+        except StorageFailed:  # the folder cannot be written: the TPM's half is done all the same
+            with contextlib.suppress(TidegateError):
+                self._end(name)
+            raise
+
+    def _end(self, name: str) -> None:
+        """End the TPM's part of a key; raise ``keys.key.missing``."""
+        if not is_handle_name(name):
+            revocation = self._folder.record(name).revocation
+            if revocation is not None:
+                self._lifelines.end(revocation)
+        try:
+            key = self._key(name)
+        except KeyMissing:  # its TSS2 file went before the power did, if it was one of the folder's
+            if is_handle_name(name):
+                raise
+            return
+        if key.record.handle is not None:
+            handle = key.record.handle
+            self._run(lambda chip: evict_key(chip, key.name, handle))
+        if key.wrapped is not None:
+            self._tpm.forget(key.wrapped)
 
     def close(self) -> None:
         """Close the connection; every later use raises ``keys.store.closed``."""
@@ -360,26 +375,6 @@ class Tpm2KeyStore:
         info = KeyInfo(name=name, spec=record.spec, public_key=parse_public_area(public).public_key)
         return _Key(record=record, info=info, name=wrapped.name, wrapped=None)
 
-    @contextlib.contextmanager
-    def _lifeline(self, name: str) -> Iterator[Revocation]:
-        """Make the counter of a new revocable key for the body, which keeps the key; if it fails the counter goes too.
-
-        What an interruption left of another try goes first. The folder is locked.
-        """
-        left = self._folder.making(name)
-        if left is not None:
-            self._run(lambda chip: end_lifeline(chip, left))
-        line = self._run(lambda chip: choose_lifeline(chip, self._entropy))
-        self._folder.begin_making(name, line)
-        try:
-            yield self._run(lambda chip: begin_lifeline(chip, line), once=True)
-        except TidegateError:
-            with contextlib.suppress(TidegateError):  # then the next try of this name frees it
-                self._run(lambda chip: end_lifeline(chip, line))
-                self._folder.end_making(name)
-            raise
-        self._folder.end_making(name)
-
     def _create(self, chip: Chip, name: str, spec: KeySpec, pin: Secret | None, revocation: Revocation | None) -> _Key:
         require_authority(chip, spec.policy)
         authority = spec.policy.pcr_authority
@@ -416,6 +411,8 @@ class Tpm2KeyStore:
         if pin is not None:
             chip.esys.tr_set_auth(handle, bytes(pin.view()))
         salt = self._primary(chip) if private or pin is not None else None
+        if record.revocation is not None:
+            self._primary(chip)  # in another TPM there is no counter either, and the key not dead
         if not record.spec.policy.pcrs and record.revocation is None:
             session = tss.ESYS_TR.PASSWORD if salt is None else chip.session(salt, private=private)
             return Use(handle=handle, session=session)

@@ -92,12 +92,19 @@ class Tpm2Folder:
 
     def key(self, name: str) -> tuple[KeyRecord, WrappedKey]:
         """Return a key's two files; raise ``keys.key.missing``, ``keys.store.malformed``."""
+        record = self.record(name)
         try:
-            raw = self._read(self._path(name, ".key"), MAX_RECORD_BYTES)
             pem = self._read(self._path(name, ".pem"), MAX_PEM_BYTES)
         except StorageMissing as error:
             raise KeyMissing(f"no key {name!r} in {self.path}", key=name) from error
-        return parse_record(raw, name), parse_pem(pem)
+        return record, parse_pem(pem)
+
+    def record(self, name: str) -> KeyRecord:
+        """Return a key's record alone; raise ``keys.key.missing``, ``keys.store.malformed``."""
+        try:
+            return parse_record(self._read(self._path(name, ".key"), MAX_RECORD_BYTES), name)
+        except StorageMissing as error:
+            raise KeyMissing(f"no key {name!r} in {self.path}", key=name) from error
 
     def making(self, name: str) -> Lifeline | None:
         """Return what an interrupted making of a revocable key left in the TPM."""

@@ -214,7 +214,10 @@ def _parse_floor(value: object) -> Floor | None:
 def _parse_revocation(value: object) -> Revocation:
     match value:
         case [int(index), int(count), bytes(auth)] if (
-            index in REVOCATION_INDICES and 0 <= count < 1 << 63 and count is not True and len(auth) == AUTH_BYTES
+            index in REVOCATION_INDICES
+            and 0 <= count < 1 << 63
+            and not isinstance(count, bool)
+            and len(auth) == AUTH_BYTES
         ):
             return Revocation(index=index, count=count, auth=auth)
     raise StoreMalformed("the counter of a revocable key is damaged")

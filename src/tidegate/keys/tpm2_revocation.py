@@ -5,10 +5,13 @@ Touches: one NV index per revocable key. Its digests: ``tpm2_nvpolicy.py``. Byte
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
 
 from tidegate.base.clock import Entropy
-from tidegate.keys.errors import KeyMissing, PinMissing, PinRefused, ProviderFailed
+from tidegate.base.errors import TidegateError
+from tidegate.keys.errors import KeyMissing, PinRefused, ProviderFailed
 from tidegate.keys.tpm2_device import (
     RC_AUTH_FAIL,
     RC_BAD_AUTH,
@@ -18,6 +21,7 @@ from tidegate.keys.tpm2_device import (
     response_code,
     tss,
 )
+from tidegate.keys.tpm2_folder import Tpm2Folder
 from tidegate.keys.tpm2_nvpolicy import (
     AUTH_BYTES,
     COUNT_ATTRIBUTES,
@@ -29,7 +33,58 @@ from tidegate.keys.tpm2_nvpolicy import (
 )
 from tidegate.keys.tpm2_records import REVOCATION_INDICES
 
+T = TypeVar("T")
 _MAX_PROBES = 8  # at random among tens of thousands: a TPM has a few dozen indices
+
+
+class Run(Protocol):
+    """Does a piece of work with the TPM."""
+
+    def __call__(self, work: Callable[[Chip], T], *, once: bool = False) -> T: ...
+
+
+class Lifelines:
+    """The lifelines of a store's keys; ``primary`` loads its storage key, which only its own TPM has."""
+
+    def __init__(self, folder: Tpm2Folder, run: Run, primary: Callable[[Chip], Any], entropy: Entropy) -> None:
+        self._folder = folder
+        self._run = run
+        self._primary = primary
+        self._entropy = entropy
+
+    @contextlib.contextmanager
+    def making(self, name: str) -> Iterator[Revocation]:
+        """Make the counter of a new key for the body, which keeps the key; if that fails, both go."""
+        if self._folder.making(name) is not None:
+            raise PinRefused("an NV index is left of this key's making: removing it needs the owner's authorisation")
+        line = self._run(lambda chip: choose_lifeline(chip, self._entropy))
+        self._folder.begin_making(name, line)
+        try:
+            yield self._run(lambda chip: begin_lifeline(chip, line), once=True)
+        except TidegateError:
+            for undo in (self.free_left, self._folder.remove):  # what fails here the next making of this name does
+                with contextlib.suppress(TidegateError):
+                    undo(name)
+            raise
+        self._folder.end_making(name)
+
+    def free_left(self, name: str) -> None:
+        """Take away what an interrupted making left in the TPM, if the owner allows it. The folder is locked."""
+        left = self._folder.making(name)
+        if left is not None and self.end(left):
+            self._folder.end_making(name)
+
+    def end(self, line: Lifeline) -> bool:
+        """End a lifeline in the TPM of this store, and in no other: that one would know nothing of it.
+
+        Returns whether its index is gone. Raises ``keys.unlock.refused`` at another TPM.
+        """
+
+        def work(chip: Chip) -> bool:
+            self._primary(chip)
+            return end_lifeline(chip, line)
+
+        return self._run(work)
 
 
 def choose_lifeline(chip: Chip, entropy: Entropy) -> Lifeline:
@@ -71,24 +126,27 @@ def begin_lifeline(chip: Chip, line: Lifeline) -> Revocation:
     return Revocation(index=line.index, auth=line.auth, count=_raw_count(chip, index))
 
 
-def end_lifeline(chip: Chip, line: Lifeline) -> None:
-    """Count once more, so that the key of this counter is dead for ever, and free the index if the owner allows it.
+def end_lifeline(chip: Chip, line: Lifeline) -> bool:
+    """Count once more, so that the key of this counter is dead for ever; free the index and return whether it is gone.
 
-    Harmless when repeated. Without the owner's authorisation the index stays: it takes a few bytes and opens nothing.
+    The caller made sure that this is the TPM of the key: in another one there is no such index. Harmless when repeated.
+    Without the owner's authorisation the index stays: it takes a few bytes and opens nothing.
     """
     index = _own_index(chip, line)
     if index is None:
-        return
+        return True
     chip.esys.nv_increment(index, auth_handle=index)
     if isinstance(line, Revocation) and _raw_count(chip, index) <= line.count:
         raise ProviderFailed("the TPM did not count: the key lives")
     try:
         chip.esys.nv_undefine_space(index, session1=chip.owner_session())
-    except (PinMissing, PinRefused):
-        return
+    except TidegateError:  # nobody says what the owner's authorisation is
+        return False
     except tss.TSS2_Exception as error:
         if response_code(error) not in (RC_AUTH_FAIL, RC_BAD_AUTH):
             raise
+        return False
+    return True
 
 
 def satisfy_lifeline(chip: Chip, session: Any, name: str, revocation: Revocation) -> None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +19,7 @@ from typing import Self
 from tidegate.base.durable import sync_folder, translate_os_errors
 from tidegate.crypto.aead import KEY_BYTES, NONCE_BYTES, Secret
 from tidegate.crypto.memory import ProtectedSecret
+from tidegate.vault.beside import Beside
 from tidegate.vault.errors import FileMissing, FileTruncated, ItemTooLarge, RangeInvalid, VaultClosed, WriterEnded
 from tidegate.vault.format import (
     BODY_OFFSET,
@@ -35,7 +35,6 @@ from tidegate.vault.format import (
     verify_size,
     verify_slots,
 )
-from tidegate.vault.overlap import Overlap
 from tidegate.vault.padding import Padding
 
 BATCH_BYTES = 2 << 20  # encrypted and written at once, so that streaming is not a call per 16 KiB
@@ -54,7 +53,7 @@ def erase_buffer(buffer: bytearray | memoryview) -> None:
 class ItemWriter:
     """Writes a new vault file under a new key, in constant memory; nothing counts before ``finish`` returned.
 
-    While a batch is written, the next one is encrypted: from the second batch on a thread of its own writes.
+    While a batch is written, the next one is encrypted.
     """
 
     def __init__(
@@ -189,7 +188,8 @@ class _Output:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._buffers = [memoryview(b""), memoryview(b"")]
         self._turn = 0
-        self._beside: Overlap[None] | None = None
+        self._beside = Beside()
+        self._under_way = (memoryview(b""), 0)
 
     def reserve(self, size: int) -> None:
         with translate_os_errors(self._path), contextlib.suppress(_NotSupported):
@@ -202,15 +202,24 @@ class _Output:
         return self._buffers[self._turn]
 
     def submit(self, data: memoryview, offset: int, *, last: bool) -> None:
-        if last and self._beside is None:
+        self._settle()
+        if last:
             self._write(data, offset)
             return
-        self._beside = self._beside or Overlap()
-        self._beside.begin(lambda: self._write(data, offset))
+        with translate_os_errors(self._path):
+            self._beside.write(self._descriptor, data, offset)
+        self._under_way = data, offset
+
+    def _settle(self) -> None:
+        """Have the batch that is under way written, all of it."""
+        data, offset = self._under_way
+        with translate_os_errors(self._path):
+            done = self._beside.wait()
+        self._under_way = (memoryview(b""), 0)
+        self._write(data[done:], offset + done)
 
     def finish(self, head: bytes, size: int) -> None:
-        if self._beside is not None:
-            self._beside.wait()
+        self._settle()
         self._write(memoryview(head), 0)
         with translate_os_errors(self._path):
             if os.fstat(self._descriptor).st_size != size:
@@ -229,8 +238,7 @@ class _Output:
             pwrite_all(self._descriptor, data, offset)
 
     def _close(self) -> None:
-        if self._beside is not None:
-            self._beside.close()
+        self._beside.close()
         os.close(self._descriptor)
         self._descriptor = -1
 
@@ -354,7 +362,7 @@ class ItemReader:
     ) -> None:
         self.close()
 
-    def _sealed_batches(self) -> _Batches:
+    def _sealed_batches(self) -> Generator[tuple[int, memoryview], None, None]:
         """Yield the file's chunks as they stand there, a batch at a time; the next one is read meanwhile."""
         stride = self.header.chunk_bytes + CHUNK_OVERHEAD
         chunks = batch_chunks(self.header)
@@ -363,12 +371,22 @@ class ItemReader:
         offsets = range(BODY_OFFSET, size, step)
         buffers = [memoryview(bytearray(min(step, size - BODY_OFFSET))) for _ in offsets[:2]]
 
-        def read(number: int) -> memoryview:
-            chunk = buffers[number % 2][: min(step, size - offsets[number])]
-            self._fill(chunk, offsets[number])
-            return chunk
-
-        return _Batches(read, len(offsets), chunks)
+        beside = Beside()
+        given = buffers[0][: size - BODY_OFFSET]
+        self._fill(given, BODY_OFFSET)
+        try:
+            for number, offset in enumerate(offsets[1:], 1):
+                ahead = buffers[number % 2][: size - offset]
+                with translate_os_errors(self._path):
+                    beside.read(self._require_open(), ahead, offset)
+                yield (number - 1) * chunks, given
+                with translate_os_errors(self._path):
+                    done = beside.wait()
+                self._fill(ahead[done:], offset + done)
+                given = ahead
+            yield (len(offsets) - 1) * chunks, given
+        finally:
+            beside.close()
 
     def _fill(self, target: memoryview, offset: int) -> None:
         done = self._read_into(target, offset)
@@ -380,37 +398,20 @@ class ItemReader:
         data = bytearray(count)
         return bytes(data[: self._read_into(memoryview(data), offset)])
 
-    def _read_into(self, target: memoryview, offset: int) -> int:
-        done = 0
+    def _require_open(self) -> int:
         if self._descriptor < 0:
             raise VaultClosed("the item is closed")
+        return self._descriptor
+
+    def _read_into(self, target: memoryview, offset: int) -> int:
+        done, descriptor = 0, self._require_open()
         with translate_os_errors(self._path):
             while done < len(target):
-                more = os.preadv(self._descriptor, [target[done:]], offset + done)
+                more = os.preadv(descriptor, [target[done:]], offset + done)
                 if not more:
                     break
                 done += more
         return done
-
-
-class _Batches:
-    """Runs ``read`` for each number in order, one ahead of who asks."""
-
-    def __init__(self, read: Callable[[int], memoryview], count: int, chunks: int) -> None:
-        self._read = read
-        self._chunks = chunks
-        self._count = count
-        self._beside: Overlap[memoryview] = Overlap()
-
-    def __iter__(self) -> Iterator[tuple[int, memoryview]]:
-        first = self._read(0)
-        for number in range(self._count):
-            ahead = number + 1 < self._count
-            given = self._beside.begin(functools.partial(self._read, number + 1)) if ahead else self._beside.wait()
-            yield number * self._chunks, given or first
-
-    def close(self) -> None:
-        self._beside.close()
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:

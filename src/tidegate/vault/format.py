@@ -305,18 +305,21 @@ class ChunkCipher:
 
         ``nonces`` are 12 random bytes for each. With ``ends`` the last of them is the file's last.
         """
-        encrypt = self._header.algorithm.use(self._key.view())
-        count = max(1, -(-len(content) // self._size))
-        position = 0
-        for number in range(count):  # the loop that streaming spends its time in
-            piece = content[number * self._size : (number + 1) * self._size]
-            nonce = nonces[number * NONCE_BYTES : (number + 1) * NONCE_BYTES]
-            end = position + len(piece) + CHUNK_OVERHEAD
-            target[position : position + NONCE_BYTES] = nonce
-            associated = self._associated(first + number, sequence, final=ends and number == count - 1)
-            encrypt.encrypt_into(nonce, piece, associated, target[position + NONCE_BYTES : end])
-            position = end
-        return position
+        cipher = self._header.algorithm.use(self._key.view())
+        encrypt, pack, size = cipher.encrypt_into, _ASSOCIATED.pack, self._size
+        file_id, path_hash = self._header.file_id, self._header.path_hash
+        length = len(content)
+        last = first + max(0, length - 1) // size if ends else -1
+        given, index, drawn = 0, first, 0
+        for start in range(0, length or 1, size):  # the loop that streaming spends its time in
+            piece = content[start : start + size]
+            nonce = nonces[drawn : drawn + NONCE_BYTES]
+            body = given + NONCE_BYTES
+            stop = body + len(piece) + TAG_BYTES
+            target[given:body] = nonce
+            encrypt(nonce, piece, pack(file_id, index, sequence, index == last, path_hash), target[body:stop])
+            given, index, drawn = stop, index + 1, drawn + NONCE_BYTES
+        return given
 
     def decrypt(self, first: int, sealed: memoryview, target: memoryview, *, header: Header) -> int:
         """Decrypt whole chunks from ``first`` on into ``target`` and return how many bytes they give.

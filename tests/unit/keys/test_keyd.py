@@ -852,6 +852,17 @@ def test_no_thread_left_is_busy(tmp_path, monkeypatch):
     listener.close()
 
 
+@pytest.mark.parametrize("gap_s", [0.0, 0.001, 0.002, 0.005, 0.01])
+def test_who_asks_twice_to_stop_gets_an_orderly_end(room, gap_s):
+    room.start()
+    for _ in range(3):
+        with contextlib.suppress(ProcessLookupError):
+            room.process.send_signal(signal.SIGTERM)
+        time.sleep(gap_s)
+    assert room.process.wait(timeout=10) == 0, room.log.read_text()
+    assert not room.socket.exists()
+
+
 def test_a_signal_right_before_it_waits_is_not_lost(tmp_path):
     """The kernel has delivered it, the interpreter has not run its handler yet: only the wake-up descriptor knows."""
     listener = socket.socket(socket.AF_UNIX)

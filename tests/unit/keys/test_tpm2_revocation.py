@@ -7,16 +7,16 @@ from dataclasses import replace
 import pytest
 from tpm2_pytss import ESAPI, TSS2_Exception
 from tpm2_pytss.constants import ESYS_TR, TPM2_ALG, TPM2_EO, TPM2_SE, TPMA_NV
-from tpm2_pytss.types import TPM2B_NV_PUBLIC, TPM2B_OPERAND, TPMS_NV_PUBLIC
+from tpm2_pytss.types import TPM2B_NV_PUBLIC, TPM2B_OPERAND, TPM2B_SENSITIVE_CREATE, TPMS_NV_PUBLIC
 
-from tidegate.base.errors import TidegateError
+from tidegate.base.errors import StorageFailed, StorageMissing, TidegateError
 from tidegate.crypto.aead import Secret
 from tidegate.crypto.signing import SignatureAlgorithm
-from tidegate.keys import tpm2_revocation
+from tidegate.keys import tpm2, tpm2_revocation
 from tidegate.keys.store import KeyPolicy, KeyPurpose, KeySpec
-from tidegate.keys.tpm2 import Tpm2KeyStore, Tpm2Pins
-from tidegate.keys.tpm2_device import Chip, tpm_at
-from tidegate.keys.tpm2_files import parse_pem, parse_public_area
+from tidegate.keys.tpm2 import SRK_HANDLE, Tpm2KeyStore, Tpm2Pins
+from tidegate.keys.tpm2_device import Chip, _Patient, public_of, tpm_at
+from tidegate.keys.tpm2_files import PRIMARY_TEMPLATE, parse_pem, parse_public_area
 from tidegate.keys.tpm2_folder import Tpm2Folder
 from tidegate.keys.tpm2_nvpolicy import COUNT_ATTRIBUTES
 from tidegate.keys.tpm2_records import REVOCATION_INDICES, encode_lifeline, parse_lifeline, parse_record
@@ -139,7 +139,7 @@ def test_another_kind_of_index_with_the_right_number_in_it(store, own, tmp_path,
     assert refusal(thief.unseal, "k", sealed, b"c").code == "keys.provider.failed"
 
 
-def test_a_record_that_says_it_is_not_revocable(store, own, tmp_path):
+def test_a_record_that_says_it_is_not_revocable(store, own, monkeypatch):
     """The policy is the object's: a record without the counter contradicts it, a session without it opens nothing."""
     store.generate("k", sealing())
     record = record_of(store, "k")
@@ -151,6 +151,9 @@ def test_a_record_that_says_it_is_not_revocable(store, own, tmp_path):
     assert refusal(store.seal, "k", b"s", b"").code == "keys.store.malformed"
     store._folder.replace(record)
     store.seal("k", b"s", b"")
+    with monkeypatch.context() as patch:
+        patch.setattr(tpm2, "satisfy_lifeline", lambda *_: None)
+        assert refusal(store.seal, "k", b"s", b"").code == "keys.provider.failed"
 
 
 def test_the_digest_is_the_tpms(store, own):
@@ -204,25 +207,154 @@ def test_a_persistent_key_is_dead_as_well(store, own, tmp_path):
     assert refusal(lambda: Tpm2KeyStore(tmp_path / "copy", own.tcti).signer("k").sign(b"m")).code == "keys.key.missing"
 
 
-# ---- without the owner, without room, without power ----------------------------------------------------------
+# ---- without the owner ---------------------------------------------------------------------------------------
 
 
-def test_who_is_not_the_owner_ends_it_all_the_same(own, tmp_path):
-    with ESAPI(own.tcti) as esys:
+def owned(tpm, tmp_path, source=lambda: Secret(OWNER)):
+    """A store over a TPM with an owner; ``source`` says what his authorisation is."""
+    with ESAPI(tpm.tcti) as esys:
+        key = esys.create_primary(TPM2B_SENSITIVE_CREATE(), public_of(PRIMARY_TEMPLATE))[0]
+        esys.evict_control(ESYS_TR.OWNER, key, SRK_HANDLE)  # else whoever loads the storage key has to be the owner
+        esys.flush_context(key)
         esys.hierarchy_change_auth(ESYS_TR.OWNER, OWNER)
-    store = Tpm2KeyStore.create(tmp_path / "keys", own.tcti, pins=pins(owner=OWNER))
+    return Tpm2KeyStore.create(tmp_path / "keys", tpm.tcti, pins=Tpm2Pins(owner=source))
+
+
+def nobody():
+    raise StorageMissing("the file with the owner's authorisation is gone")
+
+
+@pytest.mark.parametrize("source", [lambda: Secret(b"somebody else"), nobody, None], ids=["wrong", "gone", "empty"])
+def test_who_is_not_the_owner_ends_it_all_the_same(own, tmp_path, source):
+    store = owned(own, tmp_path)
     store.generate("k", sealing())
-    store.persist("k", 0x81000100)
     sealed = store.seal("k", b"secret", b"")
     shutil.copytree(store._folder.path, tmp_path / "copy")
-    asked = Tpm2Pins(owner=lambda: Secret(b"somebody else"))
-    with pytest.raises(TidegateError):
-        Tpm2KeyStore(tmp_path / "keys", own.tcti, pins=asked).destroy("k")  # the persistent copy needs the owner
-    assert len(indices(own)) == 1
+    Tpm2KeyStore(tmp_path / "keys", own.tcti, pins=Tpm2Pins(owner=source)).destroy("k")
+    assert len(indices(own)) == 1, "without the owner the index stays"
     thief = Tpm2KeyStore(tmp_path / "copy", own.tcti, pins=pins(owner=OWNER))
     assert refusal(thief.unseal, "k", sealed, b"").code == "keys.key.missing"
-    store.destroy("k")
+    thief.destroy("k")
     assert indices(own) == set()
+
+
+def test_what_an_interruption_left_is_not_forgotten_without_the_owner(own, tmp_path, monkeypatch):
+    answers = [OWNER]
+    store = owned(own, tmp_path, lambda: Secret(answers[0]))
+    with monkeypatch.context() as cut:
+        cut.setattr(Chip, "create", lambda *_, **__: (_ for _ in ()).throw(PowerCut()))
+        with pytest.raises(PowerCut):
+            store.generate("k", sealing())
+    answers[0] = b"somebody else"
+    assert refusal(store.generate, "k", sealing()).code == "keys.pin.refused"
+    assert (tmp_path / "keys" / "k.making").exists()
+    answers[0] = OWNER
+    store.generate("k", KeySpec(purpose=KeyPurpose.SEAL))  # not revocable: what was left goes all the same
+    assert (indices(own), (tmp_path / "keys" / "k.making").exists()) == (set(), False)
+
+
+def test_destroying_takes_away_what_an_interruption_left(own, store, monkeypatch):
+    with monkeypatch.context() as cut:
+        cut.setattr(Chip, "create", lambda *_, **__: (_ for _ in ()).throw(PowerCut()))
+        with pytest.raises(PowerCut):
+            store.generate("k", sealing())
+    assert len(indices(own)) == 1
+    assert refusal(store.destroy, "k").code == "keys.key.missing"
+    assert indices(own) == set()
+
+
+# ---- destroying means this TPM and this key ------------------------------------------------------------------
+
+
+def test_a_hierarchy_that_is_switched_off_hides_no_key_from_its_end(own, store, tmp_path):
+    """The counter is then not there, and comes back with the next start: that is no end."""
+    store.generate("k", sealing())
+    sealed = store.seal("k", b"secret", b"")
+    with ESAPI(own.tcti) as esys:
+        esys.hierarchy_control(ESYS_TR.OWNER, ESYS_TR.OWNER, False)
+    assert refusal(store.destroy, "k").code == "keys.provider.failed"
+    own.restart()
+    with store.unseal("k", sealed, b"") as opened:
+        assert bytes(opened.view()) == b"secret"
+    store.destroy("k")
+
+
+def test_another_tpm_in_its_place_is_no_end(own, store, tmp_path):
+    store.generate("k", sealing())
+    shutil.copytree(own.folder, tmp_path / "state")
+    own.wipe()
+    assert refusal(store.destroy, "k").code == "keys.unlock.refused"
+    assert refusal(store.seal, "k", b"s", b"").code == "keys.unlock.refused"
+    assert [key.name for key in store.list_keys()] == ["k"]
+
+
+@pytest.mark.parametrize("harm", [lambda pem: pem.unlink(), lambda pem: pem.write_bytes(b"rubbish")])
+def test_a_key_whose_file_is_gone_or_damaged_is_ended_too(own, store, tmp_path, harm):
+    store.generate("k", sealing())
+    sealed = store.seal("k", b"secret", b"")
+    shutil.copytree(store._folder.path, tmp_path / "copy")
+    harm(store._folder.path / "k.pem")
+    with contextlib.suppress(TidegateError):
+        store.destroy("k")
+    assert indices(own) == set()
+    thief = Tpm2KeyStore(tmp_path / "copy", own.tcti)
+    assert refusal(thief.unseal, "k", sealed, b"").code == "keys.key.missing"
+
+
+def test_a_folder_that_cannot_be_written_any_more(own, store, monkeypatch):
+    """A file system that an error made read-only, in the middle of an erasure: the key dies, the failure is told."""
+    store.generate("k", sealing())
+    sealed = store.seal("k", b"secret", b"")
+
+    def read_only(*_, **__):
+        raise StorageFailed("read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tpm2Folder, "lock", read_only)
+        assert refusal(store.destroy, "k").code == "base.storage.failed"
+    assert refusal(store.unseal, "k", sealed, b"").code == "keys.key.missing"
+
+
+def test_a_record_that_was_not_durable_leaves_no_dead_key(own, store, monkeypatch):
+    real = Tpm2Folder.add
+
+    def add(folder, *arguments):
+        real(folder, *arguments)
+        raise StorageFailed("the folder was not synchronised")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tpm2Folder, "add", add)
+        assert refusal(store.generate, "k", sealing()).code == "base.storage.failed"
+    assert (store.list_keys(), indices(own)) == ([], set())
+
+
+def test_a_session_from_before_lives_until_the_next_start(own, store, tmp_path):
+    """A limit that the documentation names: the TPM compares when the session is made, not when it is used."""
+    store.generate("k", sealing(user_auth=True))
+    key = store._key("k")
+
+    def prepare(chip):
+        session = chip.session(None, policy=True)
+        tpm2_revocation.satisfy_lifeline(chip, session, "k", key.record.revocation)
+        chip.esys.policy_auth_value(session)
+        chip._loaded.remove(session)
+        return chip.esys.context_save(session)
+
+    saved = store._run(prepare)
+    store.destroy("k")
+
+    def use(chip):
+        handle = chip.load(key.wrapped, lambda: store._primary(chip))
+        chip.esys.tr_set_auth(handle, b"2580")
+        return len(bytes(chip.esys.unseal(handle, session1=chip.esys.context_load(saved))))
+
+    assert store._run(use) == 32
+    own.restart()
+    with pytest.raises(TidegateError):
+        store._run(use)
+
+
+# ---- without room, without power -----------------------------------------------------------------------------
 
 
 def fill_up(tpm):
@@ -254,7 +386,11 @@ def test_a_tpm_without_room(own, store):
     store.generate("l", sealing())
 
 
-STEPS = [(Chip, "create"), *((Tpm2Folder, name) for name in ("begin_making", "add", "end_making"))]
+STEPS = [
+    (Chip, "create"),
+    *((Tpm2Folder, name) for name in ("begin_making", "add", "end_making")),
+    *((_Patient, name) for name in ("nv_define_space", "nv_increment")),
+]
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "behind"])
@@ -262,14 +398,14 @@ STEPS = [(Chip, "create"), *((Tpm2Folder, name) for name in ("begin_making", "ad
 def test_a_power_cut_while_it_is_made_leaves_nothing_for_long(own, store, tmp_path, monkeypatch, step, before):
     place, name = STEPS[step]
     with monkeypatch.context() as cut:
-        real = getattr(place, name)
+        real = getattr(place, name, None) or (lambda esys, *args, **named: getattr(esys._esys, name)(*args, **named))
 
         def until(*arguments, **named):
             if not before:
                 real(*arguments, **named)
             raise PowerCut
 
-        cut.setattr(place, name, until)
+        cut.setattr(place, name, until, raising=False)
         with pytest.raises(PowerCut):
             store.generate("k", sealing())
     again = Tpm2KeyStore(tmp_path / "keys", own.tcti)
@@ -282,15 +418,19 @@ def test_a_power_cut_while_it_is_made_leaves_nothing_for_long(own, store, tmp_pa
     assert not list((tmp_path / "keys").glob("*.making"))
 
 
-def test_a_power_cut_while_it_is_destroyed(own, store, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", ["nv_undefine_space", "remove"])
+def test_a_power_cut_while_it_is_destroyed(own, store, monkeypatch, step):
     store.generate("k", sealing())
-    monkeypatch.setattr(Tpm2Folder, "remove", lambda *_: (_ for _ in ()).throw(PowerCut()))
+    if step == "remove":
+        monkeypatch.setattr(Tpm2Folder, "remove", lambda *_: (_ for _ in ()).throw(PowerCut()))
+    else:
+        monkeypatch.setattr(_Patient, step, lambda *_, **__: (_ for _ in ()).throw(PowerCut()), raising=False)
     with pytest.raises(PowerCut):
         store.destroy("k")
     monkeypatch.undo()
     assert refusal(store.seal, "k", b"s", b"").code == "keys.key.missing"
     store.destroy("k")
-    assert store.list_keys() == []
+    assert (store.list_keys(), indices(own)) == ([], set())
 
 
 def test_an_index_of_somebody_else_in_its_place(own, store):

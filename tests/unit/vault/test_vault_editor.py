@@ -17,6 +17,7 @@ from tidegate.base.errors import Fault, Misuse, StorageFailed, StorageFull, Tide
 from tidegate.crypto.aead import AeadAlgorithm, Secret
 from tidegate.keys.software import Argon2Cost
 from tidegate.vault import editor as editor_module
+from tidegate.vault.beside import Beside
 from tidegate.vault.errors import FileModeUnknown, ItemBusy, ItemUnknown
 from tidegate.vault.extents import MAX_EXTENTS, Extent, check_extents, mark_written, sequence_of
 from tidegate.vault.listing import file_name
@@ -561,7 +562,7 @@ def test_failed_write_is_not_made_good_by_closing(vault, monkeypatch):
     vault.write("a", b"old")
     stream = vault.open_file("a", "w")
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", lambda *arguments: fail())
+        patch.setattr(Beside, "wait", lambda _: fail())
         with pytest.raises(StorageFailed):
             for _ in range(16):  # a batch is written while the next one is filled
                 stream.write(os.urandom(1 << 19))

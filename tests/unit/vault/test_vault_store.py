@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import os
 import threading
 import time
@@ -16,7 +17,9 @@ from tidegate.crypto import cbor
 from tidegate.crypto.aead import AeadAlgorithm, Secret
 from tidegate.keys.software import Argon2Cost, DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.keys.store import KeyPurpose, KeySpec
+from tidegate.vault.beside import Beside
 from tidegate.vault.errors import ItemUnknown, KeyUnknown, RecordMalformed, VaultBusy, VaultClosed, VaultExists
+from tidegate.vault.files import BATCH_BYTES
 from tidegate.vault.store import Vault
 from tidegate.vault.unlockers import KeyStoreUnlocker, PassphraseUnlocker
 
@@ -272,6 +275,26 @@ def test_full_storage_leaves_the_old_content(vault, monkeypatch):
         vault.verify_folder()
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_full_storage_in_the_middle_of_a_stream(vault, monkeypatch, number):
+    """Each batch but the last is written beside the ciphers: what failed is told by the next one, or at the end."""
+    vault.write("a", b"old")
+    real, count = Beside.wait, itertools.count(1)
+
+    def full(beside):
+        done = real(beside)
+        if done and next(count) == number:
+            raise OSError(errno.ENOSPC, "full")
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Beside, "wait", full)
+        with pytest.raises(StorageFull):
+            vault.write("a", bytes(3 * BATCH_BYTES + 1))
+    assert vault.read("a") == b"old"
+    vault.verify_folder()
+
+
 def test_full_storage_is_noticed_before_anything_is_written(vault, monkeypatch):
     def full(descriptor, offset, size):
         raise OSError(errno.ENOSPC, "full")
@@ -296,9 +319,11 @@ def test_storage_that_cannot_reserve(vault, monkeypatch, number):
 
 
 def test_short_writes_and_reads_of_the_kernel(vault, monkeypatch):
-    content = os.urandom(300_000)
-    write, read = os.pwrite, os.preadv
+    content = os.urandom(2 * BATCH_BYTES + 300_000)
+    write, read, begin_write, begin_read = os.pwrite, os.preadv, Beside.write, Beside.read
     with monkeypatch.context() as patch:
+        patch.setattr(Beside, "write", lambda self, fd, data, offset: begin_write(self, fd, data[:700_000], offset))
+        patch.setattr(Beside, "read", lambda self, fd, data, offset: begin_read(self, fd, data[:700_000], offset))
         patch.setattr(os, "pwrite", lambda descriptor, data, offset: write(descriptor, data[:5000], offset))
         patch.setattr(os, "preadv", lambda descriptor, pieces, offset: read(descriptor, [pieces[0][:3000]], offset))
         vault.write("a", content)
