@@ -77,6 +77,7 @@ class ItemWriter:
         self._batch = header.chunk_bytes * batch_chunks(header)
         self._pending = bytearray()  # grows up to a batch; the bytes behind ``filled`` mean nothing
         self._filled = 0
+        self._lent = memoryview(b"")  # waits as ``pending`` does, where the caller has it: bytes do not change
         self._length = 0
         self._index = 0
         self._finished = False
@@ -96,6 +97,8 @@ class ItemWriter:
         self._length += len(rest)
         if self._length > MAX_FILE_BYTES:
             raise ItemTooLarge(f"an item has at most {MAX_FILE_BYTES} bytes")
+        lent, self._lent = self._lent, memoryview(b"")
+        self._keep(lent)
         while self._filled + len(rest) > self._batch:  # only behind a full batch comes another one
             if self._filled:
                 taken = self._batch - self._filled
@@ -106,7 +109,10 @@ class ItemWriter:
                 taken = self._batch
                 self._emit(rest[:taken], ends=False)
             rest = rest[taken:]
-        self._keep(rest)
+        if isinstance(rest.obj, bytes) and not self._filled:
+            self._lent = rest
+        else:
+            self._keep(rest)
 
     def _keep(self, data: memoryview) -> None:
         """Take ``data`` for later; a buffer that is too small is wiped when it is replaced."""
@@ -136,7 +142,7 @@ class ItemWriter:
         zeros = bytes(min(stored - length, self._batch))
         while self._length < stored:
             self._write(memoryview(zeros)[: stored - self._length])
-        self._emit(memoryview(self._pending)[: self._filled], ends=True)
+        self._emit(self._lent or memoryview(self._pending)[: self._filled], ends=True)
         header = replace(self._header, epoch=epoch, length_bytes=length, stored_bytes=stored, writes=self._index)
         slot = encode_slot(header, file_key=self._key, nonce=os.urandom(NONCE_BYTES), keys=keys)
         self._output.finish(slot + slot, header.file_bytes)
@@ -172,7 +178,7 @@ class ItemWriter:
 
     def _forget(self) -> None:
         erase_buffer(self._pending)
-        self._pending = bytearray()
+        self._pending, self._lent = bytearray(), memoryview(b"")
         self._key.wipe()
         if not self._finished:
             self._finished = True
