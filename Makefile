@@ -8,8 +8,9 @@ RUST := $(shell find rust -name '*.rs' -not -path '*/target/*' -o -name 'Cargo.*
 ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
 # tests that share nothing run on every core; those that load the kernel's network or take times, one by one
-APART := tests/architecture tests/interop tests/power tests/properties tests/unit tests/vectors
-TOGETHER := tests/power/test_vault_ext4.py tests/system
+FREE := $(patsubst %,tests/system/test_%.py,device_keys enrolments identity_life key_drills tls_hardware tls_our_ca)
+APART := tests/architecture tests/interop tests/power tests/properties tests/unit tests/vectors $(FREE)
+TOGETHER := tests/power/test_vault_ext4.py tests/system $(FREE:%=--ignore %)
 
 .PHONY: help demo test test-vm lint bench suricata-verify fuzz setup setup-test format clean
 .DEFAULT_GOAL := help
