@@ -34,7 +34,7 @@ from tidegate.vault.store import Vault
 from tidegate.vault.unlockers import PassphraseUnlocker
 
 SIZE_MIB = 256
-REPEATS = 5  # the best of them: the others measured the neighbours
+REPEATS = 9  # the best of them: the others measured the neighbours
 RANDOM_READS = 20_000
 RECORDS = 10_000
 SMALL_ITEMS = 2_000
