@@ -6,9 +6,6 @@ import contextlib
 import datetime
 import os
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +25,7 @@ from tidegate.keys.uri import open_store, parse_key_uri
 from tidegate.pki.certificate import Issuance, issue_factory_ca
 from tidegate.policy.document import parse_policy
 from tidegate.policy.sign import sign_policy
+from tidegate.testing.keyd import running_keyd
 from tidegate.testing.maker import TEST_HARDWARE, TestMaker
 from tidegate.testing.swtpm import SwTpm
 from tidegate.vault.store import Vault
@@ -67,7 +65,7 @@ class Device:
         (root / "run").mkdir()
         monkeypatch.setattr(provision, "mounted_data", lambda _: contextlib.nullcontext(self.data))
         self.home = DeviceHome(storage=self.storage, data=self.data, run=root / "run")
-        self._keyd: subprocess.Popen[bytes] | None = None
+        self._running = contextlib.ExitStack()
 
     def provision(self) -> provision.Provisioned:
         signer = self.ca.store.signer("ca")
@@ -87,18 +85,10 @@ class Device:
         store = f"tpm2:{self.home.folder}/keys?tcti={self.tpm.tcti}"
         config.write_text(KEYD.format(socket=self.socket, store=store, uid=os.getuid()))
         config.chmod(0o600)
-        self._keyd = subprocess.Popen(
-            [sys.executable, "-m", "tidegate.keys.keyd", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        deadline = time.monotonic() + 10
-        while not self.socket.exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert self.socket.exists()
+        self._running.enter_context(running_keyd(config))
 
     def close(self) -> None:
-        if self._keyd is not None:
-            self._keyd.terminate()
-            self._keyd.communicate(timeout=10)
+        self._running.close()
         self.tpm.close()
 
 

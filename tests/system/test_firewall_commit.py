@@ -122,7 +122,7 @@ def test_a_lock_out_rolls_back_by_itself(lab: Lab) -> None:
     lab.time_until_manageable(5)
     took = time.monotonic() - start
     report(f"lock-out with a 1 s timeout: manageable again {took:.2f} s after the apply began")
-    assert 1.0 <= took < 3
+    assert 1.0 <= took < 6
     lab.await_guard_end()
     assert lab.digest() == before
     with pytest.raises(TidegateError) as caught:
@@ -185,7 +185,7 @@ def test_killed_at_any_moment_of_the_apply_the_old_ruleset_comes_back(lab: Lab) 
         deadline = time.monotonic() + 5
         while not (lab.state / guard.PENDING).exists() and time.monotonic() < deadline:
             time.sleep(0.001)
-        time.sleep(number * 0.02)
+        time.sleep(number * 0.05)
         process.kill()
         end(process)
         changed += lab.digest() != before

@@ -498,14 +498,20 @@ def test_an_attacker_with_raw_segments_writes_nothing(lab: Lab, segments: list[t
     assert counted["tampered"] + counted["refused"] + counted["out_of_order"] >= 1
 
 
+def wait_for(condition, patience_s: float = 5.0) -> bool:
+    deadline = time.monotonic() + patience_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return bool(condition())
+
+
 def test_without_inspection_such_an_attack_writes(lab: Lab) -> None:
     server = lab.serve(STRICT)
     client = RawClient(lab, STRICT)
     client.open()
     for offset, payload in ((7, WRITE[6:]), (1, WRITE[:6])):
         client.send(offset, payload, flags=0x18)
-    time.sleep(0.1)
-    assert server.functions == [6]
+    assert wait_for(lambda: server.functions == [6]), server.functions
 
 
 def test_the_raw_client_can_do_what_an_honest_one_does(lab: Lab) -> None:
@@ -517,8 +523,7 @@ def test_the_raw_client_can_do_what_an_honest_one_does(lab: Lab) -> None:
     for offset, payload in ((7, READ[6:]), (1, READ[:6]), (7, READ[6:]), (1, READ), (13, READ)):
         client.send(offset, payload, flags=0x18)
         time.sleep(0.03)
-    time.sleep(0.1)
-    assert server.functions == [3, 3]
+    assert wait_for(lambda: server.functions == [3, 3]), server.functions
 
 
 def test_ip_fragments_are_put_together_and_judged(lab: Lab) -> None:

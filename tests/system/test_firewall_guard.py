@@ -142,7 +142,7 @@ def test_a_confirmation_and_a_rollback_cannot_both_win(nft: Nft, tmp_path: Path)
     apply(GOOD, tmp_path, nft).confirm()
     good = effective_digest(nft)
     outcomes = []
-    for delay_s in (0.8, 0.95, 1.0, 1.05, 1.3):
+    for delay_s in (0.3, 0.95, 1.0, 1.05, 1.5):
         change = apply(OTHER, tmp_path, nft, timeout_s=1)
         time.sleep(max(0.0, delay_s - 0.05))
         try:

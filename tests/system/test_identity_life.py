@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from cryptography import x509
@@ -19,6 +18,7 @@ from tidegate.keys.store import KeyPurpose, KeySpec
 from tidegate.keys.uri import open_store, parse_key_uri
 from tidegate.pki.profiles import Subject
 from tidegate.testing.ca import Lab
+from tidegate.testing.processes import started
 from tidegate.testing.swtpm import SwTpm
 from tidegate.testing.tokens import SoftHsm
 
@@ -174,10 +174,8 @@ def test_service_enrols_waits_and_stops(lab, board, capsys):
     with lab.serving() as server:
         server.stop()
         command = [sys.executable, "-m", "tidegate.cli.main", "identity", "run", *board.store, *board.birth]
-        with subprocess.Popen([*command, *board.at(server.port)], stdout=subprocess.PIPE, text=True) as service:
-            line = ""
-            while "failed" not in line:
-                line = service.stdout.readline()
+        with started([*command, *board.at(server.port)], stdout=subprocess.PIPE, text=True) as service:
+            line = next(line for line in service.stdout if "failed" in line)
             assert "tls.http.unreachable" in line
             service.send_signal(signal.SIGTERM)
             assert service.wait(10) == 0
@@ -186,10 +184,8 @@ def test_service_enrols_waits_and_stops(lab, board, capsys):
         content = json.loads(record.read_bytes())
         assert content["failures"] == 1
         record.write_text(json.dumps(content | {"retry_at_s": 0}))  # so that nobody has to wait half a minute
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:
-            end = time.monotonic() + 20
-            while time.monotonic() < end and "active:" not in service.stdout.readline():
-                pass
+        with started(command, stdout=subprocess.PIPE, text=True) as service:
+            assert any("active:" in line for line in service.stdout)
             service.send_signal(signal.SIGTERM)
             assert service.wait(10) == 0
     assert run(capsys, "status", *board.place)[0] == 0

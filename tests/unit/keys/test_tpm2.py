@@ -35,6 +35,7 @@ from tidegate.keys.tpm2_counter import Counter
 from tidegate.keys.tpm2_device import Chip, _Patient, public_of, tpm_at
 from tidegate.keys.tpm2_files import PRIMARY_TEMPLATE, parse_pem, parse_public_area, policy_of
 from tidegate.keys.uri import open_store, parse_key_uri
+from tidegate.testing.processes import started
 from tidegate.testing.swtpm import SwTpm
 
 P256, P384, RSA = SignatureAlgorithm.ECDSA_P256, SignatureAlgorithm.ECDSA_P384, SignatureAlgorithm.RSA_PSS
@@ -822,7 +823,7 @@ def test_processes_killed_in_the_middle(own, tmp_path):
     chance = random.Random(3)
     for _ in range(20):
         command = [sys.executable, "-c", _KILLED, str(tmp_path / "keys"), own.tcti]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        with started(command, stdout=subprocess.PIPE) as process:
             assert process.stdout.readline() == b"ready\n"
             time.sleep(chance.uniform(0.01, 0.1))
             process.send_signal(signal.SIGKILL)

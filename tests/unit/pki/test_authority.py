@@ -22,6 +22,7 @@ from tidegate.pki.profiles import PROFILES, Pointers, Subject, draw_serial
 from tidegate.pki.revocation import verify_crl
 from tidegate.pki.tokens import issue_token
 from tidegate.testing.certificates import MemorySigner
+from tidegate.testing.processes import started
 
 
 def token(bench, device="SN-1", **named):
@@ -276,7 +277,7 @@ def test_kill_9_while_it_issues(tmp_path, bench):
     answered, told, start = {}, set(), 0
     for round_ in range(20):
         command = [sys.executable, "-c", _ISSUER, str(tmp_path), str(start)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with started(command, stdout=subprocess.PIPE, text=True) as process:
             first = process.stdout.readline()  # it is up
             time.sleep(0.05 + 0.013 * round_)
             os.kill(process.pid, signal.SIGKILL)

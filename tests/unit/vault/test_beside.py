@@ -141,12 +141,12 @@ def test_who_is_interrupted_while_waiting_can_go_on(stalled):
 
 def test_dropping_it_waits(stalled):
     """Else the C library would fill memory that is somebody else's by then."""
+    begun = time.monotonic()
     child = os.fork()
     if child == 0:
         time.sleep(0.1)
         stalled.feed()
         os._exit(0)
-    begun = time.monotonic()
     stalled.beside.__del__()
     assert time.monotonic() - begun > 0.05
     assert stalled.memory == b"ten bytes!"

@@ -64,6 +64,10 @@ class Scene:
         raw[offset : offset + len(data)] = data
         path.write_bytes(raw)
 
+    def flip(self, path, offset):
+        """Change one bit, whatever stands there."""
+        self.patch(path, offset, bytes([path.read_bytes()[offset] ^ 1]))
+
     def change_record(self, change):
         """Write the record as ``change`` leaves it, in the same encoding."""
         path = self.folder / "vault.cbor"
@@ -125,12 +129,12 @@ def attack(code):
 
 @attack("vault.chunk.altered")
 def flip_a_bit_of_the_content(scene):
-    scene.patch(scene.file_of("long"), BODY_OFFSET + 100, b"?")
+    scene.flip(scene.file_of("long"), BODY_OFFSET + 100)
 
 
 @attack("vault.chunk.altered")
 def flip_a_bit_of_a_nonce(scene):
-    scene.patch(scene.file_of("long"), BODY_OFFSET + CHUNK, b"?")
+    scene.flip(scene.file_of("long"), BODY_OFFSET + CHUNK)
 
 
 @attack("vault.chunk.altered")
@@ -259,7 +263,7 @@ def raise_the_sequence_in_the_header(scene):
 
 @attack("vault.header.altered")
 def damage_the_second_slot_alone(scene):
-    scene.patch(scene.file_of("long"), SLOT_BYTES + 3000, b"??")
+    scene.flip(scene.file_of("long"), SLOT_BYTES + 3000)
 
 
 @attack("vault.header.altered")
@@ -388,7 +392,7 @@ def put_an_older_snapshot_in_the_place_of_the_newest(scene):
 def damage_the_snapshot(scene):
     with scene.open() as vault:
         vault.table.merge()
-    scene.patch(scene.table_file("snapshot"), BODY_OFFSET + 30, b"??")
+    scene.flip(scene.table_file("snapshot"), BODY_OFFSET + 30)
 
 
 @attack("vault.file.truncated")
@@ -454,12 +458,12 @@ def append_a_transaction_again(scene):
 @attack("vault.journal.altered")
 def alter_the_last_transaction(scene):
     path = scene.table_file("journal")
-    scene.patch(path, path.stat().st_size - 30, b"??")
+    scene.flip(path, path.stat().st_size - 30)
 
 
 @attack("vault.journal.altered")
 def alter_the_first_transaction(scene):
-    scene.patch(scene.table_file("journal"), 20, b"??")
+    scene.flip(scene.table_file("journal"), 20)
 
 
 @attack("vault.journal.altered")
@@ -517,7 +521,7 @@ def alter_a_transaction_that_is_vouched_for_of_a_vault_that_was_not_closed(scene
     shutil.rmtree(scene.folder)
     scene.spare.rename(scene.folder)
     path = scene.folder / "table" / name
-    scene.patch(path, path.stat().st_size - 30, b"??")
+    scene.flip(path, path.stat().st_size - 30)
 
 
 def entry_sizes(path):
@@ -572,7 +576,7 @@ def remove_the_redo_file(scene):
 @attack("vault.file.rollback")
 def alter_the_redo_file(scene):
     cut_the_power_in_a_change_in_place(scene)
-    scene.patch(scene.folder / "redo", 100, b"??")
+    scene.flip(scene.folder / "redo", 100)
 
 
 # -- the whole vault --------------------------------------------------------------------------------------------------
@@ -626,7 +630,7 @@ def put_a_pipe_in_the_place_of_the_listing(scene):
 
 @attack("vault.manifest.altered")
 def alter_the_listing(scene):
-    scene.patch(scene.folder / "manifest", 60, b"??")
+    scene.flip(scene.folder / "manifest", 60)
 
 
 @attack("vault.manifest.altered")
