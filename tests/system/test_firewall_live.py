@@ -162,9 +162,9 @@ def test_settings_come_and_go_with_their_policy(lab: Lab) -> None:
     assert change.unset == ("net/netfilter/nf_conntrack_max",)  # only the initial namespace may set it
     change.rollback()
     assert lab.setting(SYN) == before
-    lab.apply(BOUNDED, confirm_timeout_s=1)
+    lab.apply(BOUNDED, confirm_timeout_s=3)
     assert lab.setting(SYN) == "7"
-    time.sleep(1.2)
+    time.sleep(3.2)
     lab.await_guard()  # the guard puts it back as well
     assert lab.setting(SYN) == before
     lab.apply(BOUNDED).confirm()

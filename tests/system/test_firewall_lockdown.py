@@ -157,11 +157,11 @@ def test_it_outlives_a_reboot_and_an_agent_that_applies(lab: Lab) -> None:
 
 def test_a_change_that_waits_is_dropped(lab: Lab) -> None:
     digest = lab.apply(POLICY).confirm()
-    change = lab.apply(OTHER, timeout_s=1)
+    change = lab.apply(OTHER, timeout_s=4)
     assert lab.open_ports() == WIDER
     assert lab.lock().dropped_change
     assert lab.open_ports() == LOCKED
-    time.sleep(1.3)  # its guard's time is over
+    time.sleep(4.3)  # its guard's time is over
     assert lab.open_ports() == LOCKED
     with pytest.raises(TidegateError) as caught:
         change.confirm()
@@ -251,7 +251,7 @@ def test_an_apply_that_hangs_does_not_keep_it_away(lab: Lab) -> None:
 
 def test_it_ends_by_itself(lab: Lab) -> None:
     digest = lab.apply(POLICY).confirm()
-    lab.lock(for_s=1)
+    lab.lock(for_s=4)
     assert lab.open_ports() == LOCKED
     deadline = time.monotonic() + 10
     while load_lockdown(lab.state) is not None and time.monotonic() < deadline:
