@@ -7,10 +7,12 @@ STAMPS := build/stamps
 RUST := $(shell find rust -name '*.rs' -not -path '*/target/*' -o -name 'Cargo.*' -not -path '*/target/*' 2>/dev/null)
 ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
-# tests that share nothing run on every core; those that load the kernel's network or take times, one by one
+# tests that share nothing run on every core, those that search what the machine wrote meanwhile by themselves; those that
+# load the kernel's network or take times, one by one
 FREE := $(patsubst %,tests/system/test_%.py,device_keys enrolments identity_life key_drills tls_hardware tls_our_ca)
 APART := tests/architecture tests/interop tests/power tests/properties tests/unit tests/vectors $(FREE)
-TOGETHER := tests/power/test_vault_ext4.py tests/system $(FREE:%=--ignore %)
+ALONE := tests/power/test_vault_ext4.py
+TOGETHER := tests/system $(FREE:%=--ignore %)
 
 .PHONY: help demo test test-vm lint bench suricata-verify fuzz setup setup-test format clean
 .DEFAULT_GOAL := help
@@ -27,7 +29,8 @@ test: setup setup-test ## install what is needed, then run every test (root for 
 ifdef TESTS
 	$(ROOT) $(BIN)/python -m pytest $(TESTS)
 else
-	$(ROOT) $(BIN)/python -m pytest -n auto --dist loadfile --ignore tests/power/test_vault_ext4.py $(APART)
+	$(ROOT) $(BIN)/python -m pytest -n auto --dist loadfile --ignore $(ALONE) $(APART)
+	$(ROOT) $(BIN)/python -m pytest -n auto --dist load $(ALONE)
 	$(ROOT) $(BIN)/python -m pytest $(TOGETHER)
 endif
 
