@@ -159,6 +159,8 @@ def _journal_often(monkeypatch) -> None:
     monkeypatch.setattr("tidegate.image.verify._CHUNK_BLOCKS", 1)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_install_cut_at_every_write(bench: Bench) -> None:
     cuts, points, resumed = 0, set(), 0
     for outage, content in drill(bench.start, bench.install):
@@ -193,6 +195,8 @@ def test_resume_starts_behind_what_was_durable(bench: Bench) -> None:
     assert sorted(set(lowest))[1] == 65_536
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_cut_again_while_resuming(bench: Bench) -> None:
     """A second cut, during the resumed install; both cuts and both fates of the caches by chance, all seeds fixed."""
     first = list(drill(bench.start, bench.install))

@@ -493,6 +493,8 @@ def test_counter_moves_to_another_key_store(storage, image, monkeypatch, make_un
     assert cuts > 20
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("name", "steps"),
     {

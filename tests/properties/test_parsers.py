@@ -172,6 +172,8 @@ _part = st.binary(max_size=40) | values
 _entries = st.lists(st.lists(_part, max_size=4) | _part, max_size=10)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
 @settings(SETTINGS, max_examples=1000)
 @given(st.tuples(st.sampled_from([ENVELOPE[4:24], b""]) | _part, st.just({}) | _part, _part, _entries).map(list))
 def test_nothing_of_the_shape_of_an_envelope_is_one(parts):

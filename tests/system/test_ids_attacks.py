@@ -33,7 +33,7 @@ pytestmark = [
 
 DEVICE, HONEST, STRANGER = "10.77.0.1", "10.77.0.2", "10.77.0.66"
 PREFIX, ELSEWHERE = "10.77.0.0/24", "10.88.0.0/27"
-BAR_S = 6.0  # from the start of an attack's program to the alert in our hands, on a busy machine; bench has the bar
+BAR_S = 2.0  # from the start of an attack's program to the alert in our hands
 PEERS = Path(__file__).with_name("ids_peers.py")
 TIDEGATE = [sys.executable, "-c", "import sys; from tidegate.cli.main import main; sys.exit(main())"]
 WRITES, PUBLISHES, REFUSED, FIRMWARE = 3_000_001, 3_000_002, 3_000_003, 3_000_004

@@ -73,6 +73,8 @@ def test_known_attacks_are_seen(capture, detector):
     assert detector in {event["metadata"]["detector"] for event in events if event["event_type"] == "alert"}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("folder", ["ics-pcap", "ndpi-pcap"])
 def test_the_counts_are_tshark_s(folder):
     """Packets of each kind on plain captures; tunnels and fragments are where decoders differ on purpose."""

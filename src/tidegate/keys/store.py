@@ -60,13 +60,13 @@ class PcrAuthority:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyPolicy:
-    """What a key may do, fixed at birth; the default is the safe choice.
+    """What a key may do, fixed at birth; the default is the safe choice, as far as every provider has it.
 
     ``exportable``: its private half may leave as PKCS#8 or wrapped for another token. ``pcrs``: it works only while
     these registers (SHA-256 bank) hold what they held when it was made; with a ``pcr_authority``, while they hold what
     a statement that this authority signed says. ``user_auth``: each use asks for a PIN of its own, besides what opens
     the store. ``revocable``: ``destroy`` ends every copy of it, too, because the provider itself refuses them from then
-    on, whatever storage it keeps them on.
+    on, whatever storage it keeps them on. Ask ``Capabilities.can_revoke``: it takes a place in a TPM.
     """
 
     exportable: bool = False

@@ -411,8 +411,6 @@ class Tpm2KeyStore:
         if pin is not None:
             chip.esys.tr_set_auth(handle, bytes(pin.view()))
         salt = self._primary(chip) if private or pin is not None else None
-        if record.revocation is not None:
-            self._primary(chip)  # in another TPM there is no counter either, and the key not dead
         if not record.spec.policy.pcrs and record.revocation is None:
             session = tss.ESYS_TR.PASSWORD if salt is None else chip.session(salt, private=private)
             return Use(handle=handle, session=session)

@@ -91,7 +91,7 @@ def test_a_stalled_service_is_given_up(monkeypatch) -> None:
     monkeypatch.setattr(health, "_PROBE_TIMEOUT_S", 0.2)
     began_s = time.monotonic()
     assert "in time" in ask(OK, 8, b"2.0.0\n", expect="{version}")
-    assert time.monotonic() - began_s < 7
+    assert time.monotonic() - began_s < 1
 
 
 def test_an_endless_answer_is_bounded() -> None:
@@ -131,14 +131,14 @@ def test_every_probe_has_to_pass() -> None:
     assert prove(Service(good), Service(good), deadline_s=5)[0] is None
     complaint, seconds = prove(Service(good), Service(bad), deadline_s=1)
     assert "lacks" in complaint
-    assert 0.9 < seconds < 6
+    assert 0.9 < seconds < 2
 
 
 def test_a_pass_after_the_deadline_is_none() -> None:
     """Slow is not healthy: each answer would do, but it comes when the time is over."""
     complaint, seconds = prove(Service(8, OK + b"2.0.0\n"), deadline_s=1)
     assert complaint is not None
-    assert seconds < 7
+    assert seconds < 1.5
 
 
 def test_a_service_that_comes_up_late_but_in_time_is_healthy() -> None:

@@ -7,6 +7,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, Phase, event, given, reject, settings
 from hypothesis import strategies as st
 from tests.unit.firewall.mudfiles import NOW, site
@@ -74,6 +75,8 @@ def _packets() -> list[Packet]:
 PACKETS = _packets()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
 @settings(
     max_examples=400,
     deadline=None,

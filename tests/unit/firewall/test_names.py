@@ -520,7 +520,7 @@ def test_no_resolver_is_no_answer() -> None:
     assert ask() is None
     began_s = time.monotonic()
     assert ask(("127.0.0.1", 9)) is None  # refused by ICMP: known at once
-    assert time.monotonic() - began_s < 4
+    assert time.monotonic() - began_s < 0.3
 
 
 def test_a_silent_resolver_does_not_hold_up_other_names(serve) -> None:
@@ -529,7 +529,7 @@ def test_a_silent_resolver_does_not_hold_up_other_names(serve) -> None:
     wanted = [*(f"n{n}.example.com" for n in range(39)), "dead.example.com"]
     began_s = time.monotonic()
     got = resolve_once(wanted, [server.address], within_s=5, timeout_s=0.5)
-    assert time.monotonic() - began_s < 8
+    assert time.monotonic() - began_s < 2.5
     assert [name for name, one in got.items() if one[4] is None] == ["dead.example.com"]
 
 

@@ -786,7 +786,7 @@ def test_who_floods_waits_behind_himself(tmp_path):
     for _ in range(3):
         before = len(served)
         ask(other, 1)
-        assert len(served) - before <= 10  # of 96
+        assert len(served) - before <= 4
     for thread in threads:
         thread.join()
     assert served.count(1) == 96

@@ -248,6 +248,8 @@ def mutate(text: str, chance: random.Random) -> str:
     return text
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_whatever_is_malformed_has_a_line() -> None:
     chance = random.Random(20261128)
     refused: Counter[str] = Counter()
