@@ -1,19 +1,28 @@
 """OpenSSL's provider structures, and Python functions in the shape that they hold.
 
+The functions are cffi's: whatever goes wrong before, in or behind the Python code, C gets 0. A callback of ctypes whose
+first instruction never runs (a signal's handler raises there, the stack is at its limit) returns what lay in memory,
+and a peer that nobody has checked is in.
 Touches: memory that OpenSSL keeps pointers to until the process ends.
-Source: openssl/core.h; OpenSSL provider(7), OSSL_PARAM(3).
+Source: openssl/core.h; OpenSSL provider(7), OSSL_PARAM(3); cffi, "Using the ffi/lib objects", callbacks.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
-from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_size_t, c_uint, c_void_p
+from ctypes import c_char_p, c_int, c_size_t, c_uint, c_void_p
 from typing import Any
+
+# what cryptography has loaded already; the package cffi around it brings a parser of C
+import _cffi_backend  # type: ignore[import-untyped]
+
+from tidegate.tls.interrupts import raise_behind, remember_callback
 
 INTEGER, UNSIGNED, UTF8, OCTETS = 1, 2, 4, 5  # OSSL_PARAM_*
 _UNMODIFIED = 2 ** (8 * ctypes.sizeof(c_size_t)) - 1
 _MAX_PARAMETERS = 64  # OpenSSL sends a dozen at most
+_FFI = _cffi_backend.FFI()
 
 
 class Parameter(ctypes.Structure):
@@ -75,6 +84,14 @@ def one_number(name: bytes, holder: ctypes.c_uint64) -> Any:
     return (Parameter * 2)(member, Parameter())
 
 
+def _fail(_: type[BaseException], error: BaseException, __: object) -> None:
+    """Take what a callback raised: nothing may cross C, and cffi would print it with what it holds."""
+    raise_behind(error)
+
+
+remember_callback(_fail)
+
+
 class CTables:
     """Keeps everything that OpenSSL points to."""
 
@@ -85,19 +102,16 @@ class CTables:
         """Never let go: OpenSSL calls later than modules and their globals live."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._kept))
 
-    def function(self, result: Any, arguments: tuple[Any, ...], function: Callable[..., Any]) -> int:
-        """Return a C function pointer; what ``function`` raises becomes 0 or NULL, C's word for failure."""
-        failed = 0 if result is c_int else None
+    def function(self, declaration: str, function: Callable[..., Any]) -> int:
+        """Return a C function pointer; what ``function`` raises becomes 0 or NULL, C's word for failure.
 
-        def safe(*values: Any) -> Any:
-            try:
-                return function(*values)
-            except BaseException:  # noqa: BLE001  # nothing may cross C; ctypes would print it with what it holds
-                return failed
-
-        made = CFUNCTYPE(result, *arguments)(safe)
+        ``declaration``: the result and the arguments in C, pointers that Python only passes on as ``uintptr_t``.
+        """
+        remember_callback(function)
+        error = {} if declaration.startswith("void") else {"error": 0}
+        made = _FFI.callback(declaration, function, onerror=_fail, **error)
         self._kept.append(made)
-        return ctypes.cast(made, c_void_p).value or 0
+        return int(_FFI.cast("uintptr_t", made))
 
     def text(self, value: bytes) -> int:
         """Return the address of a C string."""
@@ -124,7 +138,3 @@ class CTables:
         array = (kind * len(entries))(*entries)
         self._kept.append(array)
         return ctypes.addressof(array)
-
-
-# what the callbacks are made of
-POINTER_TO_INT, POINTER_TO_SIZE, POINTER_TO_POINTER = POINTER(c_int), POINTER(c_size_t), POINTER(c_void_p)

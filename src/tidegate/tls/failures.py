@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import ssl
-import sys
-import threading
-import time
 import weakref
-from types import CodeType
+
+from tidegate.tls.interrupts import raise_behind
 
 _BY_CONTEXT: weakref.WeakKeyDictionary[ssl.SSLContext, Failures] = weakref.WeakKeyDictionary()
-_INTERRUPT_S = 0.01  # by then OpenSSL has given up the handshake, unless this machine is very busy
 _MAX_CHAIN = 16  # errors behind an error; a loop among them would be the signer's own doing
 
 
@@ -25,10 +21,7 @@ class Failures:
 
     def note(self, error: BaseException) -> None:
         """Keep ``error`` without its tracebacks: their frames would keep alive what a signer had in its hands."""
-        if isinstance(error, KeyboardInterrupt):
-            # from a thread of its own: at once, it would be raised here, inside the callback, and be lost again
-            callback = sys._getframe(1).f_code
-            threading.Thread(target=_interrupt_behind, args=(callback,), name="interrupt", daemon=True).start()
+        raise_behind(error)
         left = [error]
         for _ in range(_MAX_CHAIN):
             if not left:
@@ -39,19 +32,6 @@ class Failures:
             behind = {id(cause): cause for cause in (one.__cause__, one.__context__) if cause is not None}
             left += behind.values()
         self.last = error
-
-
-def _interrupt_behind(callback: CodeType) -> None:
-    """Send the signal once more when the main thread is out of ``callback``, to wake it wherever it waits then."""
-    main = threading.main_thread().ident or 0
-    while True:
-        time.sleep(_INTERRUPT_S)
-        frame = sys._current_frames().get(main)
-        while frame is not None and frame.f_code is not callback:
-            frame = frame.f_back
-        if frame is None:
-            break
-    signal.pthread_kill(main, signal.SIGINT)
 
 
 def keep_failures(context: ssl.SSLContext, failures: Failures) -> None:

@@ -11,7 +11,7 @@ import itertools
 import ssl
 import weakref
 from collections.abc import Sequence
-from ctypes import c_int, c_void_p
+from ctypes import c_void_p
 from typing import Protocol, TypeVar
 
 from tidegate.tls.dispatch import CTables
@@ -92,10 +92,10 @@ class Hooks:
         self._judges: dict[int, tuple[StapleJudge, Failures]] = {}
         self._lists: dict[int, tuple[ListSource, Failures]] = {}
         tables = CTables()
-        question = (c_void_p, c_void_p)
-        self._staple_function = tables.function(c_int, question, self._staple)
-        self._judge_function = tables.function(c_int, question, self._judge)
-        self._verify_function = tables.function(c_int, question, self._verify)
+        question = "int(uintptr_t, uintptr_t)"
+        self._staple_function = tables.function(question, self._staple)
+        self._judge_function = tables.function(question, self._judge)
+        self._verify_function = tables.function(question, self._verify)
         tables.keep_for_ever()
 
     def attach_source(self, context: ssl.SSLContext, pointer: int, source: StapleSource, failures: Failures) -> None:

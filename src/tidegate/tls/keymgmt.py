@@ -9,7 +9,6 @@ import functools
 import itertools
 import sys
 from collections.abc import Callable
-from ctypes import c_int, c_void_p
 
 from tidegate.crypto.signing import Signer
 from tidegate.tls.algorithms import Traits, identity_of, public_identity, traits_of
@@ -78,26 +77,23 @@ class KeyManagement:
             | {b"group": UTF8, b"default-digest": UTF8, b"mandatory-digest": UTF8}
         )
         importable = tables.descriptions({b"group": UTF8, b"pub": OCTETS, b"n": UNSIGNED, b"e": UNSIGNED})
-        pointer, make = c_void_p, tables.function
+        make = tables.function
         return {
-            _NEW: make(pointer, (pointer,), self._new),
-            _FREE: make(None, (pointer,), self._free),
-            _GET: make(c_int, (pointer, pointer), self._get),
-            _GETTABLE: make(pointer, (pointer,), lambda _: gettable),
-            _OPERATION_NAME: make(pointer, (c_int,), lambda wanted: name if wanted == OP_SIGNATURE else None),
-            _HAS: make(c_int, (pointer, c_int), self._has),
-            _MATCH: make(c_int, (pointer, pointer, c_int), self._match),
-            _IMPORT: make(c_int, (pointer, c_int, pointer), self._import),
-            _IMPORTABLE: make(pointer, (c_int,), lambda selection: None if selection & _PRIVATE else importable),
+            _NEW: make("uintptr_t(uintptr_t)", self._new),
+            _FREE: make("void(uintptr_t)", self.keys.__delitem__),  # C itself: nothing can come between
+            _GET: make("int(uintptr_t, uintptr_t)", self._get),
+            _GETTABLE: make("uintptr_t(uintptr_t)", lambda _: gettable),
+            _OPERATION_NAME: make("uintptr_t(int)", lambda wanted: name if wanted == OP_SIGNATURE else 0),
+            _HAS: make("int(uintptr_t, int)", self._has),
+            _MATCH: make("int(uintptr_t, uintptr_t, int)", self._match),
+            _IMPORT: make("int(uintptr_t, int, uintptr_t)", self._import),
+            _IMPORTABLE: make("uintptr_t(int)", lambda selection: 0 if selection & _PRIVATE else importable),
         }
 
     def _new(self, _: int) -> int:
         number = next(self._numbers)
         self.keys[number] = PublicOnly()
         return number
-
-    def _free(self, number: int) -> None:
-        self.keys.pop(number, None)
 
     def _has(self, number: int, selection: int) -> int:
         key = self.keys[number]

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from ctypes import c_int, c_void_p
+from ctypes import c_void_p
 from typing import Any
 
 from tidegate.crypto.signing import Signer
 from tidegate.tls.algorithms import EC, ED25519, RSA
-from tidegate.tls.dispatch import POINTER_TO_INT, POINTER_TO_POINTER, CTables, one_number
+from tidegate.tls.dispatch import CTables, one_number
 from tidegate.tls.errors import LibraryUnsupported
 from tidegate.tls.failures import Failures
 from tidegate.tls.keymgmt import HANDLE, OP_SIGNATURE, KeyManagement, PrivateKey
@@ -86,14 +86,14 @@ class Provider:
             OP_SIGNATURE: tables.algorithms(properties, {one.operation: signatures for one in _FAMILIES}),
         }
 
-        def query(_: int, operation: int, no_cache: Any) -> int | None:
+        def query(_: int, operation: int, no_cache: Any) -> int:
             no_cache[0] = 0
-            return algorithms.get(operation)
+            return algorithms.get(operation, 0)
 
-        top = tables.dispatch({_QUERY_OPERATION: tables.function(c_void_p, (c_void_p, c_int, POINTER_TO_INT), query)})
+        top = tables.dispatch({_QUERY_OPERATION: tables.function("uintptr_t(uintptr_t, int, int *)", query)})
 
         def start(_: int, __: int, out: Any, context: Any) -> int:
             out[0], context[0] = top, 1
             return 1
 
-        return tables.function(c_int, (c_void_p, c_void_p, POINTER_TO_POINTER, POINTER_TO_POINTER), start)
+        return tables.function("int(uintptr_t, uintptr_t, uintptr_t *, uintptr_t *)", start)

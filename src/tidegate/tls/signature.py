@@ -11,11 +11,10 @@ import ctypes
 import itertools
 import sys
 from collections.abc import Callable, Mapping
-from ctypes import c_char_p, c_int, c_size_t, c_void_p
 from typing import Any
 
 from tidegate.tls.algorithms import RSA, SHA256_NAMES
-from tidegate.tls.dispatch import POINTER_TO_SIZE, UTF8, CTables, read_parameters
+from tidegate.tls.dispatch import UTF8, CTables, read_parameters
 from tidegate.tls.keymgmt import PrivateKey, PublicOnly
 from tidegate.tls.libssl import Library
 
@@ -48,35 +47,31 @@ class Signatures:
     def functions(self, tables: CTables) -> dict[int, int]:
         """Return the C functions; they are the same for every key type."""
         settable = tables.descriptions({b"pad-mode": UTF8, b"saltlen": UTF8, b"digest": UTF8, b"mgf1-digest": UTF8})
-        pointer, make = c_void_p, tables.function
-        sign = (pointer, pointer, POINTER_TO_SIZE, c_size_t, pointer, c_size_t)
+        make = tables.function
         return {
-            _NEW: make(pointer, (pointer, c_char_p), self._new),
-            _DIGEST_SIGN_INIT: make(c_int, (pointer, c_char_p, pointer, pointer), self._begin),
-            _DIGEST_SIGN: make(c_int, sign, self._sign),
-            _FREE: make(None, (pointer,), self._free),
-            _SET: make(c_int, (pointer, pointer), self._set),
-            _SETTABLE: make(pointer, (pointer, pointer), lambda _, __: settable),
+            _NEW: make("uintptr_t(uintptr_t, uintptr_t)", self._new),
+            _DIGEST_SIGN_INIT: make("int(uintptr_t, uintptr_t, uintptr_t, uintptr_t)", self._begin),
+            _DIGEST_SIGN: make("int(uintptr_t, uintptr_t, size_t *, size_t, uintptr_t, size_t)", self._sign),
+            _FREE: make("void(uintptr_t)", self.operations.__delitem__),  # C itself: nothing can come between
+            _SET: make("int(uintptr_t, uintptr_t)", self._set),
+            _SETTABLE: make("uintptr_t(uintptr_t, uintptr_t)", lambda _, __: settable),
         }
 
-    def _new(self, _: int, __: bytes | None) -> int:
+    def _new(self, _: int, __: int) -> int:
         number = next(self._numbers)
         self.operations[number] = _Operation()
         return number
 
-    def _free(self, number: int) -> None:
-        self.operations.pop(number, None)
-
-    def _begin(self, number: int, digest: bytes | None, key_number: int, parameters: int | None) -> int:
+    def _begin(self, number: int, digest: int, key_number: int, parameters: int) -> int:
         key = self._keys[key_number]
         if not isinstance(key, PrivateKey):
             return _REFUSED
-        if digest and digest.upper() not in key.traits.digests:
+        if digest and ctypes.string_at(digest).upper() not in key.traits.digests:
             return _REFUSED  # OpenSSL asks so what a key can do, and takes another scheme
         self.operations[number].key = key
         return self._set(number, parameters) if parameters else 1
 
-    def _set(self, number: int, parameters: int | None) -> int:
+    def _set(self, number: int, parameters: int) -> int:
         operation = self.operations[number]
         for name, value in read_parameters(parameters):
             if name not in _ALLOWED or not _ALLOWED[name](value):
@@ -84,7 +79,7 @@ class Signatures:
             operation.pss |= name == b"pad-mode"
         return 1
 
-    def _sign(self, number: int, signature: int | None, length: Any, capacity: int, message: int, size: int) -> int:
+    def _sign(self, number: int, signature: int, length: Any, capacity: int, message: int, size: int) -> int:
         operation = self.operations[number]
         key = operation.key
         if key is None or (key.traits.family is RSA and not operation.pss):

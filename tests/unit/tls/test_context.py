@@ -317,40 +317,6 @@ def test_signers_that_return_nonsense(world, made, capfd) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_ctrl_c_while_a_token_signs(world) -> None:
-    """The person's wish is not turned into a handshake failure."""
-    broken = Broken(world.signers[P256].public_key, KeyboardInterrupt())
-    server = server_context(broken, [world.certificates[P256]], clients=None)
-    with pytest.raises(KeyboardInterrupt):
-        try:
-            shake_hands(server, client_context(anchors=[world.ca.der]), "localhost")
-        except ssl.SSLError:
-            time.sleep(5)
-
-
-class Slow(KeyboardInterrupt):
-    """Holds up who notes it, as a busy machine does."""
-
-    @property
-    def __traceback__(self):
-        return None
-
-    @__traceback__.setter
-    def __traceback__(self, _) -> None:
-        end = time.monotonic() + 0.2
-        while time.monotonic() < end:
-            pass
-
-
-def test_ctrl_c_on_a_busy_machine_is_not_lost_in_the_callback(world) -> None:
-    server = server_context(Broken(world.signers[P256].public_key, Slow()), [world.certificates[P256]], clients=None)
-    with pytest.raises(KeyboardInterrupt):
-        try:
-            shake_hands(server, client_context(anchors=[world.ca.der]), "localhost")
-        except ssl.SSLError:
-            time.sleep(5)
-
-
 def test_two_contexts_with_the_same_public_key_keep_their_own_signers(world) -> None:
     signers = [CountingSigner(world.signers[P256]) for _ in range(2)]
     servers = [server_context(one, [world.certificates[P256]], clients=None) for one in signers]

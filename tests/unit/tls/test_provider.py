@@ -54,9 +54,11 @@ class Bench:
         return number, self.management._import(number, selection, ctypes.addressof(made))
 
     def begin(self, key, digest=b"SHA256", *parameters):
-        number = self.signatures._new(1, None)
-        made = array(*parameters)
-        return number, self.signatures._begin(number, digest, key, ctypes.addressof(made) if parameters else None)
+        number = self.signatures._new(1, 0)
+        made, name = array(*parameters), ctypes.create_string_buffer(digest or b"")
+        return number, self.signatures._begin(
+            number, ctypes.addressof(name) if digest else 0, key, ctypes.addressof(made) if parameters else 0
+        )
 
     def sign(self, number, message=b"message", room=512):
         out, length = ctypes.create_string_buffer(room), (ctypes.c_size_t * 1)()
@@ -186,9 +188,8 @@ def test_too_little_room_is_no_overflow(world, bench) -> None:
 def test_stale_handles_find_nothing(world, bench) -> None:
     key = bench.key(world.signers[P256])
     number, _ = bench.begin(key)
-    bench.signatures._free(number)
-    bench.management._free(key)
-    bench.management._free(key)
+    del bench.signatures.operations[number]
+    del bench.management.keys[key]
     with pytest.raises(KeyError):
         bench.sign(number)
     with pytest.raises(KeyError):
@@ -206,12 +207,14 @@ def test_nothing_crosses_c(capfd) -> None:
     tables = CTables()
 
     def fail(_):
-        raise SystemExit("secret")
+        raise ValueError("secret")
 
-    function = tables.function(ctypes.c_int, (ctypes.c_int,), fail)
-    pointer = tables.function(ctypes.c_void_p, (ctypes.c_int,), fail)
+    function = tables.function("int(int)", fail)
+    pointer = tables.function("uintptr_t(int)", fail)
+    nothing = tables.function("void(int)", {}.__delitem__)
     assert ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)(function)(1) == 0
     assert ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int)(pointer)(1) is None
+    ctypes.CFUNCTYPE(None, ctypes.c_int)(nothing)(1)
     assert capfd.readouterr() == ("", "")
 
 
