@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from tidegate.crypto.errors import AeadFailed
+from tidegate.crypto.heap import overwritten_heap
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
@@ -214,7 +215,8 @@ def argon2id(passphrase: bytes | memoryview, *, salt: bytes, iterations: int, la
     """Return a 32-byte key from a passphrase; the caller bounds parameters that come from outside."""
     kdf = Argon2id(salt=salt, length=KEY_BYTES, iterations=iterations, lanes=lanes, memory_cost=memory_kib)
     try:
-        return kdf.derive(passphrase)  # type: ignore[arg-type]  # it takes any buffer, the stubs do not know
+        with overwritten_heap():  # OpenSSL gets the passphrase in a block that is freed as it is
+            return kdf.derive(passphrase)  # type: ignore[arg-type]  # it takes any buffer, the stubs do not know
     finally:
         clear_registers()
 

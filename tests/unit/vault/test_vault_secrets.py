@@ -341,12 +341,7 @@ open_slot(slot, keys)[1].wipe()
 }
 
 
-KNOWN = {
-    "Argon2id": [pytest.mark.xfail(reason="OpenSSL's Argon2id leaves the passphrase in its heap, out of our reach")],
-}
-
-
-@pytest.mark.parametrize("operation", [pytest.param(name, marks=KNOWN.get(name, [])) for name in OPERATIONS])
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_operation_alone_leaves_no_key(operation, tmp_path):
     """With nothing behind it that would write over what it left."""
     seed, root = Secret(pattern(0)), pattern(1)
