@@ -133,6 +133,8 @@ def test_in_another_thread_it_is_a_failure_like_any(world) -> None:
     assert isinstance(last_failure(server), KeyboardInterrupt)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_callback_after_callback(capfd) -> None:
     """Wherever the wake-up hits: each interrupt comes once, between callbacks, and nothing is reported as ignored."""
     rounds, inside = 300, []
@@ -162,13 +164,15 @@ def test_callback_after_callback(capfd) -> None:
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_signals_at_any_moment_of_a_handshake(world) -> None:
     """Each is raised, no handle stays behind, and who may not come in does not."""
     signer, device = MemorySigner(P256), MemorySigner(P256)
     lists = RevocationLists([world.ca.der])  # none has come, so nobody is admitted
     server = server_context(signer, [world.ca.issue(signer.public_key)], clients=[world.ca.der], lists=lists)
     client = client_context(device, [world.ca.issue(device.public_key)], anchors=[world.ca.der])
-    rounds, admitted, raised = 500, 0, 0
+    rounds, admitted, raised = 300, 0, 0
     main, go, over = threading.get_ident(), threading.Semaphore(0), threading.Event()
 
     def send():
