@@ -753,6 +753,8 @@ def test_wrong_drives(tmp_path, label):
 
 
 @pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.timeout(120)  # everything that lies in the temporary folder is looked at
 @needs_drives
 def test_key_file_is_copied_nowhere(tmp_path, label):
     image, key = make_drive(tmp_path / "drive", label)

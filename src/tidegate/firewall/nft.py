@@ -115,13 +115,15 @@ class Nft:
 
         ``stateless`` gives a text that loads again: without counters and the time that elements have left.
         """
+        command = f"list table {family} {name}"
         try:
-            return self._execute(f"list table {family} {name}", dry_run=False, stateless=stateless, is_large=True)
+            return self._execute(command, dry_run=False, stateless=stateless, is_large=True)
         except NftRefused:
             # "No such table" and "no permission" differ only in wording otherwise.
-            if self.has_table(name, family=family):
-                raise
-            return None
+            if not self.has_table(name, family=family):
+                return None
+            # it may have come only now, by another program
+            return self._execute(command, dry_run=False, stateless=stateless, is_large=True)
 
     def has_table(self, name: str, *, family: str = "inet") -> bool:
         """Return whether there is a table ``family name``.

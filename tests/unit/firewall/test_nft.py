@@ -173,6 +173,27 @@ def test_a_refusal_keeps_nfts_words_but_not_all_of_them() -> None:
     assert len(caught.value.message) < 3000
 
 
+class Beside(Refusing):
+    """An engine beside another program, which makes a table after the first question for it."""
+
+    def __init__(self, *, refuses: bool) -> None:
+        self.refuses, self.asked = refuses, 0
+
+    def execute(self, text: str, **how: bool) -> tuple[int, str, str]:
+        if text == "list tables":
+            return 0, "table inet guard\n", ""
+        self.asked += 1
+        return (1, "", "Error: no") if self.refuses or self.asked == 1 else (0, "table inet guard {}", "")
+
+
+def test_a_table_that_comes_between_two_questions() -> None:
+    assert Nft(Beside(refuses=False)).list_table("guard") == "table inet guard {}"
+    with pytest.raises(TidegateError) as caught:
+        Nft(Beside(refuses=True)).list_table("guard")
+    assert caught.value.code == "firewall.nft.refused"
+    assert Nft(Beside(refuses=True)).list_table("other") is None
+
+
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="nftables needs root")
 @pytest.mark.parametrize("engine", [LibraryEngine, ProgramEngine])
