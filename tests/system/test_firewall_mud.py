@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import itertools
 import json
@@ -116,6 +117,8 @@ def _repeat(datagrams: socket.socket) -> None:
     while True:
         try:
             said, sender = datagrams.recvfrom(100)
+            if not sender:  # shut down
+                return
             datagrams.sendto(said, sender)
         except PermissionError:  # an answer that the ruleset refuses
             continue
@@ -153,6 +156,8 @@ def lab() -> Iterator[Lab]:
         made = Lab(device, gateway, outside)
         yield made
         for one in made.open:
+            with contextlib.suppress(OSError):  # "not connected", but it wakes the thread that waits
+                one.shutdown(socket.SHUT_RDWR)
             one.close()
 
 
