@@ -7,12 +7,15 @@ STAMPS := build/stamps
 RUST := $(shell find rust -name '*.rs' -not -path '*/target/*' -o -name 'Cargo.*' -not -path '*/target/*' 2>/dev/null)
 ROOT := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
-# tests that share nothing run on every core, those that search what the machine wrote meanwhile by themselves; those that
-# load the kernel's network or take times, one by one
+# tests that share nothing run on every core, those that search what the machine wrote meanwhile by themselves; those with
+# namespaces of their own, which mostly wait, three files at a time; those that use loop devices, load the kernel's network or
+# take times, one by one
 FREE := $(patsubst %,tests/system/test_%.py,device_keys enrolments identity_life key_drills tls_hardware tls_our_ca)
 APART := tests/architecture tests/interop tests/power tests/properties tests/unit tests/vectors $(FREE)
 ALONE := tests/power/test_vault_ext4.py
-TOGETHER := tests/system $(FREE:%=--ignore %)
+WAITING := $(patsubst %,tests/system/test_%.py,agent_firewall agent_vault tutorial \
+    $(addprefix firewall_,bad_input bans commit filter guard learn link lockdown model mud names scratch transaction watch why))
+TOGETHER := tests/system $(patsubst %,--ignore %,$(FREE) $(WAITING))
 
 .PHONY: help demo test test-vm lint bench suricata-verify fuzz setup setup-test format clean
 .DEFAULT_GOAL := help
@@ -31,6 +34,7 @@ ifdef TESTS
 else
 	$(ROOT) $(BIN)/python -m pytest -n auto --dist loadfile --ignore $(ALONE) $(APART)
 	$(ROOT) $(BIN)/python -m pytest -n auto --dist load $(ALONE)
+	$(ROOT) $(BIN)/python -m pytest -n 3 --dist loadfile $(WAITING)
 	$(ROOT) $(BIN)/python -m pytest $(TOGETHER)
 endif
 
