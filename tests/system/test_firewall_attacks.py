@@ -509,17 +509,10 @@ def test_an_unpaced_flood_costs_open_sessions_nothing(lab: Lab) -> None:
     assert rate > 10_000
     assert grown <= ROOM + 1  # the manager's new one
     lab.clear()
-    begin = time.monotonic()
     with lab.background(*flood):
-        while (
-            bare := lab.tracked() - before
-        ) <= 10_000 and time.monotonic() - begin < 5:  # the machine may stand still
-            time.sleep(0.1)
-        lasted = time.monotonic() - begin
+        bare = lab.tracked() - before
     assert bare > 10_000
-    sys.stdout.write(
-        f"unpaced flood: {rate:.0f} refused a second, {grown} connection entries; else {bare} in {lasted:.1f} s\n"
-    )
+    sys.stdout.write(f"unpaced flood: {rate:.0f} refused a second, {grown} connection entries; else {bare} in 0.5 s\n")
 
 
 # -- packets made by hand ---------------------------------------------------------------------------------------------

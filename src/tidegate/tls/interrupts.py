@@ -15,7 +15,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 _CALLBACKS: set[CodeType] = set()
-_AGAIN_S = 0.001
+_AGAIN_S = 0.001  # between two tries while the main thread is inside a callback
 
 
 def remember_callback(function: Callable[..., Any]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from tests.unit.tls.tls_shared import Broken
 
 from tidegate.base.errors import TidegateError
 from tidegate.crypto.signing import PublicKey, SignatureAlgorithm
@@ -47,16 +48,6 @@ def refusal(server, client, name="localhost"):
     with pytest.raises(ssl.SSLError) as caught:
         shake_hands(server, client, name)
     return caught.value
-
-
-class Broken:
-    """A signer whose token was pulled out."""
-
-    def __init__(self, public_key, error):
-        self.public_key, self.error = public_key, error
-
-    def sign(self, message):
-        raise self.error
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=["1.2", "1.3"])

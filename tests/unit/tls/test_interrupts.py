@@ -14,6 +14,7 @@ import threading
 import time
 
 import pytest
+from tests.unit.tls.tls_shared import Broken
 
 from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.testing.certificates import MemorySigner
@@ -46,16 +47,6 @@ class Slow(KeyboardInterrupt):
         spin(0.2)
 
 
-class Interrupted:
-    """A signer in the midst of whose work something comes."""
-
-    def __init__(self, public_key, error):
-        self.public_key, self.error = public_key, error
-
-    def sign(self, message):
-        raise self.error
-
-
 def c_function(function):
     """``function`` of a number as C calls it."""
     kept = CTables()
@@ -69,7 +60,7 @@ def shake(world):
     """A handshake whose server's key meets ``error``; the wait behind it is for one that was lost."""
 
     def shake(error):
-        broken = Interrupted(world.signers[P256].public_key, error)
+        broken = Broken(world.signers[P256].public_key, error)
         server = server_context(broken, [world.certificates[P256]], clients=None)
         try:
             shake_hands(server, client_context(anchors=[world.ca.der]), "localhost")
@@ -115,7 +106,7 @@ def test_where_ctrl_c_is_ignored(shake) -> None:
 
 
 def test_in_another_thread_it_is_a_failure_like_any(world) -> None:
-    broken = Interrupted(world.signers[P256].public_key, KeyboardInterrupt())
+    broken = Broken(world.signers[P256].public_key, KeyboardInterrupt())
     server = server_context(broken, [world.certificates[P256]], clients=None)
     met = []
 
@@ -203,6 +194,7 @@ def test_signals_at_any_moment_of_a_handshake(world) -> None:
 
 AT_THE_END_OF_THE_STACK = """
 import ssl, sys
+from tests.unit.tls.tls_shared import Broken
 from tidegate.crypto.signing import SignatureAlgorithm
 from tidegate.testing.certificates import Authority, MemorySigner
 from tidegate.tls.context import client_context, server_context
